@@ -1,0 +1,89 @@
+# Every target makes the environment that it needs, once: `make demo` is the first command.
+PYTHON     ?= python3
+TF         ?= cpu
+OLDEST_PYTHON ?=
+DEMO_ARGS  ?= --data digits --run-dir runs/demo
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+VENV       := .venv
+OLDEST     := .venv-oldest
+REPORTS    := reports
+comma      := ,
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# TensorFlow fills the cores by itself: two of its processes at a time only slow each other down.
+.NOTPARALLEL:
+.PHONY: help demo test fast oldest lint format bench clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12 picks the interpreter, TF=gpu the TensorFlow build, DEMO_ARGS=\"...\" the demo's options."
+
+demo: $(VENV)/.installed-$(TF)-demo ## train on real data with four simulated replicas (runs/demo/)
+	@DISTLR_SIMULATE=4 $(VENV)/bin/python launch/train.py $(DEMO_ARGS)
+
+test: lint fast oldest ## lint, the tests, and the tests again on the oldest TensorFlow
+
+fast: $(VENV)/.installed-$(TF)-dev ## the tests alone, without the launchers
+	$(call lane,fast,$(VENV))
+
+oldest: $(OLDEST)/.installed ## the same tests on TensorFlow 2.16
+	$(call lane,oldest,$(OLDEST))
+
+lint: $(VENV)/.installed-$(TF)-dev ## formatting, lint and types
+	$(call timed,lint,$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy)
+
+format: $(VENV)/.installed-$(TF)-dev ## rewrite the files as lint wants them
+	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
+
+bench: $(VENV)/.installed-$(TF)-dev ## what a step costs beside plain Keras
+	@$(VENV)/bin/python benchmarks/step_overhead.py $(BENCH_ARGS)
+
+clean: ## remove all that make made, but for runs/
+	@rm -rf $(VENV) $(OLDEST) $(REPORTS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed-%-demo: pyproject.toml
+	$(call install,$(VENV),$(PYTHON),-e ".[$*$(comma)demo]")
+
+$(VENV)/.installed-%-dev: pyproject.toml
+	$(call install,$(VENV),$(PYTHON),-e ".[$*$(comma)dev]")
+
+# TensorFlow 2.16 runs on Python 3.12 at most; the oldest Python that distlr supports comes first.
+$(OLDEST)/.installed: pyproject.toml
+	@python=; for candidate in "$(OLDEST_PYTHON)" python3.10 "$$(pyenv prefix 3.10 2>/dev/null)/bin/python3.10" \
+	    "$(PYTHON)" python3.11 python3.12; do \
+	  if [ -n "$$candidate" ] && "$$candidate" -c 'import sys, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	      >/dev/null 2>&1; then python="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "make: TensorFlow 2.16 needs Python 3.10 to 3.12 and none was found. Name one: make oldest OLDEST_PYTHON=..." >&2; exit 1; \
+	fi; \
+	$(call install_shell,$(OLDEST),$$python,-e ".[dev]" "tensorflow-cpu==2.16.*")
+
+# $(1) environment, $(2) interpreter, $(3) what pip installs. The log is shown only where it failed.
+define install_shell
+echo "preparing $(1) (a minute or two, once) ..."; mkdir -p $(1) && \
+{ { [ -x $(1)/bin/pip ] || "$(2)" -m venv $(1); } && $(1)/bin/python -m pip install -q $(3); } > $(1)/install.log 2>&1 \
+  || { cat $(1)/install.log >&2; echo "make: preparing $(1) failed, see above or $(1)/install.log" >&2; exit 1; }; touch $@
+endef
+
+define install
+@$(call install_shell,$(1),$(2),$(3))
+endef
+
+# $(1) name, $(2) command; its exit status is the target's, and the time is printed either way.
+define timed
+@start=$$(date +%s); status=0; { $(2); } || status=$$?; \
+echo "lane $(1): exit $$status after $$(($$(date +%s) - start)) s"; exit $$status
+endef
+
+# $(1) name, $(2) environment. pytest exits with 5 where it collected nothing, which fails the lane.
+define lane
+$(call timed,$(1),$(2)/bin/python -m pytest -m "not distributed" --junitxml=$(REPORTS)/$(1).xml $(PYTEST_ARGS))
+endef

@@ -1,0 +1,73 @@
+"""distlr: the same, right learning rate at every step on every replica of a Keras 3 job.
+
+    job = distlr.init()
+    batch = job.batch(per_replica=64, base_batch=256, samples_per_epoch=60_000)
+    with job.scope():
+        model = build_model()
+        optimizer = job.optimizer(keras.optimizers.SGD(0.1), batch, rule="linear", warmup="5ep")
+        model.compile(optimizer, loss=...)
+    model.fit(job.shard(data, batch), epochs=90, callbacks=job.callbacks([...]))
+
+`lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`, with k = global batch / base batch and the time t
+counted in samples. What needs TensorFlow is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from distlr._version import __version__
+
+if TYPE_CHECKING:
+    from distlr import callbacks, communicators, errors, schedules, testing
+    from distlr.batch import Duration, GlobalBatch
+    from distlr.decider import Plateau
+    from distlr.job import Job, init
+    from distlr.optimizer import strip
+    from distlr.schedules import scale
+
+__all__ = [
+    "Duration",
+    "GlobalBatch",
+    "Job",
+    "Plateau",
+    "__version__",
+    "callbacks",
+    "communicators",
+    "errors",
+    "init",
+    "scale",
+    "schedules",
+    "strip",
+    "testing",
+]
+
+if importlib.util.find_spec("tensorflow") is None:
+    raise ImportError('distlr needs TensorFlow 2.16 or later: pip install "distlr[cpu]" (or "distlr[gpu]")')
+
+_HOMES = {
+    "Duration": "batch",
+    "GlobalBatch": "batch",
+    "Job": "job",
+    "Plateau": "decider",
+    "init": "job",
+    "scale": "schedules",
+    "strip": "optimizer",
+}
+_MODULES = frozenset({"callbacks", "communicators", "errors", "schedules", "testing"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"distlr.{name}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"distlr.{_HOMES[name]}"), name)
+        globals()[name] = value  # asked for once
+        return value
+    raise AttributeError(f"module 'distlr' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,130 @@
+"""The check of a run against its batch: before the first step where it can be known, else after one epoch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import tensorflow as tf
+
+from distlr.callbacks.base import JobCallback
+from distlr.errors import ConfigurationError, DistributionError
+from distlr.optimizer import ScaledOptimizer, agree, inner
+
+__all__ = ["Audit"]
+
+_log = logging.getLogger("distlr")
+
+
+class Audit(JobCallback):
+    """Refuses a run whose rate would be silently wrong; `job.callbacks` puts it first.
+
+    It checks the model's strategy against the job's, Keras' steps per epoch against the batch's, and what
+    plain Keras cannot do on several devices; under `mixed_float16` it makes all replicas agree on an overflow.
+
+    Args:
+        strategy: the job's strategy.
+        padding: how many samples of weight 0 the job's validation data contains.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, padding: int = 0) -> None:
+        super().__init__()
+        self.strategy = strategy
+        self.padding = padding
+        self._steps = 0
+        self._audited = False
+
+    def set_model(self, model: Any) -> None:
+        """Checks what is known once the model is compiled."""
+        super().set_model(model)
+        self._check_strategy(model)
+        self._check_engine(model)
+        agree(model.optimizer)
+        if self.padding and _unweighted_metrics(model):
+            _log.warning(
+                "The validation data is padded with %d samples of weight 0, and Keras computes what is given as "
+                "`metrics=` without weights, so those count the padding. For exact values write compile("
+                "weighted_metrics=[...]), or validate on a multiple of %d samples.",
+                self.padding,
+                self.strategy.num_replicas_in_sync,
+            )
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Compares the steps per epoch, where Keras knows them."""
+        self._audited = False
+        steps = (self.params or {}).get("steps")
+        if steps is not None:
+            self._check_steps(steps)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Starts to count."""
+        self._steps = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Counts; `batch` is the last one done, of several with `steps_per_execution`."""
+        self._steps = batch + 1
+        if not self._audited and self._expected() is not None and self._steps > (self._expected() or 0):
+            self._check_steps(self._steps, so_far=True)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Compares what the first epoch had, where Keras did not know before."""
+        if not self._audited and not self.model.stop_training:
+            self._check_steps(self._steps)
+
+    def _expected(self) -> int | None:
+        optimizer = inner(self.model.optimizer)
+        batch = optimizer.batch if isinstance(optimizer, ScaledOptimizer) else None
+        return None if batch is None or batch.samples_per_epoch is None else int(batch.steps_per_epoch)
+
+    def _check_steps(self, steps: int, so_far: bool = False) -> None:
+        expected = self._expected()
+        self._audited = True
+        if expected is None or steps == expected:
+            return
+        batch = inner(self.model.optimizer).batch
+        raise ConfigurationError(
+            f"fit runs {steps}{' or more' if so_far else ''} steps an epoch and the batch says {expected}, so the "
+            f"schedule would run {steps / expected:.4g} times as fast as the data. Found: {batch!r}. To mend it: feed the model "
+            f"with job.shard(data, batch), or batch by batch.feed={batch.feed} and drop the remainder; check "
+            "samples_per_epoch and leave out fit(batch_size=, steps_per_epoch=)."
+        )
+
+    def _check_strategy(self, model: Any) -> None:
+        found = model.distribute_strategy
+        replicas, expected = found.num_replicas_in_sync, self.strategy.num_replicas_in_sync
+        if found is not self.strategy and (replicas, expected) != (1, 1):
+            raise DistributionError(
+                f"The model was built under {type(found).__name__} with {replicas} replicas and the job has "
+                f"{expected}: the model would train on {replicas} at the rate of {expected}. To mend it: build and "
+                "compile the model inside `with job.scope():`."
+            )
+
+    def _check_engine(self, model: Any) -> None:
+        replicas = self.strategy.num_replicas_in_sync
+        if replicas == 1:
+            return
+        asked = (model.get_compile_config() or {}).get("jit_compile")
+        if asked is True:
+            raise ConfigurationError(
+                f"jit_compile=True cannot work on {replicas} replicas of {type(self.strategy).__name__}: Keras "
+                "compiles the step that contains the exchange, whose variables are on several devices. To mend it: leave "
+                "jit_compile out."
+            )
+        if model.jit_compile:
+            model.jit_compile = False
+            model.train_function = None
+            _log.info("jit_compile='auto' is switched off on %d replicas.", replicas)
+        if model.steps_per_execution > 1 and _on_cpu(self.strategy):
+            raise ConfigurationError(
+                f"steps_per_execution={model.steps_per_execution} cannot work on {replicas} mirrored CPUs: Keras' "
+                "compiled loop holds the exchange. To mend it: leave steps_per_execution out."
+            )
+
+
+def _unweighted_metrics(model: Any) -> bool:
+    config = model.get_compile_config() or {}
+    return bool(config.get("metrics"))
+
+
+def _on_cpu(strategy: tf.distribute.Strategy) -> bool:
+    return all("CPU" in device.upper() for device in strategy.extended.worker_devices)

@@ -1,0 +1,56 @@
+"""The rate in the logs, epoch by epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from distlr.callbacks.base import JobCallback
+from distlr.optimizer import handle, inner, is_adopted
+
+__all__ = ["LearningRateLogger"]
+
+
+class LearningRateLogger(JobCallback):
+    """Writes the rate of each epoch into `logs`: Keras' progress bar, History and TensorBoard show it.
+
+    The names are `learning_rate` (the rate at the epoch's end, before what is decided there),
+    `lr_multiplier` and `samples_seen`. With `run_dir`, rank 0 also appends a JSON line an epoch to
+    `RUN_DIR/learning_rate.jsonl`.
+
+    Args:
+        run_dir: the run's directory, or None.
+    """
+
+    FILE = "learning_rate.jsonl"
+
+    def __init__(self, run_dir: str | os.PathLike[str] | None = None) -> None:
+        super().__init__()
+        self.run_dir = None if run_dir is None else Path(run_dir)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Makes the run's directory on rank 0."""
+        if self.run_dir is not None and self.communicator.is_root:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds the rate to the logs and to the file."""
+        record = self._record()
+        if logs is not None:
+            logs.update(record)
+        if self.run_dir is not None and self.communicator.is_root:
+            # One short write of a whole line: a reader sees all of it or nothing.
+            with open(self.run_dir / self.FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"epoch": epoch, **record}) + "\n")
+
+    def _record(self) -> dict[str, float | int]:
+        optimizer = inner(self.model.optimizer)
+        if not is_adopted(optimizer):
+            return {"learning_rate": float(optimizer.learning_rate)}
+        return {
+            "learning_rate": handle(optimizer).rate,
+            "lr_multiplier": optimizer.multiplier,
+            "samples_seen": optimizer.samples_seen,
+        }

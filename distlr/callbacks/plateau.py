@@ -1,0 +1,93 @@
+"""`ReduceLROnPlateau`, decided on rank 0."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from distlr.callbacks.base import JobCallback
+from distlr.decider import Plateau
+from distlr.plateau import PlateauPolicy
+
+__all__ = ["ReduceLROnPlateau"]
+
+
+class ReduceLROnPlateau(JobCallback):
+    """Keras' `ReduceLROnPlateau`, deciding once for all ranks, and over a schedule too.
+
+    The arguments, their order and their defaults are Keras'. Rank 0 decides on the global metric and
+    broadcasts the decision; every rank applies what it received. The state (best, wait, cooldown) is
+    kept in the optimizer and survives a restart, where Keras starts over at each `fit`.
+
+    Args:
+        monitor: the metric in the epoch's logs.
+        factor: the rate is multiplied by it, in (0, 1).
+        patience: epochs without improvement before a cut.
+        verbose: 0 for silence; otherwise each decision is a line (rank 0).
+        mode: "auto", "min" or "max".
+        min_delta: what counts as an improvement, absolute or (threshold_mode="rel") a share of the best.
+        cooldown: epochs after a cut in which none are counted.
+        min_lr: the rate is not cut below it. It is the rate that is applied, after scaling.
+        threshold_mode: "abs" or "rel".
+        on_nan: what a metric that is not finite does: "raise", "worse" or "ignore".
+        warmup_patience: whether epochs count while the rate still climbs.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        factor: float = 0.1,
+        patience: int = 10,
+        verbose: int = 0,
+        mode: str = "auto",
+        min_delta: float = 1e-4,
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        *,
+        threshold_mode: str = "abs",
+        on_nan: str = "raise",
+        warmup_patience: bool = False,
+    ) -> None:
+        super().__init__()
+        self.policy = PlateauPolicy(
+            monitor=monitor,
+            factor=factor,
+            patience=patience,
+            mode=mode,
+            min_delta=min_delta,
+            cooldown=cooldown,
+            min_lr=min_lr,
+            threshold_mode=threshold_mode,
+            on_nan=on_nan,
+            warmup_patience=warmup_patience,
+        )
+        self.verbose = verbose
+        self._plateau: Plateau | None = None
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """The cuts of this run: epoch (from 0), multiplier, reason and the rate after it."""
+        return [] if self._plateau is None else self._plateau.decisions
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Refuses an optimizer whose rate cannot be cut, before the first step."""
+        earlier = self.decisions
+        self._plateau = Plateau(self.model.optimizer, policy=self.policy, communicator=self.communicator)
+        self._plateau.decisions.extend(earlier)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Decides. Collective: every rank of the job reaches it."""
+        assert self._plateau is not None, "on_train_begin comes first"
+        logs = {} if logs is None else logs
+        value = logs.get(self.policy.monitor)
+        if value is None:
+            self._warn_missing(logs)
+        # A rank without the metric takes part all the same; what counts is rank 0's.
+        self._plateau.step(value, epoch=epoch)
+
+    def _warn_missing(self, logs: dict[str, Any]) -> None:
+        warnings.warn(
+            f"ReduceLROnPlateau watches '{self.policy.monitor}', which the epoch's logs do not have. Available: "
+            f"{', '.join(sorted(logs)) or 'none'}. The rate stays.",
+            stacklevel=3,
+        )

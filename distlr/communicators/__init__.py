@@ -1,0 +1,23 @@
+"""Communicators: what the ranks of a job say to each other, one backend a file.
+
+Importing this package imports neither TensorFlow nor an engine.
+"""
+
+from __future__ import annotations
+
+from distlr.communicators.base import CollectiveLog, CollectiveRecord, Communicator
+from distlr.communicators.detect import Launch, detect
+from distlr.communicators.single import SingleCommunicator
+from distlr.communicators.threads import ThreadCommunicator, ThreadGroup, run_ranks
+
+__all__ = [
+    "CollectiveLog",
+    "CollectiveRecord",
+    "Communicator",
+    "Launch",
+    "SingleCommunicator",
+    "ThreadCommunicator",
+    "ThreadGroup",
+    "detect",
+    "run_ranks",
+]

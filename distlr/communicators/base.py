@@ -1,0 +1,456 @@
+"""The communicator contract, and all of it that does not depend on a backend.
+
+Every collective is one exchange of self-describing frames: each rank sends a header (kind, tag, operation,
+dtype, shape) followed by its data, and receives every rank's frame. So the tag check costs no collective of
+its own, and ranks that are in *different* collectives still meet in the same primitive, where a real
+engine's allreduce on one rank and broadcast on another would pair wrongly or hang. The reduction is done
+here, in rank order, which makes it exact, reproducible and identical on each rank whatever the engine.
+
+The price: an allreduce receives `size` times its payload. Communicators carry the control plane (metric
+states, moving statistics, decisions) a few times an epoch; gradients never pass through them.
+"""
+
+from __future__ import annotations
+
+import abc
+import collections
+import dataclasses
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NoReturn, final
+
+import numpy as np
+import numpy.typing as npt
+
+from distlr.errors import (
+    CollectiveTimeoutError,
+    ConfigurationError,
+    ConfigurationTypeError,
+    DistlrError,
+    DistributionError,
+    received,
+)
+
+__all__ = ["Array", "CollectiveLog", "CollectiveRecord", "Communicator", "Frame", "Op"]
+
+Array = npt.NDArray[Any]
+Frame = npt.NDArray[np.uint8]
+Op = Literal["sum", "max", "min"]
+
+_REDUCERS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+_DTYPES = ("float32", "float64", "int64", "bool", "uint8")
+_MAGIC = b"DLR1"
+_HEADER = struct.Struct("<4sIQ")  # magic, bytes of the signature, bytes of the payload
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectiveRecord:
+    """One collective that this rank entered: its kind, its tag and the bytes that this rank sent."""
+
+    kind: str
+    tag: str
+    bytes_sent: int
+
+
+class CollectiveLog:
+    """Counts the collectives of one rank.
+
+    Attributes:
+        calls: number of collectives by tag.
+        total: number of collectives.
+        bytes_sent: bytes that this rank handed to the backend, headers included.
+        recent: the last 256 collectives, oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.calls: collections.Counter[str] = collections.Counter()
+        self.total = 0
+        self.bytes_sent = 0
+        self.recent: collections.deque[CollectiveRecord] = collections.deque(maxlen=256)
+
+    def add(self, record: CollectiveRecord) -> None:
+        """Counts one collective."""
+        self.calls[record.tag] += 1
+        self.total += 1
+        self.bytes_sent += record.bytes_sent
+        self.recent.append(record)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One rank's decoded frame. `terms` must agree on all ranks; `length` is an allgather's leading size."""
+
+    kind: str
+    tag: str
+    terms: dict[str, Any]
+    length: int
+    refused: str
+    data: Frame
+
+
+class Communicator(abc.ABC):
+    """What the ranks of a job say to each other.
+
+    **Who calls.** Every public method but the properties is collective: every rank calls it, in the same
+    order, with the same `tag`, from one thread a rank. A collective that some ranks skip ends, on the ranks
+    that wait, in the backend's deadline (`timeout`); one with another kind or tag on another rank raises
+    `CollectiveTimeoutError` on *every* rank, naming both tags and the ranks. A tag names one call site;
+    writing the epoch into it makes even a rank that is one epoch behind visible.
+
+    **Errors.** An argument that this rank refuses (`ConfigurationError`, `ConfigurationTypeError`) still
+    enters the exchange, as a refusal, and then raises; the other ranks raise `DistributionError` with the
+    reason and the rank, and nobody is left waiting. Only a bad `tag` raises before anything is sent.
+    Ranks that agree on the tag but not on operation, dtype, shape or root raise `DistributionError`. What
+    the engine itself raises passes through unchanged. After any of these but a refusal, do not go on.
+
+    **Arrays.** float32, float64, int64, bool and uint8, of any shape, empty included; anything else is
+    refused instead of being cast. Results are new, writable, in native byte order and keep their dtype.
+
+    **Writing a backend.** Implement `name`, the four numbers (read anew at every call, since an elastic
+    job changes them) and `_exchange`; set `timeout` where there is a deadline; call `super().__init__()`.
+    The public methods are final.
+
+    Attributes:
+        timeout: seconds that a collective waits for the other ranks, or None where the backend has no
+            deadline of its own.
+        log: the collectives this rank entered.
+    """
+
+    timeout: float | None = None
+
+    def __init__(self) -> None:
+        self.log = CollectiveLog()
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The backend's name, such as 'threads'."""
+
+    @property
+    @abc.abstractmethod
+    def rank(self) -> int:
+        """This process' number, in 0 to `size - 1`."""
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """Number of ranks."""
+
+    @property
+    @abc.abstractmethod
+    def local_rank(self) -> int:
+        """This rank's number on its host, in 0 to `local_size - 1`."""
+
+    @property
+    @abc.abstractmethod
+    def local_size(self) -> int:
+        """Number of ranks on this host."""
+
+    @abc.abstractmethod
+    def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
+        """Sends `frame` to all ranks and returns every rank's frame, in rank order.
+
+        Args:
+            frame: contiguous, one-dimensional, at least 16 bytes, a multiple of 8 long (so an engine that
+                refuses uint8 may send `frame.view(np.int32)`); its length differs by rank. Not kept.
+            label: what to call this collective in messages, such as "allreduce 'metrics'". It may differ
+                by rank and must not take part in the pairing.
+
+        Returns:
+            `size` uint8 arrays, the same on all ranks; each may have padding after its own bytes.
+        """
+
+    @property
+    @final
+    def is_root(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    @property
+    @final
+    def bytes_sent(self) -> int:
+        """Bytes that this rank has sent, headers included."""
+        return self.log.bytes_sent
+
+    @final
+    def allreduce(self, array: npt.ArrayLike, op: Op = "sum", *, tag: str) -> Array:
+        """Reduces an array element by element over all ranks. Collective: every rank calls.
+
+        Args:
+            array: the same dtype and shape on all ranks.
+            op: 'sum', 'max' or 'min', the same on all ranks. A sum takes float32, float64 or int64 (bool
+                and uint8 would overflow), adds in rank order in the array's own dtype and, as numpy does,
+                wraps for int64. 'max' and 'min' give NaN where any rank has NaN; for bool they mean
+                any and all.
+            tag: names the call; the same on all ranks.
+
+        Returns:
+            A new array of the same dtype and shape, identical bit for bit on each rank.
+        """
+        try:
+            value = _checked_array(array)
+            if op not in _REDUCERS:
+                raise ConfigurationError(received("op", op, "'sum', 'max' or 'min'"))
+            if op == "sum" and value.dtype.name in ("bool", "uint8"):
+                hint = "cast it to int64, or use op='max' or op='min'"
+                what = "float32, float64 or int64 for a sum"
+                raise ConfigurationTypeError(received("array.dtype", value.dtype.name, what, hint))
+        except DistlrError as error:
+            self._refuse("allreduce", tag, error)
+        terms = {"op": op, "dtype": value.dtype.name, "shape": list(value.shape)}
+        parts = self._collective("allreduce", tag, terms, _to_bytes(value))
+        result = _to_array(parts[0].data, value.dtype, value.shape)
+        for part in parts[1:]:
+            # `out` keeps 0-d arrays arrays; numpy would return a scalar.
+            _REDUCERS[op](result, _to_array(part.data, value.dtype, value.shape), out=result)
+        return result
+
+    @final
+    def allgather(self, array: npt.ArrayLike, *, tag: str) -> list[Array]:
+        """Gathers each rank's array on all ranks. Collective: every rank calls.
+
+        Args:
+            array: the same dtype, number of dimensions and trailing shape on all ranks; the leading size
+                differs freely and may be 0. Nothing is padded.
+            tag: names the call; the same on all ranks.
+
+        Returns:
+            One new array per rank, in rank order, each with its rank's shape; identical on each rank.
+        """
+        try:
+            value = _checked_array(array)
+        except DistlrError as error:
+            self._refuse("allgather", tag, error)
+        trailing = value.shape[1:]
+        terms = {"dtype": value.dtype.name, "shape": ["any", *trailing] if value.ndim else []}
+        length = value.shape[0] if value.ndim else 0
+        parts = self._collective("allgather", tag, terms, _to_bytes(value), length)
+        shapes = [(part.length, *trailing) if value.ndim else () for part in parts]
+        return [_to_array(part.data, value.dtype, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    @final
+    def broadcast(self, array: npt.ArrayLike, *, root: int = 0, tag: str) -> Array:
+        """Gives every rank the root's array. Collective: every rank calls.
+
+        Args:
+            array: the same dtype and shape on all ranks; only the root's values are sent.
+            root: the rank whose values count, the same on all ranks.
+            tag: names the call; the same on all ranks.
+
+        Returns:
+            A new array with the root's values, identical on each rank, the root included.
+        """
+        try:
+            value = _checked_array(array)
+            self._check_root(root)
+        except DistlrError as error:
+            self._refuse("broadcast", tag, error)
+        terms = {"root": root, "dtype": value.dtype.name, "shape": list(value.shape)}
+        data = _to_bytes(value) if self.rank == root else _EMPTY
+        parts = self._collective("broadcast", tag, terms, data)
+        return _to_array(parts[root].data, value.dtype, value.shape)
+
+    @final
+    def barrier(self, *, tag: str) -> None:
+        """Returns once every rank has called. Collective: every rank calls.
+
+        Args:
+            tag: names the call; the same on all ranks.
+        """
+        self._collective("barrier", tag, {}, _EMPTY)
+
+    @final
+    def broadcast_json(self, obj: Any, *, root: int = 0, tag: str) -> Any:
+        """Gives every rank the root's object, as JSON. Collective: every rank calls.
+
+        Args:
+            obj: on the root, anything that JSON can hold, never pickled. NaN and infinities are carried, as
+                Python's `json` writes them; numpy scalars other than float64 are refused. Ignored on the
+                other ranks.
+            root: the rank whose object counts, the same on all ranks.
+            tag: names the call; the same on all ranks.
+
+        Returns:
+            The decoded object, equal on each rank, the root included: tuples come back as lists and the
+            keys of dicts as strings.
+        """
+        try:
+            self._check_root(root)
+            data = _to_json(obj) if self.rank == root else _EMPTY
+        except DistlrError as error:
+            self._refuse("broadcast_json", tag, error)
+        parts = self._collective("broadcast_json", tag, {"root": root}, data)
+        return json.loads(parts[root].data.tobytes())
+
+    @final
+    def gather_json(self, obj: Any, *, tag: str) -> list[Any]:
+        """Gives every rank the list of all ranks' objects, as JSON. Collective: every rank calls.
+
+        Args:
+            obj: as in `broadcast_json`; each rank's may have another form.
+            tag: names the call; the same on all ranks.
+
+        Returns:
+            The decoded objects in rank order, equal on each rank.
+        """
+        try:
+            data = _to_json(obj)
+        except DistlrError as error:
+            self._refuse("gather_json", tag, error)
+        parts = self._collective("gather_json", tag, {}, data)
+        return [json.loads(part.data.tobytes()) for part in parts]
+
+    def _check_root(self, root: int) -> None:
+        if isinstance(root, bool) or not isinstance(root, int):
+            raise ConfigurationTypeError(received("root", root, "a rank as an int"))
+        if not 0 <= root < self.size:
+            raise ConfigurationError(received("root", root, f"a rank in 0 to {self.size - 1}"))
+
+    def _refuse(self, kind: str, tag: str, error: DistlrError) -> NoReturn:
+        """Tells the other ranks that this one refuses its argument, then raises the reason here."""
+        self._send(kind, tag, {}, _EMPTY, refused=str(error))
+        raise error
+
+    def _collective(self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0) -> list[_Part]:
+        """Exchanges one frame and checks that all ranks mean the same collective.
+
+        Every rank sees the same frames, so all come to the same verdict and all raise or none does.
+        """
+        parts = self._send(kind, tag, terms, data, length)
+        here = f"this is rank {self.rank} of {self.size}"
+        labels = [f"{part.kind} {part.tag!r}" for part in parts]
+        if len(set(labels)) > 1:
+            raise CollectiveTimeoutError(
+                f"The ranks are in different collectives ({here}): {_by_rank(labels, 'in')}. Every rank must "
+                "call the same collectives in the same order: look for one that only some ranks reach, "
+                "such as under `if is_root`."
+            )
+        refusals = [f"{rank}: {part.refused}" for rank, part in enumerate(parts) if part.refused]
+        if refusals:
+            raise DistributionError(
+                f"A rank refused its argument in {labels[0]} ({here}). On rank {' On rank '.join(refusals)}"
+            )
+        if any(part.terms != parts[0].terms for part in parts):
+            said = [", ".join(f"{key}={value!r}" for key, value in part.terms.items()) for part in parts]
+            raise DistributionError(
+                f"The ranks disagree in {labels[0]} ({here}): {_by_rank(said, 'with')}. Every rank must pass "
+                "the same of these."
+            )
+        return parts
+
+    def _send(
+        self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0, refused: str = ""
+    ) -> list[_Part]:
+        if not isinstance(tag, str):
+            raise ConfigurationTypeError(received("tag", tag, "a str"))
+        if not tag:
+            raise ConfigurationError(received("tag", tag, "a name that is not empty"))
+        frame = _encode(_Part(kind, tag, terms, length, refused, data))
+        self.log.add(CollectiveRecord(kind, tag, frame.size))
+        label = f"{kind} {tag!r}"
+        frames = self._exchange(frame, label)
+        if len(frames) != self.size:
+            raise DistributionError(
+                f"The {self.name} backend returned {len(frames)} frames in {label} for {self.size} ranks."
+            )
+        return [_decode(frame, rank, label) for rank, frame in enumerate(frames)]
+
+
+_EMPTY: Frame = np.zeros(0, np.uint8)
+
+
+def _checked_array(array: npt.ArrayLike) -> Array:
+    try:
+        value = np.asarray(array)
+    except (TypeError, ValueError) as error:
+        text = f"`array` must be a numpy array. Received: {type(array).__name__}, which numpy refuses: {error}"
+        raise ConfigurationTypeError(text) from error
+    if value.dtype.name not in _DTYPES:
+        hint = "cast it on every rank, so that no precision is lost unseen"
+        raise ConfigurationTypeError(received("array.dtype", str(value.dtype), f"one of {_DTYPES}", hint))
+    return value
+
+
+def _to_bytes(value: Array) -> Frame:
+    flat = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")).reshape(-1)
+    return flat.view(np.uint8)
+
+
+def _to_array(data: Frame, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
+    value: Array = data.view(dtype.newbyteorder("<")).astype(dtype.newbyteorder("="), copy=True)
+    return value.reshape(shape)
+
+
+def _to_json(obj: Any) -> Frame:
+    def refuse(item: object) -> NoReturn:
+        raise ConfigurationTypeError(
+            f"`obj` must be JSON (dict, list, str, int, float, bool, None). Received: a "
+            f"{type(item).__module__}.{type(item).__qualname__}. To mend it: convert it, as with float() or "
+            ".tolist()."
+        )
+
+    try:
+        text = json.dumps(obj, allow_nan=True, default=refuse)
+    except DistlrError:
+        raise
+    except TypeError as error:
+        raise ConfigurationTypeError(f"`obj` must be JSON: {error}.") from error
+    except ValueError as error:
+        raise ConfigurationError(f"`obj` must be JSON: {error}.") from error
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def _padded(size: int) -> int:
+    return -(-size // 8) * 8
+
+
+def _encode(part: _Part) -> Frame:
+    signature = json.dumps([part.kind, part.tag, part.terms, part.length, part.refused]).encode()
+    start = _HEADER.size + _padded(len(signature))
+    frame: Frame = np.zeros(start + _padded(part.data.size), np.uint8)
+    head = _HEADER.pack(_MAGIC, len(signature), part.data.size) + signature
+    frame[: len(head)] = np.frombuffer(head, np.uint8)
+    frame[start : start + part.data.size] = part.data
+    return frame
+
+
+def _decode(frame: Frame, rank: int, label: str) -> _Part:
+    head = frame[: _HEADER.size].tobytes()
+    magic, signed, size = _HEADER.unpack(head) if len(head) == _HEADER.size else (b"", 0, 0)
+    start = _HEADER.size + _padded(signed)
+    if magic != _MAGIC or start + size > frame.size:
+        raise DistributionError(
+            f"Rank {rank} sent something else than a distlr collective while this rank was in {label}: "
+            "another library's collective, or another version of distlr."
+        )
+    kind, tag, terms, length, refused = json.loads(frame[_HEADER.size : _HEADER.size + signed].tobytes())
+    return _Part(kind, tag, terms, length, refused, frame[start : start + size])
+
+
+def _by_rank(texts: Sequence[str], verb: str) -> str:
+    """Groups ranks that say the same, so that a message stays short at 512 ranks.
+
+    >>> _by_rank(["a 'x'", "b 'y'", "b 'y'"], "in")
+    "rank 0 in a 'x'; ranks 1-2 in b 'y'"
+    """
+    groups: dict[str, list[int]] = {}
+    for rank, text in enumerate(texts):
+        groups.setdefault(text, []).append(rank)
+    return "; ".join(f"{name_ranks(ranks)} {verb} {text}" for text, ranks in groups.items())
+
+
+def name_ranks(ranks: Iterable[int]) -> str:
+    """Names ranks briefly.
+
+    >>> name_ranks([0, 1, 2, 5]), name_ranks([3])
+    ('ranks 0-2, 5', 'rank 3')
+    """
+    spans: list[list[int]] = []
+    for rank in sorted(ranks):
+        if spans and rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    names = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
+    return f"rank{'' if len(names) == 1 and '-' not in names[0] else 's'} {', '.join(names)}"

@@ -1,0 +1,260 @@
+"""Ranks as threads of one process: the meaning of the real backends, without a launcher.
+
+Every rank must call; a rank that stays away, ends or raises ends the collective on all the others, with an
+error that names it. Nothing polls: ranks sleep on one condition and are woken by the rank that completes or
+breaks the round.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from distlr.communicators.base import Communicator, Frame, name_ranks
+from distlr.errors import (
+    CollectiveTimeoutError,
+    ConfigurationError,
+    ConfigurationTypeError,
+    DistributionError,
+    received,
+)
+
+__all__ = ["ThreadCommunicator", "ThreadGroup", "run_ranks"]
+
+T = TypeVar("T")
+
+
+class _Round:
+    """One collective in the making: who is here with what, and, once all are, the frames."""
+
+    def __init__(self) -> None:
+        self.arrived: dict[int, tuple[Frame, str]] = {}
+        self.frames: list[Frame] | None = None
+
+    def waiting(self) -> str:
+        """Says which ranks wait, and where."""
+        places: dict[str, list[int]] = {}
+        for rank, (_, label) in sorted(self.arrived.items()):
+            places.setdefault(label, []).append(rank)
+        said = "; ".join(
+            f"{name_ranks(ranks)} {'waits' if len(ranks) == 1 else 'wait'} in {label}"
+            for label, ranks in places.items()
+        )
+        return said or "no rank waits"
+
+
+class ThreadGroup:
+    """The meeting point of `size` ranks that are threads of this process.
+
+    Once a collective has failed the group stays broken, as a real job would: every later collective raises
+    the same reason.
+
+    Args:
+        size: number of ranks, at least 1.
+        timeout: seconds that a collective waits for the ranks that have not arrived.
+
+    Attributes:
+        communicators: one `ThreadCommunicator` per rank, in rank order. Each belongs to one thread.
+    """
+
+    def __init__(self, size: int, timeout: float = 30.0) -> None:
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise ConfigurationTypeError(received("size", size, "a number of ranks as an int"))
+        if size < 1:
+            raise ConfigurationError(received("size", size, "at least 1"))
+        if not 0 < timeout <= threading.TIMEOUT_MAX:
+            raise ConfigurationError(received("timeout", timeout, "a positive, finite number of seconds"))
+        self.size = size
+        self.timeout = float(timeout)
+        self.communicators = [ThreadCommunicator(self, rank) for rank in range(size)]
+        self._changed = threading.Condition()
+        self._round = _Round()
+        self._ended: set[int] = set()
+        # A way to build the error, not the error: each thread needs an exception object of its own.
+        self._broken: Callable[[], DistributionError] | None = None
+
+    def abort(self, rank: int, error: BaseException) -> None:
+        """Ends every collective, present and future, because `rank` failed with `error`."""
+        with self._changed:
+            said = self._round.waiting()
+
+            def build() -> DistributionError:
+                text = f"Rank {rank} failed with {type(error).__name__}: {error}. Meanwhile {said}."
+                failure = DistributionError(text)
+                failure.__cause__ = error
+                return failure
+
+            self._break(build)
+
+    def close(self, reason: str) -> None:
+        """Ends every collective, present and future, for a reason that is no rank's."""
+        with self._changed:
+            self._break(lambda: DistributionError(reason))
+
+    def finish(self, rank: int) -> None:
+        """Notes that `rank` ended in peace. A collective that waits for it, now or later, fails at once."""
+        with self._changed:
+            self._ended.add(rank)
+            self._check_ended()
+
+    def exchange(self, rank: int, frame: Frame, label: str) -> list[Frame]:
+        """Meets the other ranks: the primitive behind `ThreadCommunicator`."""
+        with self._changed:
+            if self._broken is not None:
+                raise self._broken()
+            here = self._round
+            if rank in here.arrived:
+                raise DistributionError(
+                    f"Two threads use the communicator of rank {rank}: one waits in {here.arrived[rank][1]}, "
+                    f"the other enters {label}. Give each thread its own communicator."
+                )
+            here.arrived[rank] = (frame, label)
+            if len(here.arrived) == self.size:
+                here.frames = [here.arrived[other][0] for other in range(self.size)]
+                self._round = _Round()
+                self._changed.notify_all()
+                return here.frames
+            self._check_ended()
+            self._changed.wait_for(lambda: here.frames is not None or self._broken is not None, self.timeout)
+            # A complete round counts even if a rank broke the group right after it.
+            if here.frames is not None:
+                return here.frames
+            if self._broken is None:
+                missing = set(range(self.size)) - set(here.arrived)
+                text = (
+                    f"Not every rank entered a collective within {self.timeout:g} s: {name_ranks(missing)} "
+                    f"did not arrive, while {here.waiting()}. Every rank must call the same collectives."
+                )
+                self._break(lambda: CollectiveTimeoutError(text))
+            assert self._broken is not None
+            raise self._broken()
+
+    def _check_ended(self) -> None:
+        absent = self._ended - set(self._round.arrived)
+        if absent and self._round.arrived:
+            text = (
+                f"A collective can no longer complete: {name_ranks(absent)} ended without entering it, while "
+                f"{self._round.waiting()}. Every rank must call the same collectives."
+            )
+            self._break(lambda: CollectiveTimeoutError(text))
+
+    def _break(self, build: Callable[[], DistributionError]) -> None:
+        if self._broken is None:
+            self._broken = build
+            self._changed.notify_all()
+
+
+class ThreadCommunicator(Communicator):
+    """One rank of a `ThreadGroup`. All its ranks are on one host."""
+
+    def __init__(self, group: ThreadGroup, rank: int) -> None:
+        super().__init__()
+        self._group = group
+        self._rank = rank
+        self.timeout = group.timeout
+
+    @property
+    def name(self) -> str:
+        """'threads'."""
+        return "threads"
+
+    @property
+    def rank(self) -> int:
+        """This thread's number."""
+        return self._rank
+
+    @property
+    def size(self) -> int:
+        """Number of threads."""
+        return self._group.size
+
+    @property
+    def local_rank(self) -> int:
+        """The rank."""
+        return self._rank
+
+    @property
+    def local_size(self) -> int:
+        """The size."""
+        return self._group.size
+
+    def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
+        return self._group.exchange(self._rank, frame, label)
+
+
+def run_ranks(
+    fn: Callable[[Communicator], T], size: int, timeout: float = 30.0, *, limit: float | None = None
+) -> list[T]:
+    """Runs a function on `size` ranks, each a thread, and returns what each returned.
+
+    >>> run_ranks(lambda comm: comm.allreduce(comm.rank, tag="sum").item(), 3)
+    [3, 3, 3]
+
+    Args:
+        fn: called on each rank with its communicator.
+        size: number of ranks, at least 1.
+        timeout: seconds that one collective waits for the ranks that have not arrived.
+        limit: seconds for the whole run; 10 times `timeout` unless given.
+
+    Returns:
+        The results in rank order.
+
+    Raises:
+        BaseException: what the first rank to fail raised, with a note that names the rank. The other ranks
+            are ended by it in their next collective.
+        DistributionError: a rank ran past `limit`. Its thread is left behind, as a daemon.
+    """
+    group = ThreadGroup(size, timeout)
+    limit = 10 * group.timeout if limit is None else limit
+    results: dict[int, T] = {}
+    failures: list[tuple[int, BaseException]] = []
+    settled = threading.Event()  # all ranks have returned, or one has failed
+
+    def run(comm: Communicator) -> None:
+        try:
+            results[comm.rank] = fn(comm)
+        except BaseException as error:
+            # Before the abort, so that the cause stands before its consequences on the other ranks.
+            failures.append((comm.rank, error))
+            group.abort(comm.rank, error)
+            settled.set()
+        else:
+            group.finish(comm.rank)
+            if len(results) == size:
+                settled.set()
+
+    threads = [
+        threading.Thread(target=run, args=(comm,), name=f"distlr-rank-{comm.rank}", daemon=True)
+        for comm in group.communicators
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        settled.wait(limit)
+        # After a failure the others end in their next collective; one that computes on gets only this.
+        deadline = time.monotonic() + (group.timeout if settled.is_set() else 0.0)
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    except BaseException:  # such as an interrupt: do not leave the ranks waiting for each other
+        group.close("The run was interrupted from outside the ranks.")
+        raise
+    late = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
+    if late and not failures:
+        reason = f"After {limit:g} s {name_ranks(late)} of {size} had not ended."
+        group.close(reason)
+        raise DistributionError(reason)
+    if failures:
+        rank, failure = failures[0]
+        _add_note(failure, f"Raised on rank {rank} of {size}.")
+        raise failure
+    return [results[rank] for rank in range(size)]
+
+
+def _add_note(error: BaseException, note: str) -> None:
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    else:  # what `add_note` does; tools that print notes on 3.10 read it there
+        error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]

@@ -1,0 +1,120 @@
+"""The plateau across ranks: rank 0 decides on the global metric, every rank applies what it received."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NoReturn
+
+from distlr.communicators import Communicator, SingleCommunicator
+from distlr.errors import ConfigurationError, DistlrError, DistributionError, received
+from distlr.optimizer import handle
+from distlr.plateau import Decision, NonFiniteMetricError, PlateauPolicy, PlateauState
+
+__all__ = ["Plateau"]
+
+_log = logging.getLogger("distlr")
+
+
+class Plateau:
+    """Cuts the rate when a metric stops improving, for loops without `fit`.
+
+        plateau = distlr.Plateau(optimizer, "val_loss", factor=0.1, patience=5, communicator=job.communicator)
+        for epoch in range(epochs):
+            ...
+            plateau.step(val_loss)
+
+    The policy's state is kept in the optimizer's variables, under the monitor's name and mode, so it is
+    saved and restored with them. (For a plain Keras optimizer it is kept here, and ends with the process.)
+
+    Args:
+        optimizer: distlr's, or a plain Keras one with a float rate.
+        monitor: the metric's name.
+        communicator: how the ranks agree; by default there is one rank.
+        **policy: the arguments of `PlateauPolicy`, those of Keras' `ReduceLROnPlateau` among them.
+
+    Raises:
+        ConfigurationError: an argument is out of range, or the optimizer's rate cannot be cut.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        monitor: str = "val_loss",
+        *,
+        communicator: Communicator | None = None,
+        policy: PlateauPolicy | None = None,
+        **arguments: Any,
+    ) -> None:
+        self.policy = PlateauPolicy(monitor, **arguments) if policy is None else policy
+        self.communicator = SingleCommunicator() if communicator is None else communicator
+        self.decisions: list[dict[str, Any]] = []
+        self._handle = handle(optimizer)
+        self._steps = 0
+        self._refused: DistlrError | None = None
+        if self.policy.mode_guessed:
+            hint = (
+                f"write mode='min' or mode='max': nothing tells whether '{self.policy.monitor}' is better low or high"
+            )
+            raise ConfigurationError(received("mode", self.policy.mode, "'min' or 'max' for this metric", hint))
+
+    def step(self, value: float | None, *, epoch: int | None = None) -> Decision:
+        """Decides and applies, at an epoch's end. Collective: every rank calls it.
+
+        Args:
+            value: the global metric, or None where there is none. What counts is rank 0's.
+            epoch: the epoch's number, for the record; counted from 0 by default.
+
+        Returns:
+            The decision, the same on every rank.
+
+        Raises:
+            NonFiniteMetricError: on every rank, when rank 0's value is not finite and `on_nan` is "raise".
+        """
+        epoch = self._steps if epoch is None else epoch
+        self._steps = epoch + 1
+        message = self._decide(value) if self.communicator.is_root else None
+        message = self.communicator.broadcast_json(message, tag=f"plateau {self.policy.key} {epoch}")
+        if "skipped" in message:
+            return Decision(1.0, message["skipped"], improved=False)
+        if "error" in message:
+            self._raise(message)
+        decision = Decision.from_dict(message["decision"])
+        state = PlateauState.from_vector(message["state"])
+        before = self._handle.rate
+        self._handle.write(self._name, state.as_vector())
+        if decision.cut:
+            self._handle.multiply(decision.multiplier)
+            after = self._handle.rate
+            self.decisions.append(
+                {
+                    "epoch": epoch,
+                    "multiplier": decision.multiplier,
+                    "reason": decision.reason,
+                    "learning_rate": after,
+                }
+            )
+            _log.info("Epoch %d: %s; the rate goes from %.6g to %.6g.", epoch + 1, decision.reason, before, after)
+        return decision
+
+    def _raise(self, message: dict[str, Any]) -> NoReturn:
+        if self._refused is not None:
+            raise self._refused
+        kind = NonFiniteMetricError if message["not_finite"] else DistributionError
+        raise kind(f"[rank {self.communicator.rank}] Rank 0 could not decide: {message['error']}")
+
+    @property
+    def _name(self) -> str:
+        return f"plateau/{self.policy.key}"
+
+    def _decide(self, value: float | None) -> dict[str, Any]:
+        if value is None:
+            return {"skipped": f"{self.policy.monitor} is not there"}
+        vector = self._handle.read(self._name, self.policy.initial_state().as_vector())
+        state = PlateauState.from_vector(vector)
+        try:
+            state, decision = self.policy.step(state, value, rate=self._handle.rate, in_warmup=self._handle.in_warmup)
+        except DistlrError as error:
+            # Every rank must hear of it before this one raises, or the others wait for the decision.
+            self._refused = error
+            return {"error": str(error), "not_finite": isinstance(error, NonFiniteMetricError)}
+        return {"decision": decision.to_dict(), "state": list(state.as_vector())}

@@ -1,0 +1,51 @@
+"""The exception classes of distlr.
+
+Each is also a builtin exception (`ValueError`, `TypeError` or `RuntimeError`), so code that catches
+the builtin keeps working. A message says what was set, what was found and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CollectiveTimeoutError",
+    "ConfigurationError",
+    "ConfigurationTypeError",
+    "DistlrError",
+    "DistributionError",
+    "StateError",
+    "received",
+]
+
+
+class DistlrError(Exception):
+    """Base of every exception that distlr raises on purpose."""
+
+
+class ConfigurationError(DistlrError, ValueError):
+    """An argument, or a combination of arguments, that cannot be right."""
+
+
+class ConfigurationTypeError(DistlrError, TypeError):
+    """An argument of a type that cannot be right."""
+
+
+class DistributionError(DistlrError, RuntimeError):
+    """The job's replicas, ranks, scope or launcher do not fit together."""
+
+
+class StateError(DistlrError, ValueError):
+    """Saved state that does not fit the optimizer it is loaded into."""
+
+
+class CollectiveTimeoutError(DistributionError):
+    """A collective that not every rank entered in time, or entered with another tag."""
+
+
+def received(argument: str, value: object, expected: str, hint: str = "") -> str:
+    """Formats the message for a bad argument: what is expected, what came, what to do.
+
+    >>> received("warmup", "5", "a duration", "write '5ep' for 5 epochs")
+    "`warmup` must be a duration. Received: warmup='5'. To mend it: write '5ep' for 5 epochs."
+    """
+    text = f"`{argument}` must be {expected}. Received: {argument}={value!r}."
+    return f"{text} To mend it: {hint}." if hint else text

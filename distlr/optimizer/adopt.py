@@ -1,0 +1,199 @@
+"""Adopting a Keras optimizer in place, and giving it back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distlr.batch import GlobalBatch
+from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
+from distlr.optimizer.adoption import Adoption
+from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, agree
+from distlr.optimizer.mixin import ScaledOptimizer, derived_class
+from distlr.schedules.base import Schedule, as_float64, check_is_schedule
+from distlr.schedules.scaled import Scaled, options_from_config
+
+__all__ = ["adopt", "adopt_from_config", "inner", "is_adopted", "strip"]
+
+_log = logging.getLogger("distlr")
+
+
+class _VariableRate(Schedule):
+    """The base rate of an optimizer that was given a float: Keras' own variable, so that it is saved as ever."""
+
+    def __init__(self, variable: Any) -> None:
+        self._variable = variable
+
+    def at(self, t: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self._variable, tf.float64)
+
+    def get_config(self) -> dict[str, Any]:
+        raise TypeError("The base rate is saved with its optimizer.")
+
+
+class _CallableRate(Schedule):
+    """The base rate of an optimizer that was given a function without arguments, as Keras allows."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+
+    def at(self, t: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self._function(), tf.float64)
+
+    def get_config(self) -> dict[str, Any]:
+        raise TypeError("The base rate is saved with its optimizer.")
+
+
+def inner(optimizer: Any) -> Any:
+    """The optimizer that updates the weights: inside a `LossScaleOptimizer`, or itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def is_adopted(optimizer: Any) -> bool:
+    """Whether distlr sets this optimizer's rate."""
+    return isinstance(inner(optimizer), ScaledOptimizer)
+
+
+def adopt(optimizer: Any, batch: GlobalBatch | None = None, **scaling: Any) -> Any:
+    """Adopts a Keras optimizer in place: the same object, of a class derived from its own.
+
+    `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`; see `schedules.Scaled` for the arguments after
+    `batch`. Without a batch nothing is scaled and time stays Keras' own, and the rate can still be set and cut.
+
+    Raises:
+        ConfigurationError: it is adopted already, its schedule is scaled already, its accumulation is not the
+            batch's, or it cannot work on several replicas.
+        DistributionError: it was made outside the strategy that is current.
+    """
+    _check_optimizer(optimizer)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        adopt(optimizer.inner_optimizer, batch, **scaling)
+        return agree(optimizer)
+    _check_strategy(optimizer)
+    _check_accumulation(optimizer, batch)
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.Variable):
+        schedule: Any = _VariableRate(rate)
+    elif callable(rate) and not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        check_is_schedule(rate, "learning_rate") if isinstance(rate, keras.callbacks.Callback) else None
+        schedule = _CallableRate(rate)
+    else:
+        schedule = rate
+    if batch is not None:
+        scaled = Scaled(schedule, batch, **scaling)
+        law: Callable[[tf.Tensor], tf.Tensor] = scaled.at
+    elif any(value is not None for value in scaling.values()):
+        given = {name: value for name, value in scaling.items() if value is not None}
+        raise ConfigurationError(
+            f"Scaling needs to know the batch. Received: batch=None with {given}. To mend it: pass "
+            "batch=job.batch(per_replica=..., base_batch=...)."
+        )
+    else:
+        scaled, law = None, as_float64(schedule)
+    adoption = Adoption(optimizer, law, scaled)
+    optimizer.__dict__["_distlr"] = adoption
+    base: type = type(optimizer)
+    optimizer.__class__ = derived_class(base)
+    return optimizer
+
+
+def adopt_from_config(config: dict[str, Any], custom_objects: Any = None) -> Any:
+    """Makes an adopted optimizer from what `get_config` gave."""
+    plain = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects)
+    if config["scaling"] is None:
+        return adopt(plain)
+    return adopt(plain, **options_from_config(config["scaling"]))
+
+
+def strip(model: Any) -> Any:
+    """Gives back the plain Keras optimizer, in place, so that a saved model loads without distlr.
+
+    The slots are kept. A float rate becomes the current rate; a schedule is the user's own again, at the
+    base batch, with `iterations` at the base step that the clock shows, so that it goes on from there.
+
+    Args:
+        model: a compiled model, or an optimizer.
+
+    Returns:
+        The same object.
+    """
+    optimizer = model.optimizer if isinstance(model, keras.Model) else model
+    if not is_adopted(optimizer):
+        return model
+    core = inner(optimizer)
+    adoption: Adoption = core._distlr
+    rate, samples = float(core.learning_rate), core.samples_seen
+    if isinstance(core._learning_rate, keras.Variable):
+        core._learning_rate.assign(rate)
+    if adoption.scaled is not None and adoption.scaled.clock == "samples":
+        batch = adoption.scaled.batch
+        core._iterations.assign(round(samples / batch.base_batch) * batch.accumulation)
+    del core.__dict__["_distlr"]
+    core.__class__ = adoption.base_class
+    if isinstance(optimizer, AgreedLossScaleOptimizer):
+        optimizer.__class__ = keras.optimizers.LossScaleOptimizer
+    if isinstance(model, keras.Model):
+        model.train_function = None  # the traced one still computes distlr's rate
+    if type(core._learning_rate).__module__.startswith("distlr."):
+        _log.warning("The optimizer's schedule %s is distlr's own: loading still needs distlr.", core._learning_rate)
+    return model
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if isinstance(optimizer, (str, dict)):
+        hint = "write keras.optimizers.SGD(0.1), for example"
+        raise ConfigurationTypeError(received("optimizer", optimizer, "a Keras optimizer, made already", hint))
+    if isinstance(optimizer, keras.callbacks.Callback):
+        check_is_schedule(optimizer, "optimizer")
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        legacy = "tf_keras" in type(optimizer).__module__ or "legacy" in type(optimizer).__module__
+        hint = "legacy Keras is not supported: use keras.optimizers of Keras 3" if legacy else ""
+        raise ConfigurationTypeError(received("optimizer", optimizer, "an optimizer of Keras 3", hint))
+    if is_adopted(optimizer):
+        raise ConfigurationError(
+            f"The optimizer '{optimizer.name}' is adopted already; adopting it twice would scale its rate twice. To "
+            "mend it: call job.optimizer once for each optimizer."
+        )
+    if hasattr(optimizer, "optimizers"):
+        raise ConfigurationError(
+            received(
+                "optimizer",
+                optimizer,
+                "a single optimizer",
+                "call job.optimizer on each inner optimizer instead",
+            )
+        )
+
+
+def _check_strategy(optimizer: Any) -> None:
+    current, own = tf.distribute.get_strategy(), optimizer._distribution_strategy
+    if own is not current:
+        raise DistributionError(
+            f"The optimizer '{optimizer.name}' was made under {type(own).__name__}, and the current strategy is "
+            f"{type(current).__name__} with {current.num_replicas_in_sync} replicas. To mend it: make the optimizer, "
+            "and call job.optimizer, inside `with job.scope():`."
+        )
+
+
+def _check_accumulation(optimizer: Any, batch: GlobalBatch | None) -> None:
+    steps = optimizer.gradient_accumulation_steps or 1
+    if batch is not None and steps != batch.accumulation:
+        raise ConfigurationError(
+            f"The optimizer accumulates {steps} steps and the batch {batch.accumulation}, so the rate would be scaled "
+            f"for {batch.accumulation / steps:g} times the batch that is trained. To mend it: give both the same "
+            "number: gradient_accumulation_steps= of the optimizer and accumulation= of the batch."
+        )
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if steps > 1 and replicas > 1:
+        raise ConfigurationError(
+            received(
+                "gradient_accumulation_steps",
+                steps,
+                f"left out on {replicas} replicas of a tf.distribute strategy (Keras raises inside its merge call)",
+                "raise the batch per replica instead",
+            )
+        )

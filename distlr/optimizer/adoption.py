@@ -1,0 +1,107 @@
+"""What distlr keeps beside an adopted Keras optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distlr.batch import GlobalBatch
+from distlr.errors import DistributionError
+from distlr.optimizer.rate import RateCache
+from distlr.schedules import Scaled
+
+__all__ = ["PREFIX", "Adoption"]
+
+PREFIX = "distlr_"
+"""Begins the name of each variable of distlr's in a saved file and in a TensorFlow checkpoint."""
+
+_FNV_PRIME = 1_099_511_628_211
+
+
+class Adoption:
+    """The formula, and the variables that distlr adds to one optimizer.
+
+    A plain object, so that neither Keras' nor TensorFlow's attribute tracking sees into it: the
+    optimizer's own list of variables stays as Keras made it, position by position, and a TensorFlow
+    checkpoint of the plain optimizer restores into it.
+    """
+
+    def __init__(self, optimizer: Any, law: Callable[[tf.Tensor], tf.Tensor], scaled: Scaled | None) -> None:
+        self.base_class: type = type(optimizer)
+        self.strategy = tf.distribute.get_strategy()
+        self.law = law
+        self.scaled = scaled
+        self.rate_cache = RateCache()
+        self.waits_for_agreement = False
+        self.held_slots: dict[str, np.ndarray] = {}
+        self.held_states: dict[str, np.ndarray] = {}
+        self.named: dict[str, Any] = {}
+        self.multiplier = self._add(optimizer, "multiplier", np.float64(1))
+        self.samples_seen = self._add(optimizer, "samples_seen", np.int64(0))
+        # Written by each replica for itself and never synchronized: it is the proof, not part of the state.
+        self.digest = tf.Variable(
+            tf.zeros((), tf.int64),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.NONE,
+        )
+
+    @property
+    def batch(self) -> GlobalBatch | None:
+        """The batch that the rate is scaled for, or None without scaling."""
+        return None if self.scaled is None else self.scaled.batch
+
+    @property
+    def variables(self) -> list[Any]:
+        """The variables that distlr added, in the order in which they were made."""
+        return list(self.named.values())
+
+    def state(self, optimizer: Any, name: str, initial: np.ndarray) -> Any:
+        """The variable called `name`; made when first asked for, with what was loaded for it if anything was."""
+        if name not in self.named:
+            with self.strategy.scope():
+                self._add(optimizer, name, self.held_states.pop(name, initial))
+        return self.named[name]
+
+    def record(self, rate: tf.Tensor, updated: tf.Tensor) -> None:
+        """Folds the bits of an applied rate into this replica's digest (FNV: multiply, then add)."""
+        bits = tf.cast(tf.bitcast(tf.cast(rate, tf.float32), tf.int32), tf.int64)
+        self.digest.assign(tf.where(updated, self.digest * _FNV_PRIME + bits, self.digest))
+
+    def check_current_strategy(self, agreed: bool) -> None:
+        """Refuses an update under another strategy than the optimizer's, or on one replica's word alone."""
+        found = tf.distribute.get_strategy()
+        expected = self.strategy
+        if found is not expected:
+            raise DistributionError(
+                f"The optimizer belongs to {type(expected).__name__} with {expected.num_replicas_in_sync} replicas, "
+                f"but the model applies gradients under {type(found).__name__} with {found.num_replicas_in_sync}. One "
+                "of them was built outside job.scope(), so one device would train at the rate of all. To mend it: "
+                "build the model, make the optimizer and call compile inside `with job.scope():`."
+            )
+        if self.waits_for_agreement and not agreed and expected.num_replicas_in_sync > 1:
+            raise DistributionError(
+                "Keras' LossScaleOptimizer wraps the optimizer (compile does it by itself under mixed_float16) and "
+                "looks for overflows on one replica alone; with an overflow on another one the weights become -inf. "
+                "To mend it: train with fit(callbacks=job.callbacks([...])), or wrap before adopting: "
+                "job.optimizer(keras.optimizers.LossScaleOptimizer(optimizer), batch)."
+            )
+
+    def _add(self, optimizer: Any, name: str, value: Any) -> Any:
+        value = np.asarray(value)
+        variable = keras.Variable(
+            lambda shape, dtype: tf.constant(value, dtype),
+            shape=value.shape,
+            dtype=value.dtype.name,
+            trainable=False,
+            aggregation="only_first_replica",
+            name=PREFIX + name.replace("/", "_"),
+        )
+        self.named[name] = variable
+        # TensorFlow's checkpoints find it by this name, whatever the order in which callbacks came.
+        optimizer._track_trackable(variable, PREFIX + name.replace("/", "_"), overwrite=True)
+        return variable

@@ -1,0 +1,99 @@
+"""What a decider needs of an optimizer, distlr's or a plain one of Keras."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import keras
+
+from distlr.errors import ConfigurationError
+from distlr.optimizer.adopt import inner, is_adopted
+
+__all__ = ["RateHandle", "handle"]
+
+
+class RateHandle(Protocol):
+    """Reads and cuts the rate, and keeps a decider's state."""
+
+    @property
+    def rate(self) -> float:
+        """The rate of the next update."""
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether the rate still climbs."""
+
+    def multiply(self, factor: float) -> None:
+        """Multiplies the rate from the next update on."""
+
+    def read(self, name: str, initial: Sequence[float]) -> Sequence[float]:
+        """The state called `name`; `initial` before it was written for the first time."""
+
+    def write(self, name: str, values: Sequence[float]) -> None:
+        """Replaces the state called `name`."""
+
+
+class _Adopted:
+    """State in the optimizer's variables: saved, restored and broadcast with it."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = inner(optimizer)
+
+    @property
+    def rate(self) -> float:
+        return float(self._optimizer.learning_rate)
+
+    @property
+    def in_warmup(self) -> bool:
+        return bool(self._optimizer.in_warmup)
+
+    def multiply(self, factor: float) -> None:
+        self._optimizer.multiply_rate(factor)
+
+    def read(self, name: str, initial: Sequence[float]) -> Sequence[float]:
+        values: Sequence[float] = self._optimizer.state(name, initial).numpy()
+        return values
+
+    def write(self, name: str, values: Sequence[float]) -> None:
+        self._optimizer.state(name, values).assign(values)
+
+
+class _Plain:
+    """A float rate that Keras holds. The state lives with the handle and ends with the process."""
+
+    in_warmup = False
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self._states: dict[str, Sequence[float]] = {}
+
+    @property
+    def rate(self) -> float:
+        return float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
+
+    def multiply(self, factor: float) -> None:
+        self._optimizer.learning_rate = self.rate * factor
+
+    def read(self, name: str, initial: Sequence[float]) -> Sequence[float]:
+        return self._states.get(name, initial)
+
+    def write(self, name: str, values: Sequence[float]) -> None:
+        self._states[name] = values
+
+
+def handle(optimizer: Any) -> RateHandle:
+    """The handle of an optimizer.
+
+    Raises:
+        ConfigurationError: a plain Keras optimizer with a schedule, whose rate Keras cannot set.
+    """
+    if is_adopted(optimizer):
+        return _Adopted(optimizer)
+    if isinstance(inner(optimizer)._learning_rate, keras.Variable):
+        return _Plain(optimizer)
+    raise ConfigurationError(
+        f"The rate of the plain Keras optimizer '{optimizer.name}' is a schedule, "
+        f"{type(inner(optimizer)._learning_rate).__name__}, and Keras cannot cut it. To mend it: "
+        "optimizer = job.optimizer(optimizer, batch), before compile."
+    )

@@ -1,0 +1,69 @@
+"""Loss scaling in which all replicas agree whether a step is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+__all__ = ["AgreedLossScaleOptimizer", "agree"]
+
+
+@keras.saving.register_keras_serializable("distlr")
+class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Keras' `LossScaleOptimizer`, skipping a step on all replicas when any has a gradient that is not finite.
+
+    As shipped only the first replica's gradients are looked at (its comment holds that they are summed
+    already, which they are not): an overflow elsewhere makes the weights infinite.
+    """
+
+    def check_finite(self, grads: Sequence[Any]) -> tf.Tensor:
+        """Whether the gradients are finite on every replica, the same on each."""
+        finite = super().check_finite(grads)
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return finite
+        agreeing = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(finite, tf.float32))
+        return tf.equal(agreeing, context.num_replicas_in_sync)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the two that are its own; the inner optimizer saves its variables itself."""
+        if self.built:
+            store["step_counter"] = self.step_counter.numpy()
+            store["dynamic_scale"] = self.dynamic_scale.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads them, also from the numbered ones of Keras' class (iteration, rate, then these two)."""
+        keys = set(store.keys())
+        counter, scale = ("step_counter", "dynamic_scale") if "dynamic_scale" in keys else ("2", "3")
+        if scale not in keys:
+            return  # saved before the first step
+        held = (store[counter][()], store[scale][()])
+        if self.built:
+            self._assign(held)
+        else:
+            self.__dict__["_distlr_held"] = held
+
+    def build(self, var_list: Sequence[Any]) -> None:
+        """Builds once (Keras' class adds its two variables again at every call)."""
+        if self.built:
+            return
+        super().build(var_list)
+        held = self.__dict__.pop("_distlr_held", None)
+        if held is not None:
+            self._assign(held)
+
+    def _assign(self, held: tuple[Any, Any]) -> None:
+        self.step_counter.assign(held[0])
+        self.dynamic_scale.assign(held[1])
+
+
+def agree(optimizer: Any) -> Any:
+    """Makes a plain `LossScaleOptimizer` an agreeing one, in place; leaves any other optimizer alone."""
+    if type(optimizer) is keras.optimizers.LossScaleOptimizer:
+        optimizer.__class__ = AgreedLossScaleOptimizer
+    if isinstance(optimizer, AgreedLossScaleOptimizer):
+        optimizer.inner_optimizer.agreed_loss_scale = True
+    return optimizer

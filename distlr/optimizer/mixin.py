@@ -1,0 +1,231 @@
+"""What a Keras optimizer gains when distlr adopts it: the formula, the clock and the state."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distlr.errors import ConfigurationError
+from distlr.optimizer import saving
+from distlr.optimizer.adoption import Adoption
+from distlr.optimizer.rate import LearningRate, check_rate
+
+__all__ = ["ScaledOptimizer", "derived_class"]
+
+_log = logging.getLogger("distlr")
+
+
+@keras.saving.register_keras_serializable("distlr", "Optimizer")
+class ScaledOptimizer:
+    """Mixed in before a Keras optimizer's own class; `adopt` puts it there. Not built by hand.
+
+    `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`, computed once an update, in graph, in
+    float64, and cast at the end.
+    """
+
+    _distlr: Adoption
+    _iterations: Any
+    built: bool
+    gradient_accumulation_steps: int | None
+    agreed_loss_scale = False  # set by loss_scale.agree
+
+    # -- the rate ------------------------------------------------------------------------------------
+
+    @property
+    def learning_rate(self) -> Any:
+        """The rate of the next update. Assigning sets the rate *now*; the schedule keeps its shape.
+
+        Outside a graph it is a float that also has `assign` and `numpy`; in a graph it is a tensor.
+        """
+        adoption = self._distlr
+        computed = adoption.rate_cache.get()
+        if computed is not None:
+            return computed
+        rate = self._formula()
+        return LearningRate(rate.numpy(), self) if tf.executing_eagerly() else rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        check_rate(value)
+        adoption = self._distlr
+        full = adoption.law(self._time())
+        if not tf.executing_eagerly():
+            with tf.control_dependencies([tf.debugging.assert_positive(full, "the schedule is 0 here")]):
+                adoption.multiplier.assign(tf.cast(value, tf.float64) / full)
+            return
+        if float(full) == 0.0:
+            raise ConfigurationError(
+                f"The rate cannot be set to {float(value):g} now: the schedule is 0 at this point, and distlr keeps "
+                "its shape by multiplying. To mend it: set the rate before the schedule reaches 0, or give the "
+                "schedule a floor (for example `alpha` of CosineDecay)."
+            )
+        adoption.multiplier.assign(float(value) / float(full))
+        if self.in_warmup:
+            _log.info(
+                "The rate was set to %g during warmup; it goes on climbing with the warmup from there.",
+                float(value),
+            )
+
+    def multiply_rate(self, factor: float) -> None:
+        """Multiplies the rate from the next update on; plateau cuts and changes by hand go through here."""
+        multiplier = self._distlr.multiplier
+        multiplier.assign(float(multiplier.numpy()) * factor)
+
+    @property
+    def multiplier(self) -> float:
+        """The only part of the formula that changes during a run; 1 at the start."""
+        return float(self._distlr.multiplier.numpy())
+
+    @property
+    def samples_seen(self) -> int:
+        """The clock: samples of the data set passed by applied updates."""
+        return int(self._samples().numpy())
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether the rate still climbs."""
+        scaled = self._distlr.scaled
+        return scaled is not None and scaled.in_warmup(float(self._time()))
+
+    @property
+    def batch(self) -> Any:
+        """The `GlobalBatch` that the rate is scaled for, or None."""
+        return self._distlr.batch
+
+    def explain(self) -> dict[str, Any]:
+        """The parts of the formula as plain numbers."""
+        adoption = self._distlr
+        parts = adoption.scaled.explain() if adoption.scaled is not None else {"factor": 1.0, "clock": "steps"}
+        return {
+            **parts,
+            "optimizer": adoption.base_class.__name__,
+            "multiplier": self.multiplier,
+            "samples_seen": self.samples_seen,
+            "learning_rate": float(self.learning_rate),
+        }
+
+    def rate_digests(self) -> list[str]:
+        """One digest a replica on this process, over the bits of the rate of every update so far.
+
+        Each replica folds the rate that it applied into a number of its own, which is never synchronized;
+        equal digests prove that the replicas applied the same rates in the same order.
+        """
+        adoption = self._distlr
+        local = adoption.strategy.experimental_local_results(adoption.digest)
+        return [f"{int(value.numpy()) & (2**64 - 1):016x}" for value in local]
+
+    def _formula(self) -> tf.Tensor:
+        adoption = self._distlr
+        rate = adoption.law(self._time()) * tf.cast(adoption.multiplier, tf.float64)
+        return tf.cast(rate, keras.config.floatx())
+
+    def _time(self) -> tf.Tensor:
+        scaled = self._distlr.scaled
+        step = tf.convert_to_tensor(self._iterations)
+        return tf.cast(step, tf.float64) if scaled is None else scaled.time(step, self._samples())
+
+    def _samples(self) -> tf.Tensor:
+        adoption = self._distlr
+        samples = tf.convert_to_tensor(adoption.samples_seen)
+        if adoption.batch is None:
+            return samples
+        # A checkpoint of a plain Keras optimizer has updates but no clock: it ran at the base batch.
+        updates = tf.cast(self._iterations, tf.int64) // adoption.batch.accumulation
+        return tf.where(samples > 0, samples, updates * adoption.batch.base_batch)
+
+    # -- one update ----------------------------------------------------------------------------------
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
+        if len(grads) == 0:
+            return  # Keras applies nothing either, so the clock stands still
+        adoption = self._distlr
+        adoption.check_current_strategy(self.agreed_loss_scale)
+        rate = self._formula()
+        updated = self._is_update_step()
+        samples = self._samples()
+        with adoption.rate_cache.holding(rate):
+            super().apply(grads, trainable_variables)  # type: ignore[misc]
+        adoption.record(rate, updated)
+        if adoption.batch is not None:
+            adoption.samples_seen.assign(tf.where(updated, adoption.batch.advance(samples), samples))
+
+    def _is_update_step(self) -> tf.Tensor:
+        steps = self.gradient_accumulation_steps or 1
+        return tf.equal((tf.cast(self._iterations, tf.int64) + 1) % steps, 0)
+
+    @property
+    def loss_scale_factor(self) -> float | None:
+        """As in Keras; assigned by Keras' LossScaleOptimizer when it wraps this optimizer."""
+        return self.__dict__.get("loss_scale_factor")
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, value: float | None) -> None:
+        self.__dict__["loss_scale_factor"] = value
+        if "_distlr" in self.__dict__:
+            # Only LossScaleOptimizer.__init__ assigns this after construction. As shipped it looks at the
+            # gradients of one replica alone, so `apply` waits for a wrapper that asks all of them.
+            self._distlr.waits_for_agreement = True
+
+    # -- state ---------------------------------------------------------------------------------------
+
+    @property
+    def variables(self) -> list[Any]:
+        return super().variables + self._distlr.variables  # type: ignore[misc]
+
+    def build(self, variables: Sequence[Any]) -> None:
+        was_built = self.built
+        super().build(variables)  # type: ignore[misc]
+        self.built = True
+        if not was_built:
+            saving.load_held_slots(self)
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        own = len(self._distlr.variables)
+        super().set_weights(weights[: len(weights) - own])  # type: ignore[misc]
+        for variable, weight in zip(self._distlr.variables, weights[len(weights) - own :], strict=True):
+            variable.assign(weight)
+
+    def state(self, name: str, initial: Sequence[float]) -> Any:
+        """A float64 optimizer variable of its own for a callback that decides, made when first asked for.
+
+        It is saved, loaded and broadcast with the optimizer. One loaded before it was asked for is kept.
+        """
+        return self._distlr.state(self, name, np.asarray(initial, np.float64))
+
+    def save_own_variables(self, store: Any) -> None:
+        saving.save(self, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        saving.load(self, store)
+
+    def get_config(self) -> dict[str, Any]:
+        adoption = self._distlr
+        derived = type(self)
+        self.__class__ = adoption.base_class  # so that Keras serializes the plain optimizer
+        try:
+            plain = keras.saving.serialize_keras_object(self)
+        finally:
+            self.__class__ = derived
+        return {"optimizer": plain, "scaling": None if adoption.scaled is None else adoption.scaled.options()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        from distlr.optimizer.adopt import adopt_from_config
+
+        return adopt_from_config(config, custom_objects)
+
+
+@functools.cache
+def derived_class(base: type) -> type:
+    """The class that an optimizer of class `base` gets: a subclass of it, one for each base."""
+    name = f"Distlr{base.__name__}"
+    derived = type(name, (ScaledOptimizer, base), {"__module__": ScaledOptimizer.__module__})
+    # All derived classes share one registered name: `from_config` is the same for each, and tells them
+    # apart by the plain optimizer inside the config. The last registration standing is as good as any.
+    return keras.saving.register_keras_serializable("distlr", "Optimizer")(derived)

@@ -1,0 +1,94 @@
+"""The rate as a value: what `optimizer.learning_rate` gives, and how it is computed once an update."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from distlr.errors import ConfigurationError, ConfigurationTypeError, received
+
+__all__ = ["LearningRate", "RateCache", "check_rate"]
+
+
+class LearningRate(float):
+    """A reading of the current rate: a float, with the methods of the variable that people expect.
+
+    It does not change when the rate does; read `optimizer.learning_rate` again.
+    """
+
+    _optimizer: Any
+
+    def __new__(cls, value: float, optimizer: Any) -> LearningRate:
+        reading = super().__new__(cls, value)
+        reading._optimizer = optimizer
+        return reading
+
+    def assign(self, value: Any) -> None:
+        """Sets the optimizer's rate, as `optimizer.learning_rate = value` does."""
+        self._optimizer.learning_rate = value
+
+    def numpy(self) -> np.float32:
+        """The rate as Keras' variable gives it."""
+        return np.float32(self)
+
+    @property
+    def value(self) -> float:
+        """The rate as a plain float."""
+        return float(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return float, (float(self),)
+
+
+class RateCache:
+    """The rate tensor of the update in progress, a slot a thread.
+
+    `MirroredStrategy` runs each replica's step in a thread of its own and the update of the variables in
+    the main thread; there any replica's tensor will do, since all replicas compute the same rate.
+    """
+
+    def __init__(self) -> None:
+        self._rates: dict[int, tf.Tensor] = {}
+
+    def get(self) -> tf.Tensor | None:
+        """The tensor to use here, or None when no update is in progress."""
+        rate = self._rates.get(threading.get_ident())
+        if rate is None and self._rates and tf.distribute.in_cross_replica_context():
+            return next(iter(self._rates.values()))
+        return rate
+
+    @contextlib.contextmanager
+    def holding(self, rate: tf.Tensor) -> Iterator[None]:
+        """Holds the rate of this thread's update."""
+        self._rates[threading.get_ident()] = rate
+        try:
+            yield
+        finally:
+            del self._rates[threading.get_ident()]
+
+
+def check_rate(value: Any) -> None:
+    """Refuses what is no rate to set: not a number, negative, NaN or infinite."""
+    if tf.is_tensor(value) and not tf.executing_eagerly():
+        return
+    if callable(value) or isinstance(value, (bool, str)):
+        raise ConfigurationTypeError(
+            received(
+                "learning_rate",
+                value,
+                "a number when it is assigned to an optimizer of distlr",
+                "give a schedule to the optimizer when it is made; a callback to fit(callbacks=job.callbacks([...]))",
+            )
+        )
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ConfigurationTypeError(received("learning_rate", value, "a number")) from None
+    if not math.isfinite(number) or number < 0:
+        raise ConfigurationError(received("learning_rate", number, "finite and at least 0"))

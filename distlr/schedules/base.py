@@ -1,0 +1,108 @@
+"""The base of distlr's schedules, and the float64 view of anybody's schedule."""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import distlr._environment  # noqa: F401  (checks the installation first)
+from distlr.errors import ConfigurationError, ConfigurationTypeError, received
+
+__all__ = ["Schedule", "as_float64", "check_is_schedule", "has_warmup"]
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
+    """A pure function of time, computed in float64 and cast once at the end.
+
+    Time `t` is in *base steps*: optimizer updates at the batch that the rate was tuned at. A value
+    changes at `t >= boundary` (half-open intervals), everywhere in distlr. A subclass writes `at`
+    with elementwise TensorFlow operations and `get_config`; it keeps no state.
+    """
+
+    @abc.abstractmethod
+    def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at time `t`: float64 of any shape in, float64 of the same shape out."""
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """The rate at `step`, in Keras' float type (float32 unless configured otherwise)."""
+        return tf.cast(self.at(tf.cast(step, tf.float64)), keras.config.floatx())
+
+
+def as_float64(schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Gives the function `t -> rate` of a schedule, float64 in and out.
+
+    Keras' own shapes compute in the type of their first argument, a Python float and thus float32,
+    where t = 2^24 equals 2^24 + 1 and a long cosine is off by more than 1e-6. A copy whose floats are
+    `np.float64` computes in float64 instead. A user's schedule is asked with the widest type of step
+    that it accepts: float64, float32, then the int64 that Keras itself would pass.
+
+    Raises:
+        ConfigurationError: the schedule accepts none of these.
+    """
+    if isinstance(schedule, Schedule):
+        return schedule.at
+    if type(schedule).__module__.split(".")[0] == "keras":
+        precise = _with_float64(schedule)
+        return lambda t: tf.cast(precise(t), tf.float64)
+    dtype = _accepted_step(schedule)
+    return lambda t: tf.cast(schedule(_cast_step(t, dtype)), tf.float64)
+
+
+def _cast_step(t: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    return tf.cast(tf.floor(t) if dtype.is_integer else t, dtype)
+
+
+def _accepted_step(schedule: Any) -> tf.DType:
+    failure: Exception | None = None
+    with tf.init_scope():
+        for dtype in (tf.float64, tf.float32, tf.int64):
+            try:
+                tf.cast(schedule(tf.zeros((), dtype)), tf.float64)
+            except Exception as error:  # anything that user code may raise
+                failure = error
+            else:
+                return dtype
+    raise ConfigurationError(
+        f"The schedule {schedule!r} can be called neither with a float step nor with an int64 step at 0. "
+        f"It failed with {type(failure).__name__}: {failure}"
+    ) from failure
+
+
+def _with_float64(value: Any) -> Any:
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        precise = copy.copy(value)
+        precise.__dict__.update({name: _with_float64(item) for name, item in vars(value).items()})
+        return precise
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_float64(item) for item in value)
+    return np.float64(value) if isinstance(value, float) else value
+
+
+def has_warmup(schedule: Any) -> bool:
+    """Whether a schedule climbs by itself: Keras' `warmup_target`, or a `warmup_steps` that is not 0."""
+    if getattr(schedule, "warmup_target", None) is not None:
+        return True
+    steps = getattr(schedule, "warmup_steps", 0)
+    return isinstance(steps, (int, float)) and steps > 0
+
+
+def check_is_schedule(schedule: Any, argument: str = "schedule") -> None:
+    """Refuses what is no schedule, a callback above all, and says what to write instead."""
+    if isinstance(schedule, keras.callbacks.Callback):
+        name = type(schedule).__name__
+        raise ConfigurationTypeError(
+            f"`{argument}` is the rate, and {name} is a callback, which watches the training and changes the "
+            f"rate. Received: {argument}={schedule!r}. To mend it: write a float or a schedule here, for "
+            f"example keras.optimizers.SGD(learning_rate=0.1), and give the callback to "
+            f"model.fit(callbacks=job.callbacks([{name}(...)]))."
+        )
+    if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        raise ConfigurationTypeError(
+            received(argument, schedule, "a float, a Keras LearningRateSchedule or a function of the epoch")
+        )

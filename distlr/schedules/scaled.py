@@ -1,0 +1,257 @@
+"""The formula: a schedule for the base batch, scaled for the global batch. This file sets the rate."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distlr import scaling
+from distlr.batch import Duration, GlobalBatch
+from distlr.errors import ConfigurationError, ConfigurationTypeError, received
+from distlr.scaling import Rule, rule_name
+from distlr.schedules.base import Schedule, as_float64, check_is_schedule
+from distlr.schedules.constant import Constant
+from distlr.schedules.per_epoch import PerEpoch
+from distlr.schedules.warmup import Warmup
+
+__all__ = ["CLOCKS", "Scaled", "as_schedule", "scale"]
+
+CLOCKS = ("samples", "steps")
+
+_log = logging.getLogger("distlr")
+
+
+@keras.saving.register_keras_serializable("distlr")
+class Scaled(Schedule):
+    """`lr(t) = schedule(t) * factor(k) * warmup(t)`, with k = global batch / base batch.
+
+    The optimizer of `job.optimizer` asks it with the time that `time` gives (`at`); a plain Keras
+    optimizer asks it with its own step count (`__call__`), and it does the counting itself.
+
+    Args:
+        schedule: the rate written for the base batch, as in the one-GPU script.
+        batch: the `GlobalBatch` of the job.
+        rule: "linear" (the default), "sqrt", "none" or a function `k -> factor`; see `distlr.scaling`.
+        warmup: the length of the climb as a duration ("5ep", "100ba", "60000sp", "0.05dur"), or None.
+        warmup_from: the share of the full rate at the start, in [0, 1]. By default `min(1, 1 / factor)`: the
+            climb begins at the base rate (Goyal et al. 2017, arXiv 1706.02677, section 2.2).
+        warmup_shape: "linear", "exponential", "cosine" or "polynomial"; see `schedules.Warmup`.
+        clock: "samples" counts time in samples, so 90 epochs stay 90 epochs on any number of replicas;
+            "steps" scales the rate alone and leaves time as Keras counts it.
+    """
+
+    def __init__(
+        self,
+        schedule: Any,
+        batch: GlobalBatch,
+        rule: Rule = "linear",
+        warmup: str | Duration | None = None,
+        warmup_from: float | None = None,
+        warmup_shape: str = "linear",
+        clock: str = "samples",
+    ) -> None:
+        if not isinstance(batch, GlobalBatch):
+            raise ConfigurationTypeError(
+                received("batch", batch, "a GlobalBatch", "make it with job.batch(per_replica=..., base_batch=...)")
+            )
+        if isinstance(schedule, Scaled):
+            raise ConfigurationError(
+                "The schedule is scaled for the global batch already; scaling twice would multiply the rate by "
+                f"{schedule.factor:g} once more. To mend it: hand over the schedule of the one-GPU script, and scale "
+                "in one place, distlr.scale or job.optimizer."
+            )
+        check_is_schedule(schedule)
+        if clock not in CLOCKS:
+            raise ConfigurationError(received("clock", clock, "'samples' or 'steps'"))
+        self.schedule = schedule
+        self.batch = batch
+        self.rule = rule
+        self.clock = clock
+        self.factor: float = scaling.factor(rule, batch.ratio)
+        self.warmup = None if warmup is None else Duration.parse(warmup, argument="warmup")
+        self.warmup_from = warmup_from
+        self.warmup_shape = warmup_shape
+        timed = schedule
+        if isinstance(timed, PerEpoch) and timed.steps_per_epoch is None:
+            timed = timed.with_steps_per_epoch(self._time_of(Duration.parse("1ep")))
+        self._warmup = self._make_warmup(timed)
+        self._inner = as_float64(timed)
+
+    def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The formula without the multiplier, at time `t` of the chosen clock."""
+        if self._warmup is not None:
+            return self._warmup.at(t) * self.factor
+        return self._inner(t) * self.factor
+
+    def time(self, step: tf.Tensor, samples: tf.Tensor) -> tf.Tensor:
+        """The time of the chosen clock: `samples / base_batch`, in base steps, or Keras' own `step`."""
+        if self.clock == "steps":
+            return tf.cast(step, tf.float64)
+        return tf.cast(samples, tf.float64) / self.batch.base_batch
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """The rate at a *real* step of Keras, of which an update takes `batch.accumulation`."""
+        step = tf.cast(step, tf.int64)
+        samples = self.batch.samples_at(step // self.batch.accumulation)
+        return tf.cast(self.at(self.time(step, samples)), keras.config.floatx())
+
+    def in_warmup(self, t: float) -> bool:
+        """Whether the rate still climbs at time `t`."""
+        return self._warmup is not None and t < self._warmup.warmup_steps
+
+    def explain(self) -> dict[str, Any]:
+        """The parts of the formula as plain numbers; `job.explain()` and the start line show them."""
+        base_rate = float(self._inner(tf.zeros((), tf.float64)))
+        climb = None
+        if self._warmup is not None and self.warmup is not None:
+            climb = {
+                "duration": str(self.warmup),
+                "updates": self.batch.to_updates(self.warmup),
+                "epochs": self.batch.to_epochs(self.warmup) if self.batch.samples_per_epoch else None,
+                "from": self._warmup.start,
+                "shape": self.warmup_shape,
+            }
+        return {
+            "base_rate": base_rate,
+            "peak_rate": base_rate * self.factor,
+            "base_batch": self.batch.base_batch,
+            "global_batch": self.batch.size,
+            "ratio": self.batch.ratio,
+            "rule": rule_name(self.rule),
+            "factor": self.factor,
+            "clock": self.clock,
+            "warmup": climb,
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), **self.options()}
+
+    def options(self) -> dict[str, Any]:
+        """All arguments but the schedule, as JSON; a rule of the user's own is kept as its factor."""
+        return {
+            "batch": self.batch.to_dict(),
+            "rule": self.rule if isinstance(self.rule, str) else {"factor": self.factor, "k": self.batch.ratio},
+            "warmup": None if self.warmup is None else str(self.warmup),
+            "warmup_from": self.warmup_from,
+            "warmup_shape": self.warmup_shape,
+            "clock": self.clock,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Scaled:
+        config = dict(config)
+        schedule = keras.saving.deserialize_keras_object(config.pop("schedule"))
+        return cls(schedule, **options_from_config(config))
+
+    def _time_of(self, duration: Duration) -> float:
+        if self.clock == "samples":
+            return float(self.batch.to_base_steps(duration))
+        return float(self.batch.to_updates(duration) * self.batch.accumulation)
+
+    def _make_warmup(self, schedule: Any) -> Warmup | None:
+        if self.warmup is None:
+            if self.warmup_from is not None:
+                raise ConfigurationError(
+                    received("warmup_from", self.warmup_from, "left out when there is no warmup", "add `warmup=`")
+                )
+            return None
+        start = min(1.0, 1.0 / self.factor) if self.warmup_from is None else self.warmup_from
+        steps = self._time_of(self.warmup)
+        run = self.batch.duration
+        if run is not None and steps >= self._time_of(run):
+            raise ConfigurationError(
+                received(
+                    "warmup",
+                    str(self.warmup),
+                    f"shorter than the run of {run}",
+                    "shorten it, or lengthen the run",
+                )
+            )
+        if steps == 0 or start == 1:
+            why = "its length is 0" if steps == 0 else f"it starts at the full rate (the factor is {self.factor:g})"
+            _log.info("warmup=%s does nothing: %s.", self.warmup, why)
+            return None
+        return Warmup(schedule, steps, start, self.warmup_shape)
+
+
+def options_from_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Turns `Scaled.options()` back into arguments."""
+    config = dict(config)
+    batch = GlobalBatch.from_dict(config.pop("batch"))
+    rule = config.pop("rule")
+    return {"batch": batch, "rule": _KeptFactor(**rule) if isinstance(rule, dict) else rule, **config}
+
+
+class _KeptFactor:
+    """A rule that was a function when it was saved: its factor is known for one k alone."""
+
+    def __init__(self, factor: float, k: float) -> None:
+        self.factor, self.k = factor, k
+
+    def __call__(self, k: float) -> float:
+        if k != self.k:
+            raise ConfigurationError(
+                f"The saved scaling rule is a function that is known at k={self.k:g} alone (factor {self.factor:g}). "
+                f"Received: k={k:g}. To mend it: pass `rule=` again."
+            )
+        return self.factor
+
+
+def as_schedule(rate: Any, batch: GlobalBatch, initial_learning_rate: float | None = None) -> Any:
+    """Turns what people write for a rate into a schedule: a float, a per-epoch function, or a schedule."""
+    if isinstance(rate, (int, float)) and not isinstance(rate, bool):
+        return Constant(rate)
+    is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    if callable(rate) and not is_schedule and not isinstance(rate, keras.callbacks.Callback):
+        if batch.duration is None:
+            raise ConfigurationError(
+                received("duration", None, "given with a per-epoch function", 'add duration="90ep" to the batch')
+            )
+        epochs = -(-batch.to_samples(batch.duration) // batch.to_samples("1ep"))
+        return PerEpoch(rate, initial_learning_rate, epochs=int(epochs))
+    return rate
+
+
+def scale(
+    schedule: Any,
+    batch: GlobalBatch,
+    rule: Rule = "linear",
+    warmup: str | Duration | None = None,
+    *,
+    warmup_from: float | None = None,
+    warmup_shape: str = "linear",
+    clock: str = "samples",
+    initial_learning_rate: float | None = None,
+) -> Scaled:
+    """Scales a rate for the global batch: a Keras schedule that takes real steps, for any Keras optimizer.
+
+    `lr(step) = schedule(t) * factor(k) * warmup(t)` with `t = samples_seen(step) / base_batch`; see `Scaled`
+    for the arguments. It has no state: what changes in a run (plateau cuts, changes by hand) needs
+    `job.optimizer` instead.
+
+    Args:
+        schedule: a Keras `LearningRateSchedule`, a float, or a per-epoch function `f(epoch)` or `f(epoch, lr)`
+            (then the batch needs `duration`, and `f(epoch, lr)` needs `initial_learning_rate`).
+        initial_learning_rate: the rate that a per-epoch function `f(epoch, lr)` starts from.
+
+    >>> from distlr import GlobalBatch, scale
+    >>> batch = GlobalBatch(64, replicas=8, base_batch=128)
+    >>> float(scale(0.25, batch, warmup="100ba")(50))  # half of the way from x1 to x4
+    0.625
+    """
+    if not isinstance(batch, GlobalBatch):
+        raise ConfigurationTypeError(
+            received("batch", batch, "a GlobalBatch", "write distlr.GlobalBatch(64, replicas=8, base_batch=128)")
+        )
+    return Scaled(
+        as_schedule(schedule, batch, initial_learning_rate),
+        batch,
+        rule,
+        warmup,
+        warmup_from,
+        warmup_shape,
+        clock,
+    )

@@ -1,0 +1,65 @@
+"""Simulated replicas: n logical devices of one real device."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from distlr.errors import DistributionError
+
+__all__ = ["simulated"]
+
+_MEMORY_SHARE = 0.9
+
+
+def simulated(replicas: int) -> tf.distribute.Strategy:
+    """A `MirroredStrategy` over `replicas` logical devices: parts of the one GPU, if there is one, else CPUs.
+
+    Everything but the speed is that of real devices: each replica has its own copy of the variables and
+    its own share of the batch, and the gradients are summed across them.
+
+    Raises:
+        DistributionError: TensorFlow has started already, with fewer logical devices.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    kind = "GPU" if gpus else "CPU"
+    device = (gpus or tf.config.list_physical_devices("CPU"))[0]
+    configured = tf.config.get_logical_device_configuration(device)
+    if configured is None or len(configured) < replicas:
+        try:
+            tf.config.set_logical_device_configuration(device, _parts(device, kind, replicas))
+        except RuntimeError as error:
+            raise DistributionError(
+                f"{replicas} simulated replicas need {replicas} logical {kind}s, and TensorFlow has started with "
+                f"{len(tf.config.list_logical_devices(kind))}. To mend it: call distlr.init before the first "
+                "TensorFlow operation."
+            ) from error
+    return tf.distribute.MirroredStrategy([f"/{kind}:{i}" for i in range(replicas)])
+
+
+def _parts(device: tf.config.PhysicalDevice, kind: str, replicas: int) -> list[tf.config.LogicalDeviceConfiguration]:
+    if kind == "CPU":
+        return [tf.config.LogicalDeviceConfiguration() for _ in range(replicas)]
+    share = int(_gpu_memory(device) * _MEMORY_SHARE / replicas)
+    return [tf.config.LogicalDeviceConfiguration(memory_limit=share) for _ in range(replicas)]
+
+
+def _gpu_memory(device: tf.config.PhysicalDevice) -> int:
+    """The GPU's memory in MB, asked of the driver, since asking TensorFlow would start it."""
+    import subprocess
+
+    answer = subprocess.run(
+        ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    index = int(device.name.rsplit(":", 1)[1])
+    lines = answer.stdout.split()
+    if answer.returncode or len(lines) <= index:
+        raise DistributionError(
+            f"The memory of {device.name} could not be read from nvidia-smi, so it cannot be split. "
+            f"Received: exit status {answer.returncode}, {answer.stderr.strip()!r}. To mend it: hide the GPU "
+            "(CUDA_VISIBLE_DEVICES=-1) to simulate on CPUs."
+        )
+    return int(lines[index])

@@ -1,0 +1,113 @@
+"""Fixtures of all tests: four logical CPUs to place replicas on, and a check that no test leaks."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+# Before anything can import TensorFlow: its start-up lines would drown the reports.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+from hypothesis import settings
+
+# Machines are noisy, so an example has no deadline of its own; CI tries the same examples every time.
+settings.register_profile("distlr", deadline=None, derandomize="CI" in os.environ, database=None, print_blob=True)
+settings.load_profile("distlr")
+
+LOGICAL_CPUS = 4
+
+# What importing TensorFlow (and what it imports) sets in its own process, once.
+_SET_BY_IMPORTS = frozenset(
+    {
+        "ENABLE_RUNTIME_UPTIME_TELEMETRY",
+        "HDF5_PLUGIN_PATH",
+        "KERAS_BACKEND",
+        "KMP_DUPLICATE_LIB_OK",
+        "KMP_INIT_AT_FORK",
+        "PYTEST_CURRENT_TEST",
+        "TF2_BEHAVIOR",
+        "TPU_ML_PLATFORM",
+        "TPU_ML_PLATFORM_VERSION",
+    }
+)
+
+
+class _SplitCpuOnImport(importlib.abc.MetaPathFinder):
+    """Splits the CPU the moment anything imports TensorFlow.
+
+    TensorFlow takes the split only before it starts, and once in a process. A fixture comes too late for
+    tests that import it in their bodies, and would import it for those that do not need it.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "tensorflow":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                cpu = module.config.list_physical_devices("CPU")[0]
+                each = module.config.LogicalDeviceConfiguration()
+                module.config.set_logical_device_configuration(cpu, [each] * LOGICAL_CPUS)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, _SplitCpuOnImport())
+
+
+@pytest.fixture(scope="session")
+def four_cpus() -> list[str]:
+    """The names of the four logical CPU devices that every test has: `["CPU:0", ..., "CPU:3"]`."""
+    import tensorflow as tf
+
+    devices = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices("CPU")]
+    assert devices == [f"CPU:{index}" for index in range(LOGICAL_CPUS)]
+    return devices
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> Iterator[None]:
+    """Fails a test that leaves an environment variable changed or a non-daemon thread running."""
+    environment, threads = _environment(), set(threading.enumerate())
+    yield
+    after = _environment()
+    changed = sorted(key for key in environment.keys() | after.keys() if environment.get(key) != after.get(key))
+    if changed:
+        # The next test starts from what this one found.
+        for key in changed:
+            if key in environment:
+                os.environ[key] = environment[key]
+            else:
+                del os.environ[key]
+        pytest.fail(f"The test left environment variables changed: {', '.join(changed)}. Use monkeypatch.")
+    leaked = _running_since(threads)
+    if leaked:
+        names = ", ".join(sorted(thread.name for thread in leaked))
+        pytest.fail(f"The test left threads running: {names}. Join them.")
+
+
+def _environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key not in _SET_BY_IMPORTS}
+
+
+def _running_since(before: set[threading.Thread], grace: float = 1.0) -> set[threading.Thread]:
+    """Non-daemon threads that are not in `before` and still run after `grace` seconds."""
+    end = time.monotonic() + grace
+    while True:
+        new = {thread for thread in threading.enumerate() if thread not in before and not thread.daemon}
+        if not new or time.monotonic() > end:
+            return new
+        time.sleep(0.01)

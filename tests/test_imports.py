@@ -1,0 +1,252 @@
+"""Who may import whom (ARCHITECTURE.md), read from the source: nothing is imported or run here.
+
+"Reaches" means at import time: module-level imports, through other modules of the package and through
+the packages that hold them. "Imports" means a module's own statements, in functions and under
+`TYPE_CHECKING` too.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FRAMEWORKS = {"horovod", "keras", "tensorflow", "tf_keras"}
+CONTROL = (
+    "batch",
+    "scaling",
+    "plateau",
+    "errors",
+    "communicators.base",
+    "communicators.detect",
+    "communicators.single",
+    "communicators.threads",
+)
+CONTROL_LATER = ("communicators.mpi",)
+HOROVOD = {"distlr.communicators.horovod", "distlr.horovod"}
+# The contract, and the reading of the launcher's environment.
+NO_BACKENDS = {"distlr.communicators.base", "distlr.communicators.detect"}
+# What Keras keeps private in its optimizers. `_backend_` and `_overwrite_` are prefixes.
+OPTIMIZER_INTERNALS = {
+    "_accumulated_gradients",
+    "_apply_weight_decay",
+    "_clip_gradients",
+    "_get_current_learning_rate",
+    "_iterations",
+    "_learning_rate",
+    "_trainable_variables",
+    "_use_weight_decay",
+}
+OPTIMIZER_PREFIXES = ("_backend_", "_overwrite_")
+CODE_FROM_DATA = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_name(path): path for path in sorted((ROOT / "distlr").rglob("*.py"))}
+
+
+@functools.cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    """The absolute name of what a `from ... import` names before `import`."""
+    if not node.level:
+        return node.module or ""
+    package = module.split(".")
+    drop = node.level - (MODULES[module].name == "__init__.py")
+    base = package[: len(package) - drop]
+    return ".".join([*base, node.module] if node.module else base)
+
+
+def _named(module: str, node: ast.AST) -> Iterator[str]:
+    """The modules that one node imports, by absolute names; `from a import b` is `a.b` if that is one."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        source = _absolute(module, node)
+        for alias in node.names:
+            inner = f"{source}.{alias.name}"
+            yield inner if inner in MODULES or source == "distlr" else source
+    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if function in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+            yield node.args[0].value
+
+
+def _at_import_time(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run while the module is imported: no function bodies, nothing under TYPE_CHECKING."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for other in child.orelse:
+                yield other
+                yield from _at_import_time(other)
+            continue
+        yield child
+        yield from _at_import_time(child)
+
+
+@functools.cache
+def _imports(module: str) -> frozenset[str]:
+    """All that a module's own statements import, wherever they stand."""
+    return frozenset(name for node in ast.walk(_tree(module)) for name in _named(module, node))
+
+
+@functools.cache
+def _runs(module: str) -> frozenset[str]:
+    """What a module imports while it is imported itself, with the packages that hold each."""
+    names = {name for node in _at_import_time(_tree(module)) for name in _named(module, node)} | {module}
+    return frozenset(name.rsplit(".", up)[0] if up else name for name in names for up in range(name.count(".") + 1))
+
+
+def _reaches(module: str) -> dict[str, tuple[str, ...]]:
+    """Every module that importing `module` imports, with the chain that leads to it."""
+    chains: dict[str, tuple[str, ...]] = {module: (module,)}
+    todo = [module]
+    while todo:
+        current = todo.pop()
+        for name in sorted(_runs(current)):
+            if name not in chains:
+                chains[name] = (*chains[current], name)
+                if name in MODULES:
+                    todo.append(name)
+    return chains
+
+
+def _top(names: Iterable[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def _under(package: str) -> list[str]:
+    return [module for module in MODULES if module == package or module.startswith(f"{package}.")]
+
+
+def _is_or_under(name: str, packages: Iterable[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _cases() -> list[str]:
+    later = [f"distlr.{name}" for name in CONTROL_LATER]
+    return [f"distlr.{name}" for name in CONTROL] + [name for name in later if name in MODULES]
+
+
+@pytest.mark.parametrize("module", _cases())
+def test_the_control_plane_never_imports_a_framework(module):
+    assert module in MODULES, f"{module} is gone: this rule would hold nothing"
+    assert not _top(_imports(module)) & FRAMEWORKS
+    chains = _reaches(module)
+    reached = {name: " -> ".join(chain) for name, chain in chains.items() if _top([name]) & FRAMEWORKS}
+    assert not reached
+
+
+@pytest.mark.parametrize("module", ["distlr", *_under("distlr.cli")])
+def test_the_package_and_the_command_start_without_a_framework(module):
+    chains = _reaches(module)
+    reached = {name: " -> ".join(chain) for name, chain in chains.items() if _top([name]) & FRAMEWORKS}
+    assert not reached
+
+
+def test_schedules_know_no_rank_and_no_optimizer():
+    modules = _under("distlr.schedules")
+    assert modules
+    barred = (
+        "distlr.callbacks",
+        "distlr.communicators",
+        "distlr.job",
+        "distlr.optimizer",
+        "distlr.strategies",
+    )
+    for module in modules:
+        found = {name for name in _imports(module) | _reaches(module).keys() if _is_or_under(name, barred)}
+        assert not found, module
+
+
+def test_callbacks_know_no_backend():
+    modules = _under("distlr.callbacks")
+    assert modules
+    for module in modules:
+        found = {
+            name for name in _imports(module) if name.startswith("distlr.communicators.") and name not in NO_BACKENDS
+        }
+        assert not found, module
+        assert not _top(_imports(module)) & {"horovod", "mpi4py"}, module
+
+
+def test_only_the_optimizer_touches_what_keras_keeps_private_in_its_optimizers():
+    outside = [module for module in MODULES if not _is_or_under(module, ["distlr.optimizer"])]
+    found = {
+        f"{MODULES[module].relative_to(ROOT)}:{line}": name
+        for module in outside
+        for line, name in _attributes(_tree(module))
+        if name in OPTIMIZER_INTERNALS or name.startswith(OPTIMIZER_PREFIXES)
+    }
+    assert not found
+
+
+def _attributes(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Names of attributes that are read, written, defined as methods, or named to getattr and setattr."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.FunctionDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr", "setattr"):
+            for argument in node.args[1:2]:
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    yield node.lineno, argument.value
+
+
+def test_horovod_is_imported_by_its_backend_and_its_drop_in_alone():
+    assert {module for module in MODULES if "horovod" in _top(_imports(module))} <= HOROVOD
+
+
+def test_nothing_turns_data_into_code():
+    found = []
+    for module in MODULES:
+        found += [f"{module} imports {name}" for name in sorted(_top(_imports(module)) & CODE_FROM_DATA)]
+        for node in ast.walk(_tree(module)):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("compile", "eval", "exec")
+            ):
+                found.append(f"{module}:{node.lineno} calls {node.func.id}")
+    assert not found
+
+
+def test_the_reader_of_imports_reads_them(tmp_path, monkeypatch):
+    """The rules above hold only if what they read is right."""
+    files = {
+        "distlr.a": "import os\nfrom .c import x\ndef f():\n    import keras\n",
+        "distlr.b": "if typing.TYPE_CHECKING:\n    import tensorflow\nfrom distlr import a\n",
+        "distlr.c": "try:\n    import horovod.tensorflow as hvd\nexcept ImportError:\n    hvd = None\n",
+        "distlr.d": "import importlib\nclass K:\n    m = importlib.import_module('tensorflow.keras')\n",
+    }
+    paths = {}
+    for name, text in files.items():
+        paths[name] = tmp_path / f"{name}.py"
+        paths[name].write_text(text, encoding="utf-8")
+    for function in (_tree, _imports, _runs):
+        function.cache_clear()
+    monkeypatch.setitem(globals(), "MODULES", paths)
+    try:
+        assert _top(_imports("distlr.a")) == {"os", "distlr", "keras"}
+        assert "keras" not in _reaches("distlr.a")
+        assert _reaches("distlr.b")["horovod"] == ("distlr.b", "distlr.a", "distlr.c", "horovod")
+        assert "tensorflow" in _imports("distlr.b")
+        assert "tensorflow" not in _reaches("distlr.b")
+        assert "tensorflow" in _reaches("distlr.d")
+    finally:
+        for function in (_tree, _imports, _runs):
+            function.cache_clear()
