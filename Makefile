@@ -2,7 +2,7 @@
 PYTHON     ?= python3
 TF         ?= cpu
 OLDEST_PYTHON ?=
-DEMO_ARGS  ?= --data digits --run-dir runs/demo
+DEMO_ARGS  ?= --data digits --patience 2 --run-dir runs/demo
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 VENV       := .venv

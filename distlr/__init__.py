@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os.path
+import sys
 from typing import TYPE_CHECKING, Any
 
 from distlr._version import __version__
@@ -44,7 +46,10 @@ __all__ = [
     "testing",
 ]
 
-if importlib.util.find_spec("tensorflow") is None:
+# The `distlr` command answers without TensorFlow; a program that imports the package needs it. Looking for
+# it is quick: nothing is imported here.
+_IS_COMMAND = bool(sys.argv) and os.path.splitext(os.path.basename(sys.argv[0]))[0] == "distlr"
+if not _IS_COMMAND and importlib.util.find_spec("tensorflow") is None:
     raise ImportError('distlr needs TensorFlow 2.16 or later: pip install "distlr[cpu]" (or "distlr[gpu]")')
 
 _HOMES = {

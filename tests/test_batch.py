@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distlr.batch import Duration, GlobalBatch
@@ -107,6 +107,7 @@ BAD_DURATIONS: list[tuple[Any, type[Exception], str]] = [
     ("5ep 3ba", ConfigurationError, "a number and a unit"),
     ("1,5ep", ConfigurationError, "a number and a unit"),
     ("\u0665ep", ConfigurationError, "a number and a unit"),
+    ("5\u00a0ep", ConfigurationError, "a number and a unit"),
     ("1.01dur", ConfigurationError, "at most 1dur"),
     ("9" * 5000 + "ep", ConfigurationError, ""),
     (5, ConfigurationTypeError, "write '5ep' for 5 epochs"),
@@ -385,9 +386,10 @@ def test_the_tick_is_the_table_of_samples(made: GlobalBatch, updates: int) -> No
     assert line - 1 < at <= line
 
 
-@given(st.integers(1, 10**6), st.integers(0, 10**9))
-def test_the_clock_without_an_epoch(size: int, updates: int) -> None:
-    made = batch(size)
+@given(st.integers(1, 10**6), st.integers(1, 64), st.integers(1, 8), st.integers(0, 10**9))
+def test_the_clock_without_an_epoch(each: int, replicas: int, accumulation: int, updates: int) -> None:
+    made = batch(each, replicas=replicas, accumulation=accumulation)
+    size = each * replicas * accumulation
     assert made.samples_at(updates) == updates * size
     assert made.advance(updates * size) == (updates + 1) * size
     assert made.updates_at(updates * size) == updates
@@ -432,8 +434,8 @@ def test_any_number_of_changes_keeps_later_epochs_exact(data: st.DataObject) -> 
             assert advanced > samples
             samples = advanced
     made = batch(data.draw(st.integers(1, s)), s)
-    left = -made.updates_at(samples) % made.updates_per_epoch
-    assume(left)
+    # Where no update fits in this epoch any more, these are the updates of the next one.
+    left = made.updates_per_epoch - made.updates_at(samples) % made.updates_per_epoch
     for _ in range(left):
         samples = made.advance(samples)
     assert samples % s == 0

@@ -98,6 +98,11 @@ class ScaledOptimizer:
         """The `GlobalBatch` that the rate is scaled for, or None."""
         return self._distlr.batch
 
+    @property
+    def schedule(self) -> Any:
+        """The `schedules.Scaled` that gives the rate without the multiplier, or None without a batch."""
+        return self._distlr.scaled
+
     def explain(self) -> dict[str, Any]:
         """The parts of the formula as plain numbers."""
         adoption = self._distlr

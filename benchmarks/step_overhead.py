@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""What a training step costs with distlr, beside the same model with a constant rate on plain Keras.
+
+All arms run in this one process, in turns, a round at a time in an order drawn anew; each ratio is to the
+constant arm of the same round, and the table gives the median over the rounds with a 95% interval of that
+median (bootstrap). `control` is the constant arm once more: what it shows is noise. CPU time is the
+process', wall time beside it.
+
+    python benchmarks/step_overhead.py [--rounds 30] [--steps 60]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "launch"))
+
+import keras
+import numpy as np
+import tensorflow as tf
+from train import build_model
+
+import distlr
+
+Arm = Callable[[], None]
+BATCH = 64
+SHAPES = {"cnn": (8, 8, 1), "mlp": (32,)}
+ARMS = ("constant", "control", "keras_schedule", "full_stack", "set_from_python")
+
+
+class SetFromPython(keras.callbacks.Callback):
+    """Sets the rate at every batch, as Horovod's callbacks and a `LearningRateScheduler` by batch do."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.model.optimizer.learning_rate = 0.01 * (1 + batch) / (2 + batch)
+
+
+def mlp() -> keras.Model:
+    """30 dense layers: 60 variables."""
+    model = keras.Sequential([keras.Input(SHAPES["mlp"])])
+    for _ in range(29):
+        model.add(keras.layers.Dense(32, activation="relu"))
+    model.add(keras.layers.Dense(10))
+    return model
+
+
+def optimizer(name: str, rate: Any) -> Any:
+    return keras.optimizers.SGD(rate, momentum=0.9) if name == "sgd" else keras.optimizers.AdamW(rate)
+
+
+def make_arm(arm: str, model_name: str, optimizer_name: str, steps: int) -> Arm:
+    """One arm: a function that trains for `steps` steps."""
+    keras.utils.set_random_seed(0)
+    job = distlr.init()
+    samples = steps * BATCH
+    images = np.random.rand(samples, *SHAPES[model_name]).astype("float32")
+    labels = np.random.randint(0, 10, samples)
+    model = build_model(SHAPES["cnn"], 10) if model_name == "cnn" else mlp()
+    batch = job.batch(BATCH, base_batch=16, samples_per_epoch=samples)
+    cosine = keras.optimizers.schedules.CosineDecay(0.01, 10**6)
+    callbacks: list[Any] = []
+    if arm == "full_stack":
+        plateau = distlr.callbacks.ReduceLROnPlateau("loss", patience=10**6)
+        chosen = job.optimizer(optimizer(optimizer_name, cosine), batch, warmup="100ep")
+        callbacks = job.callbacks([plateau])
+    else:
+        chosen = optimizer(optimizer_name, cosine if arm == "keras_schedule" else 0.01)
+        if arm == "set_from_python":
+            callbacks = [SetFromPython()]
+    model.compile(chosen, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    data = job.shard((images, labels), batch, shuffle=False).cache()
+    return lambda: model.fit(data, verbose=0, shuffle=False, callbacks=callbacks) and None
+
+
+def measure(arms: dict[str, Arm], rounds: int) -> dict[str, dict[str, np.ndarray]]:
+    """Seconds by arm and clock, one a round."""
+    for arm in arms.values():
+        arm()  # traces
+        arm()
+    times: dict[str, dict[str, list[float]]] = {name: {"cpu": [], "wall": []} for name in arms}
+    order = list(arms)
+    for _ in range(rounds):
+        random.shuffle(order)
+        for name in order:
+            cpu, wall = time.process_time(), time.perf_counter()
+            arms[name]()
+            times[name]["cpu"].append(time.process_time() - cpu)
+            times[name]["wall"].append(time.perf_counter() - wall)
+    return {name: {clock: np.array(values) for clock, values in clocks.items()} for name, clocks in times.items()}
+
+
+def ratio(arm: np.ndarray, base: np.ndarray) -> list[float]:
+    """Low, median and high: the median of paired ratios and its 95% interval."""
+    ratios = arm / base
+    generator = np.random.default_rng(0)
+    medians = np.median(generator.choice(ratios, (2000, len(ratios))), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return [round(float(value), 4) for value in (low, np.median(ratios), high)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=60, help="steps a round and arm")
+    options = parser.parse_args()
+    random.seed(0)
+    results: dict[str, Any] = {}
+    print(f"{'model':<10}{'arm':<18}{'wall: low median high':<26}{'cpu: low median high':<26}{'ms a step':>10}")
+    for model_name, optimizer_name in (("cnn", "sgd"), ("mlp", "adamw")):
+        arms = {arm: make_arm(arm, model_name, optimizer_name, options.steps) for arm in ARMS}
+        times = measure(arms, options.rounds)
+        for arm in ARMS[1:]:
+            row = {clock: ratio(times[arm][clock], times["constant"][clock]) for clock in ("wall", "cpu")}
+            results.setdefault(arm, {})[f"{model_name}_{optimizer_name}"] = row
+            cells = ["  ".join(f"{value:.3f}" for value in row[clock]) for clock in ("wall", "cpu")]
+            step = 1e3 * float(np.median(times[arm]["wall"])) / options.steps
+            print(f"{model_name + ' ' + optimizer_name:<10}{arm:<18}{cells[0]:<26}{cells[1]:<26}{step:>10.3f}")
+    # One number an arm: the larger of the two models' wall-clock medians.
+    worst = {arm: max(row["wall"][1] for row in rows.values()) for arm, rows in results.items()}
+    versions = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
+    print(json.dumps({**worst, "intervals": results, "cores": os.cpu_count(), "versions": versions}))
+
+
+if __name__ == "__main__":
+    main()
