@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
 
 __all__ = ["LOADERS", "load"]
@@ -37,12 +36,8 @@ def _digits() -> tuple[Split, Split]:
 
 def _fashion_mnist() -> tuple[Split, Split]:
     """The 70,000 images of Fashion-MNIST, 28 x 28 pixels (Xiao et al. 2017, arXiv 1708.07747)."""
-    folders = [
-        Path(keras.config.keras_home()) / "datasets" / "fashion-mnist"
-        if hasattr(keras.config, "keras_home")
-        else Path("~/.keras/datasets/fashion-mnist").expanduser(),
-        Path("/usr/share/datasets/fashion-mnist"),
-    ]
+    keras_home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    folders = [keras_home / "datasets" / "fashion-mnist", Path("/usr/share/datasets/fashion-mnist")]
     if "FASHION_MNIST_DIR" in os.environ:
         folders.insert(1, Path(os.environ["FASHION_MNIST_DIR"]))
     for folder in folders:
