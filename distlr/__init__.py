@@ -24,8 +24,9 @@ from distlr._version import __version__
 
 if TYPE_CHECKING:
     from distlr import callbacks, communicators, errors, schedules, testing
-    from distlr.batch import Duration, GlobalBatch
+    from distlr.batch import GlobalBatch
     from distlr.decider import Plateau
+    from distlr.duration import Duration
     from distlr.job import Job, init
     from distlr.optimizer import strip
     from distlr.schedules import scale
@@ -53,7 +54,7 @@ if not _IS_COMMAND and importlib.util.find_spec("tensorflow") is None:
     raise ImportError('distlr needs TensorFlow 2.16 or later: pip install "distlr[cpu]" (or "distlr[gpu]")')
 
 _HOMES = {
-    "Duration": "batch",
+    "Duration": "duration",
     "GlobalBatch": "batch",
     "Job": "job",
     "Plateau": "decider",

@@ -1,4 +1,4 @@
-"""The global batch, the sample clock that it drives, and durations.
+"""The global batch, and the sample clock that it drives.
 
 Everything here is exact arithmetic on Python integers and fractions. This module imports neither
 TensorFlow, Keras nor numpy; the clock's formulas work on TensorFlow's int64 tensors all the same.
@@ -6,31 +6,17 @@ TensorFlow, Keras nor numpy; the clock's formulas work on TensorFlow's int64 ten
 
 from __future__ import annotations
 
-import difflib
-import math
-import operator
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol, SupportsIndex, SupportsInt, TypeVar
 
+from distlr import _batch_arguments as checked
+from distlr._numbers import positive_integer
+from distlr.duration import Duration
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
-__all__ = ["Duration", "GlobalBatch"]
-
-# The clock lives in an int64 variable of the optimizer.
-_INT64_END = 2**63
-
-_UNITS = {"ep": "epochs", "ba": "updates", "sp": "samples", "dur": "runs"}
-
-# Two digits of exponent: "1e999999999sp" must be an error, not an integer of a gigabyte.
-_TEXT = re.compile(
-    r"\s*(?P<sign>[+-]?)"
-    r"(?P<number>[0-9][0-9_]*/[0-9][0-9_]*|(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:e[+-]?[0-9]{1,2})?)"
-    r"\s*(?P<unit>[a-z]*)\s*",
-    re.IGNORECASE | re.ASCII,
-)
+__all__ = ["GlobalBatch"]
 
 
 class _Arithmetic(Protocol):
@@ -45,100 +31,6 @@ class _Arithmetic(Protocol):
 
 _T = TypeVar("_T")
 _N = TypeVar("_N", bound=_Arithmetic)
-
-
-@dataclass(frozen=True, init=False, repr=False)
-class Duration:
-    """A length of training with its unit: "5ep", "100ba", "60000sp" or "0.05dur".
-
-    Units (composer's): `ep` epochs; `ba` optimizer updates at the global batch ("batches"); `sp` samples;
-    `dur` a fraction of the whole run, at most 1.
-
-    Attributes:
-        value: The number as an exact fraction, 0 or more. A float is read as the decimal that it prints.
-        unit: "ep", "ba", "sp" or "dur".
-
-    Raises:
-        ConfigurationError: The value is negative, not finite, 2**63 or more, or above 1 with `dur`; or the
-            unit is unknown.
-        ConfigurationTypeError: The value is not a number, or the unit is not text.
-
-    Example:
-        >>> Duration.parse("2.5ep")
-        Duration.parse('2.5ep')
-        >>> Duration(0.05, "dur").value
-        Fraction(1, 20)
-        >>> Duration(5, "ep") == Duration.parse("5ep")
-        True
-    """
-
-    value: Fraction
-    unit: str
-
-    def __init__(self, value: int | float | Fraction, unit: str) -> None:
-        object.__setattr__(self, "value", _check_value(_fraction(value), unit, "value", value))
-        object.__setattr__(self, "unit", unit)
-
-    @classmethod
-    def parse(cls, value: str | Duration, argument: str = "duration") -> Duration:
-        """Reads a duration; a `Duration` is returned as it is.
-
-        Args:
-            value: A number and a unit, such as "5ep", "0.5ep", "1e4sp", "60_000sp" or "1/3dur".
-            argument: The name of the argument that it came in by, for messages.
-
-        Returns:
-            The duration.
-
-        Raises:
-            ConfigurationError: The text is empty, no duration, without a unit or with an unknown one; or the
-                value is out of range.
-            ConfigurationTypeError: `value` is not text.
-
-        Example:
-            >>> Duration.parse("60_000sp").value
-            Fraction(60000, 1)
-            >>> Duration.parse("5", argument="warmup")
-            Traceback (most recent call last):
-                ...
-            distlr.errors.ConfigurationError: `warmup` must be a duration with a unit. Received: warmup='5'. \
-To mend it: write '5ep' for 5 epochs, '5ba' for 5 updates or '5sp' for 5 samples.
-        """
-        if isinstance(value, Duration):
-            return value
-        if not isinstance(value, str):
-            raise ConfigurationTypeError(
-                received(argument, value, "a duration with a unit, as text", _write(_example(value)))
-            )
-        match = _TEXT.fullmatch(value)
-        if match is None:
-            raise ConfigurationError(received(argument, value, "a duration: a number and a unit", _write("5")))
-        number, unit = match["number"].replace("_", ""), match["unit"].lower()
-        if not unit:
-            raise ConfigurationError(received(argument, value, "a duration with a unit", _write(number)))
-        if unit not in _UNITS:
-            units = ", ".join(_UNITS)
-            raise ConfigurationError(
-                received(argument, value, f"a duration with one of the units {units}", _write(number))
-            )
-        try:
-            exact = Fraction(match["sign"] + number)
-        except (ValueError, ZeroDivisionError):
-            raise ConfigurationError(
-                received(argument, value, "a duration: a number and a unit", _write("5"))
-            ) from None
-        return cls(_check_value(exact, unit, argument, value), unit)
-
-    def __str__(self) -> str:
-        """The text that `parse` reads back to an equal duration.
-
-        >>> str(Duration.parse("1e4sp")), str(Duration(2.50, "ep")), str(Duration(Fraction(1, 3), "dur"))
-        ('10000sp', '2.5ep', '1/3dur')
-        """
-        return f"{_decimal(self.value)}{self.unit}"
-
-    def __repr__(self) -> str:
-        return f"Duration.parse({str(self)!r})"
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -199,36 +91,13 @@ class GlobalBatch:
         duration: Duration | str | None = None,
         local_replicas: SupportsIndex | None = None,
     ) -> None:
-        if base_batch is None:
-            # A default would scale the rate of a script that nobody tuned at it, in silence.
-            raise ConfigurationError(
-                received(
-                    "base_batch",
-                    None,
-                    "given: the batch that your rate was tuned at",
-                    "pass the batch size of the script that the rate comes from, such as base_batch=256",
-                )
-            )
-        base = _positive("base_batch", base_batch)
-        count = _positive("replicas", replicas)
-        passes = _positive("accumulation", accumulation)
-        each = _per_replica(per_replica, total, count, passes)
-        local = count if local_replicas is None else _positive("local_replicas", local_replicas)
-        if count % local:
-            raise ConfigurationError(
-                received(
-                    "local_replicas",
-                    local_replicas,
-                    f"a divisor of replicas={count}",
-                    "every process must feed the same number of replicas",
-                )
-            )
-        epoch = None if samples_per_epoch is None else _positive("samples_per_epoch", samples_per_epoch)
-        if epoch is not None:
-            _check_epoch(epoch, each, count, passes)
-        run = None if duration is None else Duration.parse(duration, "duration")
-        if run is not None:
-            _check_run(run, epoch)
+        base = checked.base_batch_of(base_batch)
+        count = positive_integer("replicas", replicas)
+        passes = positive_integer("accumulation", accumulation)
+        each = checked.per_replica_of(per_replica, total, count, passes)
+        local = checked.local_replicas_of(local_replicas, count)
+        epoch = checked.epoch_of(samples_per_epoch, each, count, passes)
+        run = checked.run_of(duration, epoch)
         put = object.__setattr__
         put(self, "per_replica", each)
         put(self, "replicas", count)
@@ -441,7 +310,7 @@ class GlobalBatch:
             >>> GlobalBatch(total=512, base_batch=256).replace(replicas=8)
             GlobalBatch(total=512, replicas=8, base_batch=256, accumulation=1)
         """
-        _refuse_unknown(changes)
+        checked.refuse_unknown(changes)
         arguments = self.to_dict()
         for new, old in (("per_replica", "total"), ("total", "per_replica")):
             if changes.get(new) is not None:
@@ -454,21 +323,17 @@ class GlobalBatch:
         >>> GlobalBatch(64, base_batch=256, duration="90ep", samples_per_epoch=60_000).to_dict()["duration"]
         '90ep'
         """
-        arguments: dict[str, Any] = {}
-        if self._by_total:
-            arguments["total"] = self.size
-        else:
-            arguments["per_replica"] = self.per_replica
-        arguments["replicas"] = self.replicas
-        arguments["base_batch"] = self.base_batch
-        arguments["accumulation"] = self.accumulation
-        if self.samples_per_epoch is not None:
-            arguments["samples_per_epoch"] = self.samples_per_epoch
-        if self.duration is not None:
-            arguments["duration"] = str(self.duration)
-        if self._local_given:
-            arguments["local_replicas"] = self.local_replicas
-        return arguments
+        arguments = {
+            "per_replica": None if self._by_total else self.per_replica,
+            "total": self.size if self._by_total else None,
+            "replicas": self.replicas,
+            "base_batch": self.base_batch,
+            "accumulation": self.accumulation,
+            "samples_per_epoch": self.samples_per_epoch,
+            "duration": None if self.duration is None else str(self.duration),
+            "local_replicas": self.local_replicas if self._local_given else None,
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
 
     @classmethod
     def from_dict(cls, arguments: Mapping[str, Any]) -> GlobalBatch:
@@ -486,7 +351,7 @@ class GlobalBatch:
             raise ConfigurationTypeError(
                 received("arguments", arguments, "a mapping", "pass what `GlobalBatch.to_dict` returned")
             )
-        _refuse_unknown(arguments)
+        checked.refuse_unknown(arguments)
         return cls(**arguments)
 
     # -- inner ---------------------------------------------------------------------------------------------
@@ -520,203 +385,11 @@ class GlobalBatch:
             return parsed.value * self._per_update
         if parsed.unit == "ep":
             if self.samples_per_epoch is None:
-                raise ConfigurationError(_needs_epoch(argument, parsed))
+                raise ConfigurationError(checked.needs_epoch(argument, parsed))
             return parsed.value * self.samples_per_epoch
         if self.duration is None:
-            raise ConfigurationError(
-                received(
-                    argument,
-                    str(parsed),
-                    "in epochs, updates or samples where the run's length is unknown",
-                    "pass the length of the run to the batch, such as duration='90ep'",
-                )
-            )
+            raise ConfigurationError(checked.needs_run(argument, parsed))
         return parsed.value * self._samples(self.duration, "duration")
-
-
-_ARGUMENTS = (
-    "per_replica",
-    "total",
-    "replicas",
-    "base_batch",
-    "accumulation",
-    "samples_per_epoch",
-    "duration",
-    "local_replicas",
-)
-
-
-def _refuse_unknown(arguments: Mapping[str, Any]) -> None:
-    """Refuses what the constructor does not take, before Python does so with less to say."""
-    for key in arguments:
-        if key not in _ARGUMENTS:
-            close = difflib.get_close_matches(str(key), _ARGUMENTS, n=1)
-            hint = f"did you mean {close[0]!r}" if close else "leave it out"
-            expected = f"one of the arguments {', '.join(_ARGUMENTS)}"
-            raise ConfigurationError(received(str(key), arguments[key], expected, hint))
-
-
-def _positive(argument: str, value: object) -> int:
-    """An integer of at least 1, of whatever integer type."""
-    number = _index(value)
-    if number is None:
-        whole = isinstance(value, float) and value.is_integer()
-        hint = f"write {int(value)}" if whole and isinstance(value, float) else "write a whole number such as 64"
-        raise ConfigurationTypeError(received(argument, value, "an integer", hint))
-    if number < 1:
-        raise ConfigurationError(received(argument, value, "at least 1"))
-    return number
-
-
-def _index(value: object) -> int | None:
-    """`value` as an int, None where it is not one; a truth value is not."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
-
-
-def _per_replica(per_replica: object, total: object, replicas: int, accumulation: int) -> int:
-    """Samples of one pass of one replica, from exactly one of `per_replica` and `total`."""
-    if (per_replica is None) == (total is None):
-        raise ConfigurationError(
-            "Exactly one of `per_replica` and `total` must be given. "
-            f"Received: per_replica={per_replica!r}, total={total!r}. To mend it: pass per_replica, the "
-            "samples of one replica and pass, or total, the samples of one update over all replicas."
-        )
-    if total is None:
-        return _positive("per_replica", per_replica)
-    size = _positive("total", total)
-    unit = replicas * accumulation
-    each, rest = divmod(size, unit)
-    if rest:
-        near = " or ".join(f"total={n * unit}" for n in (each, each + 1) if n)
-        raise ConfigurationError(
-            received(
-                "total",
-                total,
-                f"a multiple of {unit} (replicas={replicas} x accumulation={accumulation})",
-                f"write {near}",
-            )
-        )
-    return each
-
-
-def _check_epoch(samples: int, per_replica: int, replicas: int, accumulation: int) -> None:
-    """Refuses an epoch without a full update, and one whose arithmetic leaves int64."""
-    size = per_replica * replicas * accumulation
-    if samples < size:
-        raise ConfigurationError(
-            received(
-                "samples_per_epoch",
-                samples,
-                f"at least one global batch, {size} samples (per_replica={per_replica} x replicas={replicas} "
-                f"x accumulation={accumulation}), as an epoch has full updates only",
-                f"lower the global batch to at most {samples} samples, or let the training set repeat and "
-                "count the repetitions in samples_per_epoch",
-            )
-        )
-    # `advance` reaches (U + 1) * S where the world size changed close to the end of an epoch.
-    updates = samples // size
-    if samples * (updates + 1) >= _INT64_END:
-        raise ConfigurationError(
-            received(
-                "samples_per_epoch",
-                samples,
-                f"small enough for the clock's int64: samples_per_epoch x (updates_per_epoch + 1) = "
-                f"{samples} x {updates + 1} must be below 2**63",
-                "count a part of the training set as an epoch",
-            )
-        )
-
-
-def _check_run(run: Duration, samples_per_epoch: int | None) -> None:
-    """Refuses a length of the run that says nothing."""
-    if run.unit == "dur":
-        raise ConfigurationError(
-            received(
-                "duration",
-                str(run),
-                "in epochs, updates or samples, as it is the run that 'dur' is a fraction of",
-                "write '90ep' for 90 epochs",
-            )
-        )
-    if run.value == 0:
-        raise ConfigurationError(received("duration", str(run), "above 0"))
-    if run.unit == "ep" and samples_per_epoch is None:
-        raise ConfigurationError(_needs_epoch("duration", run))
-
-
-def _needs_epoch(argument: str, duration: Duration) -> str:
-    """The message for epochs of unknown length."""
-    return received(
-        argument,
-        str(duration),
-        "in updates or samples where the length of an epoch is unknown",
-        "pass the size of the training set to the batch, such as samples_per_epoch=60_000",
-    )
-
-
-def _fraction(value: object) -> Fraction:
-    """A duration's value as an exact fraction."""
-    if isinstance(value, Fraction):
-        return value
-    number = _index(value)
-    if number is not None:
-        return Fraction(number)
-    if not isinstance(value, float):
-        raise ConfigurationTypeError(received("value", value, "a number", "write 5, 0.5 or Fraction(1, 3)"))
-    if not math.isfinite(value):
-        raise ConfigurationError(received("value", value, "finite"))
-    # The decimal that was written, not the binary number next to it: 0.05 is 1/20.
-    return Fraction(repr(float(value)))
-
-
-def _check_value(value: Fraction, unit: object, argument: str, given: object) -> Fraction:
-    """Refuses an unknown unit, and a value outside what its unit can hold."""
-    if not isinstance(unit, str):
-        raise ConfigurationTypeError(received("unit", unit, f"one of {', '.join(_UNITS)}"))
-    if unit not in _UNITS:
-        raise ConfigurationError(received("unit", unit, f"one of {', '.join(_UNITS)}"))
-    if value < 0:
-        raise ConfigurationError(received(argument, given, "0 or more"))
-    if value >= _INT64_END:
-        raise ConfigurationError(received(argument, given, "below 2**63"))
-    if unit == "dur" and value > 1:
-        raise ConfigurationError(
-            received(argument, given, "a fraction of the run, at most 1dur", "write 'ep' for epochs")
-        )
-    return value
-
-
-def _example(value: object) -> str:
-    """A number for a hint: the one that came, where it is one."""
-    number = _index(value)
-    if number is None and isinstance(value, float) and math.isfinite(value):
-        return f"{abs(value):g}"
-    return "5" if number is None else str(abs(number))
-
-
-def _write(number: str) -> str:
-    """The hint that shows a number in each unit."""
-    epochs, updates, samples = (f"'{number}{unit}' for {number} {_UNITS[unit]}" for unit in ("ep", "ba", "sp"))
-    return f"write {epochs}, {updates} or {samples}"
-
-
-def _decimal(value: Fraction) -> str:
-    """A fraction as a plain decimal where it has one, otherwise as "n/d"."""
-    twos, fives, rest = 0, 0, value.denominator
-    while rest % 2 == 0:
-        twos, rest = twos + 1, rest // 2
-    while rest % 5 == 0:
-        fives, rest = fives + 1, rest // 5
-    if rest != 1:
-        return f"{value.numerator}/{value.denominator}"
-    places = max(twos, fives)
-    digits = str(value.numerator * 10**places // value.denominator).zfill(places + 1)
-    return f"{digits[:-places]}.{digits[-places:]}" if places else digits
 
 
 def _number(value: Fraction) -> int | float:

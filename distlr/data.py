@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from distlr.batch import GlobalBatch
-from distlr.errors import ConfigurationError, ConfigurationTypeError, received
+from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
 
 __all__ = ["REMAINDERS", "training", "validation"]
 
 REMAINDERS = ("drop", "carry")
 _STREAM_SHUFFLE = 10_000
+_SHARDED = "_distlr_sharded"  # marks what came from here
 
 
 def training(
@@ -40,32 +42,26 @@ def training(
             shuffled); "carry" takes them into the next one, and needs `fit(steps_per_epoch=batch.steps_per_epoch)`.
     """
     if remainder not in REMAINDERS:
-        raise ConfigurationError(received("remainder", remainder, "'drop' or 'carry'"))
+        raise ConfigurationError(received("remainder", remainder, f"one of {', '.join(map(repr, REMAINDERS))}"))
+    _check_batch(batch)
     dataset = _dataset(data)
     samples = _cardinality(dataset)
-    expected = batch.samples_per_epoch
-    if samples is not None and expected is not None and samples != expected:
-        raise ConfigurationError(
-            f"The training data has {samples} samples and the batch was told samples_per_epoch={expected}, so the "
-            f"clock would run {expected / max(samples, 1):.3g} times too fast. To mend it: give the batch samples_per_epoch="
-            f"{samples}."
-        )
-    if samples is not None and samples < batch.size:
-        raise ConfigurationError(
-            f"The training data has {samples} samples, fewer than one global batch of {batch.size}. To mend it: use "
-            "smaller batches or fewer replicas."
-        )
+    _check_samples(samples, batch, size)
     dataset = dataset.shard(size, rank)
     buffer = _buffer(shuffle, _cardinality(dataset))
     if buffer:
         dataset = dataset.shuffle(buffer, seed=seed, reshuffle_each_iteration=True)
     if remainder == "carry":
-        return dataset.repeat().batch(batch.feed, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+        return _marked(dataset.repeat().batch(batch.feed, drop_remainder=True).prefetch(tf.data.AUTOTUNE))
     dataset = dataset.batch(batch.feed, drop_remainder=True)
+    expected = batch.samples_per_epoch
     steps = batch.steps_per_epoch if expected is not None else _whole_updates(samples, batch)
     if steps is not None:
         dataset = dataset.take(steps)
-    return dataset.prefetch(tf.data.AUTOTUNE)
+        if samples is None:
+            # Keras then knows the steps, and TensorFlow ends a run whose data has fewer.
+            dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
+    return _marked(dataset.prefetch(tf.data.AUTOTUNE))
 
 
 def validation(
@@ -73,56 +69,153 @@ def validation(
 ) -> tuple[tf.data.Dataset, int]:
     """This rank's validation batches, each sample once, and how many padding samples they contain.
 
-    The last samples are split evenly over the local replicas; fewer than one a replica are padded with
-    samples of weight 0. Keras divides a weighted loss by the number of samples, padding included, so that
-    all weights are then raised by (n + padding) / n: the loss and the `weighted_metrics` are exact.
+    Every replica gets an equal share of each batch: where the local replicas do not divide the number of
+    samples, it is padded with samples of weight 0. Keras divides a weighted loss by the number of samples,
+    padding included, so all weights are then raised by (n + padding) / n: a loss with Keras' default
+    reduction, the mean over the samples, and the `weighted_metrics` are exact.
     """
-    dataset = _dataset(data).shard(size, rank)
+    _check_batch(batch)
+    dataset = _dataset(data)
+    if _cardinality(dataset) == 0:
+        raise _empty()
+    dataset = dataset.shard(size, rank)
     if local_replicas == 1:
-        return dataset.batch(batch.feed).prefetch(tf.data.AUTOTUNE), 0
+        return _marked(dataset.batch(batch.feed).prefetch(tf.data.AUTOTUNE)), 0
     samples = _cardinality(dataset)
     if samples is None:
         samples = int(dataset.reduce(np.int64(0), lambda count, *_: count + 1).numpy())
+        if samples == 0 and size == 1:
+            raise _empty()
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(samples))
     padding = -samples % local_replicas
-    if not padding:
-        return dataset.batch(batch.feed).prefetch(tf.data.AUTOTUNE), 0
-    weight = (samples + padding) / samples
-    real = dataset.map(lambda *sample: _weighted(sample, weight), num_parallel_calls=tf.data.AUTOTUNE)
-    blank = real.take(1).repeat(padding).map(lambda x, y, w: (x, y, tf.zeros_like(w)))
-    even = samples - samples % local_replicas
-    head = real.take(even).batch(batch.feed)
-    tail = real.skip(even).concatenate(blank).batch(local_replicas)
-    return head.concatenate(tail).prefetch(tf.data.AUTOTUNE), padding
+    if padding:
+        _check_labels(dataset)
+        weight = (samples + padding) / samples
+        dataset = dataset.map(lambda *sample: _weighted(sample, weight), num_parallel_calls=tf.data.AUTOTUNE)
+        blank = dataset.take(1).repeat(padding).map(lambda x, y, w: (x, y, tf.zeros_like(w)))
+        dataset = dataset.concatenate(blank)
+    # tf.distribute gives each replica ceil(n / replicas) of a smaller last batch: equal shares, now that it divides.
+    return _marked(dataset.batch(batch.feed).prefetch(tf.data.AUTOTUNE)), padding
+
+
+def _check_labels(dataset: tf.data.Dataset) -> None:
+    parts = len(dataset.element_spec) if isinstance(dataset.element_spec, tuple) else 1
+    if parts not in (2, 3):
+        hint = "give every sample its label, so that padding can have weight 0; or let the replicas divide the samples"
+        raise ConfigurationError(
+            received("data", f"samples of {parts} parts", "of samples (x, y) or (x, y, sample_weight)", hint)
+        )
 
 
 def _weighted(sample: tuple[Any, ...], factor: float) -> tuple[Any, Any, tf.Tensor]:
-    if len(sample) == 2:
-        return sample[0], sample[1], tf.constant(factor, tf.float32)
-    if len(sample) == 3:
-        return sample[0], sample[1], tf.cast(sample[2], tf.float32) * factor
-    raise ConfigurationError(
-        received(
-            "data",
-            f"{len(sample)} components",
-            "(x, y) or (x, y, sample_weight)",
-            "make validation data of these",
-        )
-    )
+    weight = tf.cast(sample[2], tf.float32) * factor if len(sample) == 3 else tf.constant(factor, tf.float32)
+    return sample[0], sample[1], weight
+
+
+# -- what may come in ------------------------------------------------------------------------------------
+
+
+def _check_batch(batch: Any) -> None:
+    if not isinstance(batch, GlobalBatch):
+        hint = "make it with job.batch(per_replica=..., base_batch=...)"
+        raise ConfigurationTypeError(received("batch", batch, "a GlobalBatch", hint))
 
 
 def _dataset(data: Any) -> tf.data.Dataset:
+    if isinstance(data, tf.distribute.DistributedDataset) or hasattr(data, _SHARDED):
+        what = "came from job.shard" if hasattr(data, _SHARDED) else "is distributed by tf.distribute"
+        raise DistributionError(
+            f"The data set {what} already, and sharding it twice would leave samples out. Received: "
+            f"data={type(data).__name__}. To mend it: give job.shard the unbatched data, once, and fit its result "
+            "as it is."
+        )
     if isinstance(data, tf.data.Dataset):
+        _check_unbatched(data)
         return data
-    if isinstance(data, tuple) and data and all(hasattr(part, "__len__") for part in data):
-        sizes = [len(part) for part in data]
-        if len(set(sizes)) != 1:
-            raise ConfigurationError(received("data", sizes, "arrays of one length"))
-        if sizes[0] == 0:
-            raise ConfigurationError(received("data", "0 samples", "at least one sample"))
-        return tf.data.Dataset.from_tensor_slices(data)
-    raise ConfigurationTypeError(
-        received("data", type(data).__name__, "an unbatched tf.data.Dataset or a tuple of arrays (x, y)")
-    )
+    arrays = list(_leaves(data)) if isinstance(data, tuple) else []
+    sizes = [_length(array) for array in arrays]
+    if not sizes or None in sizes:
+        expected = "an unbatched tf.data.Dataset or a tuple of arrays (x, y)"
+        hint = "write (x, y), or tf.data.Dataset.from_tensor_slices(...)"
+        raise ConfigurationTypeError(received("data", type(data).__name__, expected, hint))
+    if len(set(sizes)) != 1:
+        raise ConfigurationError(received("data", sizes, "arrays of one length", "give each sample one entry in each"))
+    if sizes[0] == 0:
+        raise _empty()
+    return tf.data.Dataset.from_tensor_slices(data)
+
+
+def _leaves(data: Any) -> Iterator[Any]:
+    """The arrays of nested tuples and dicts, as tf.data takes them; a list is an array."""
+    if isinstance(data, dict):
+        data = tuple(data.values())
+    if isinstance(data, tuple):
+        for part in data:
+            yield from _leaves(part)
+    else:
+        yield data
+
+
+def _length(array: Any) -> int | None:
+    try:
+        return None if isinstance(array, str) else len(array)
+    except TypeError:
+        return None
+
+
+def _check_unbatched(dataset: tf.data.Dataset) -> None:
+    """Refuses what `batch()` made. With full batches alone it cannot be told; the count of samples tells then."""
+    count = int(dataset.cardinality().numpy())
+    if count == tf.data.INFINITE_CARDINALITY:
+        raise ConfigurationError(
+            received("data", "a data set without an end", "one pass over the samples", "leave out .repeat()")
+        )
+    specs = tf.nest.flatten(dataset.element_spec)
+    shapes: list[Any] = [getattr(spec, "shape", tf.TensorShape(None)) for spec in specs]
+    if len(shapes) > 1 and all(shape.rank and shape[0] is None for shape in shapes):
+        raise ConfigurationError(
+            received(
+                "data",
+                [tuple(shape) for shape in shapes],
+                "unbatched: job.shard batches it, and each sample has a length of its own here",
+                "leave out .batch(), or take it back with .unbatch(); pad sequences to one length",
+            )
+        )
+
+
+def _check_samples(samples: int | None, batch: GlobalBatch, size: int) -> None:
+    expected = batch.samples_per_epoch
+    if samples is None:
+        if expected is None and size > 1:
+            hint = "pass it to the batch, or put .apply(tf.data.experimental.assert_cardinality(n)) on the data"
+            raise ConfigurationError(
+                received("samples_per_epoch", None, "given where the data does not tell how many samples it has", hint)
+            )
+        return
+    if samples == 0:
+        raise _empty()
+    if expected is not None and samples != expected:
+        raise ConfigurationError(
+            f"The training data has {samples} samples and the batch was told samples_per_epoch={expected}, so the "
+            f"clock would run {expected / samples:.3g} times too fast. To mend it: give the batch samples_per_epoch="
+            f"{samples}; or, if the data is batched or sharded already, hand it over as it was before."
+        )
+    if samples < batch.size:
+        raise ConfigurationError(
+            f"The training data has {samples} samples, fewer than one global batch. Received: batch={batch!r}, of "
+            f"{batch.size} samples. To mend it: use smaller batches or fewer replicas; or, if the data is batched "
+            "already, hand it over as it was before."
+        )
+
+
+def _empty() -> ConfigurationError:
+    hint = "look for a filter or a path that matches nothing"
+    return ConfigurationError(received("data", "0 samples", "at least one sample", hint))
+
+
+def _marked(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    setattr(dataset, _SHARDED, True)
+    return dataset
 
 
 def _cardinality(dataset: tf.data.Dataset) -> int | None:

@@ -6,7 +6,7 @@ import logging
 from typing import Any, NoReturn
 
 from distlr.communicators import Communicator, SingleCommunicator
-from distlr.errors import ConfigurationError, DistlrError, DistributionError, received
+from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.optimizer import handle
 from distlr.plateau import Decision, NonFiniteMetricError, PlateauPolicy, PlateauState
 
@@ -50,7 +50,7 @@ class Plateau:
         self.decisions: list[dict[str, Any]] = []
         self._handle = handle(optimizer)
         self._steps = 0
-        self._refused: DistlrError | None = None
+        self._refused: Exception | None = None
         if self.policy.mode_guessed:
             hint = (
                 f"write mode='min' or mode='max': nothing tells whether '{self.policy.monitor}' is better low or high"
@@ -109,11 +109,11 @@ class Plateau:
     def _decide(self, value: float | None) -> dict[str, Any]:
         if value is None:
             return {"skipped": f"{self.policy.monitor} is not there"}
-        vector = self._handle.read(self._name, self.policy.initial_state().as_vector())
-        state = PlateauState.from_vector(vector)
         try:
+            vector = self._handle.read(self._name, self.policy.initial_state().as_vector())
+            state = PlateauState.from_vector(vector)
             state, decision = self.policy.step(state, value, rate=self._handle.rate, in_warmup=self._handle.in_warmup)
-        except DistlrError as error:
+        except Exception as error:  # of the state, the metric, or the user's schedule
             # Every rank must hear of it before this one raises, or the others wait for the decision.
             self._refused = error
             return {"error": str(error), "not_finite": isinstance(error, NonFiniteMetricError)}

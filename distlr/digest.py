@@ -13,14 +13,11 @@ __all__ = ["weights_digests"]
 
 def weights_digests(model: Any, strategy: tf.distribute.Strategy) -> list[str]:
     """SHA-256 of all weights, one digest for each replica of this process, over that replica's own copy."""
-    hashes = [hashlib.sha256() for _ in range(_local_replicas(strategy))]
-    for variable in model.weights:
-        copies = strategy.experimental_local_results(variable.value)
+    copies = [strategy.experimental_local_results(variable.value) for variable in model.weights]
+    replicas = max(map(len, copies), default=1)
+    hashes = [hashlib.sha256() for _ in range(replicas)]
+    for own in copies:
         # A variable that the strategy keeps once has one copy, and that is every replica's.
         for i, replica in enumerate(hashes):
-            replica.update(np.ascontiguousarray(copies[i % len(copies)].numpy()).tobytes())
+            replica.update(np.ascontiguousarray(own[i % len(own)].numpy()).tobytes())
     return [replica.hexdigest() for replica in hashes]
-
-
-def _local_replicas(strategy: tf.distribute.Strategy) -> int:
-    return len(strategy.extended.worker_devices)

@@ -8,13 +8,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from distlr import data as pipelines
-from distlr.batch import Duration, GlobalBatch
+from distlr.batch import GlobalBatch
 from distlr.callbacks import Audit, JobCallback, LearningRateLogger, SyncStatistics, ordered
 from distlr.communicators import Communicator, SingleCommunicator, detect
 from distlr.digest import weights_digests
+from distlr.duration import Duration
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
 from distlr.optimizer import adopt, inner
 from distlr.scaling import Rule
@@ -50,11 +52,14 @@ def init(
             be simulated inside a launcher, or TensorFlow has started already.
     """
     environ = os.environ if environ is None else environ
+    if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
+        hint = "make it, such as strategy=tf.distribute.MirroredStrategy()"
+        raise ConfigurationTypeError(received("strategy", strategy, "a tf.distribute strategy", hint))
     replicas = _asked_replicas(simulate, environ)
     if strategy is not None and simulate is not None:
         raise ConfigurationError(
-            f"Received: strategy={strategy!r} and simulate={simulate}. To mend it: give one of them; a simulation "
-            "makes its own strategy."
+            f"One of `strategy` and `simulate` can be given. Received: strategy={type(strategy).__name__} and "
+            f"simulate={simulate}. To mend it: leave one of them out; a simulation makes its own strategy."
         )
     launch = detect(environ)
     if launch is not None and launch.size > 1:
@@ -182,14 +187,15 @@ class Job:
                 the first step.
         """
         if batch is not None:
-            if not isinstance(batch, GlobalBatch):
-                hint = "make it with job.batch(per_replica=..., base_batch=...)"
-                raise ConfigurationTypeError(received("batch", batch, "a GlobalBatch", hint))
-            if batch.replicas != self.replicas:
-                raise ConfigurationError(
-                    f"The batch is for {batch.replicas} replicas and the job has {self.replicas}. To mend it: make the "
-                    "batch with job.batch(...)."
-                )
+            self._check_batch(batch)
+        current = tf.distribute.get_strategy()
+        if current is not self.strategy:
+            raise DistributionError(
+                f"The `optimizer` must be adopted in the job's scope. Received: job.optimizer(...) under "
+                f"{type(current).__name__}, where the job has {type(self.strategy).__name__} with "
+                f"{self.local_replicas} replicas. To mend it: make the optimizer, and call job.optimizer, inside "
+                "`with job.scope():`."
+            )
         scaling = {
             "rule": rule,
             "warmup": warmup,
@@ -221,6 +227,7 @@ class Job:
             training: False for validation data: not shuffled, nothing dropped.
             shuffle: see `distlr.data.training`; likewise `seed` and `remainder`.
         """
+        self._check_batch(batch)
         if training:
             return pipelines.training(
                 data, batch, rank=self.rank, size=self.size, shuffle=shuffle, seed=seed, remainder=remainder
@@ -236,10 +243,12 @@ class Job:
 
         Checks come first, then what writes into the logs, then what decides, then what saves.
         """
-        given = list(callbacks)
+        given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [None]
         for callback in given:
-            if not hasattr(callback, "on_epoch_end"):
-                raise ConfigurationTypeError(received("callbacks", callback, "a list of Keras callbacks"))
+            if not isinstance(callback, keras.callbacks.Callback):
+                what = callbacks if callback is None else callback
+                hint = "write job.callbacks([distlr.callbacks.ReduceLROnPlateau()]), for example"
+                raise ConfigurationTypeError(received("callbacks", what, "a list of Keras callbacks", hint))
         if not any(isinstance(callback, LearningRateLogger) for callback in given):
             given.append(LearningRateLogger())
         given.append(Audit(self.strategy, self._padding))
@@ -257,7 +266,11 @@ class Job:
         return dataset if self.local_replicas == 1 else self.strategy.experimental_distribute_dataset(dataset)
 
     def run(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs a step on each local replica; call it inside a `tf.function`."""
+        """Runs a step on each local replica; call it inside a `tf.function`.
+
+        Build the optimizer before, `optimizer.build(model.trainable_variables)` in the scope: TensorFlow cannot make
+        variables inside a `tf.function` on several devices.
+        """
         return self.strategy.run(step, args=arguments)
 
     def mean_loss(self, losses: tf.Tensor, batch: GlobalBatch) -> tf.Tensor:
@@ -310,6 +323,14 @@ class Job:
         """One digest a replica over the rate of every update; equal on all, or the replicas' rates differed."""
         return self._gathered(inner(optimizer).rate_digests(), "rate digests")
 
+    def _check_batch(self, batch: Any) -> None:
+        hint = "make it with job.batch(per_replica=..., base_batch=...)"
+        if not isinstance(batch, GlobalBatch):
+            raise ConfigurationTypeError(received("batch", batch, "a GlobalBatch", hint))
+        if (batch.replicas, batch.local_replicas) != (self.replicas, self.local_replicas):
+            expected = f"for {self.replicas} replicas, {self.local_replicas} a process"
+            raise ConfigurationError(received("batch", batch, expected, hint))
+
     def _gathered(self, local: list[str], tag: str) -> list[str]:
         return [digest for rank in self.communicator.gather_json(local, tag=tag) for digest in rank]
 
@@ -323,7 +344,8 @@ def _asked_replicas(simulate: int | None, environ: Mapping[str, str]) -> int | N
     except (TypeError, ValueError):
         replicas = 0
     if isinstance(value, (bool, float)) or not 1 <= replicas <= 1024:
-        raise ConfigurationError(received(name, value, "a number of replicas from 1 to 1024"))
+        hint = f"write {name}=4 to train on four simulated replicas, or leave it out"
+        raise ConfigurationError(received(name, value, "a number of replicas from 1 to 1024", hint))
     return replicas
 
 

@@ -8,28 +8,19 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, SupportsFloat, cast
 
+from distlr._numbers import not_negative_real, positive_real, real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistlrError, StateError, received
+from distlr.monitors import infer_direction
 
 __all__ = ["Decision", "NonFiniteMetricError", "PlateauPolicy", "PlateauState"]
 
 _COUNT_LIMIT = 2**53  # the largest range of integers that a float64 state variable holds exactly
 _FLOOR_SLACK = 2.0**-22  # 2 to 4 float32 ulps: a floor reached through a product of factors may be off by that
-
-# The last word of a metric's name that matches one of these decides its direction.
-_HIGHER_IS_BETTER = re.compile(
-    "auc|auroc|auprc|prauc|rocauc|precision|recall|sensitivity|specificity|f1|f2|fbeta|iou|miou|dice|jaccard|r2|"
-    "similarity|correlation|true|kappa|mcc|map|ndcg|mrr|bleu|rouge|psnr|ssim|(?!accum|accel).*acc.*"
-)
-_LOWER_IS_BETTER = re.compile(
-    "loss|error|mse|mae|mape|msle|rmse|hinge|poisson|crossentropy|entropy|divergence|logcosh|nll|perplexity|"
-    "false|wer|cer|fid"
-)
 
 
 class NonFiniteMetricError(DistlrError, ValueError):
@@ -44,22 +35,9 @@ def _float32(value: float) -> float:
         return math.copysign(math.inf, value)
 
 
-def _real(argument: str, value: object, expected: str = "a real number", hint: str = "") -> float:
-    dtype = str(getattr(value, "dtype", ""))
-    refused = isinstance(value, (bool, str)) or "bool" in dtype or "complex" in dtype
-    if not refused and hasattr(value, "__float__"):
-        try:
-            return float(cast(SupportsFloat, value))
-        except OverflowError as error:
-            raise ConfigurationError(received(argument, value, expected, hint)) from error
-        except (TypeError, ValueError) as error:  # an array of several values, a symbolic tensor
-            raise ConfigurationTypeError(received(argument, value, expected, hint)) from error
-    raise ConfigurationTypeError(received(argument, value, expected, hint))
-
-
 def _count(argument: str, value: object) -> int:
     expected = "an integer of at least 0"
-    number = _real(argument, value, expected)
+    number = real(argument, value, expected)
     if number.is_integer() and 0 <= number <= _COUNT_LIMIT:
         return int(number)
     raise ConfigurationError(received(argument, value, expected))
@@ -78,16 +56,6 @@ def _choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
 def _flag(argument: str, value: object) -> None:
     if not isinstance(value, bool):
         raise ConfigurationTypeError(received(argument, value, "True or False"))
-
-
-def _infer_direction(monitor: str) -> Literal["min", "max"] | None:
-    """The direction that a metric's name tells, None if it tells none. `binary_io_u` is Keras' own name."""
-    for word in reversed(re.split(r"[^a-z0-9]+", monitor.lower().replace("io_u", "iou"))):
-        if _LOWER_IS_BETTER.fullmatch(word):
-            return "min"
-        if _HIGHER_IS_BETTER.fullmatch(word):
-            return "max"
-    return None
 
 
 @dataclass(frozen=True)
@@ -115,7 +83,7 @@ class PlateauState:
 
     def __post_init__(self) -> None:
         try:
-            best, wait = _real("best", self.best), _count("wait", self.wait)
+            best, wait = real("best", self.best), _count("wait", self.wait)
             cooldown = _count("cooldown", self.cooldown)
         except (ConfigurationError, ConfigurationTypeError) as error:
             raise StateError(f"A plateau state cannot be right: {error}") from error
@@ -168,9 +136,7 @@ class Decision:
     improved: bool
 
     def __post_init__(self) -> None:
-        multiplier = _real("multiplier", self.multiplier, "a finite number above 0")
-        if not (math.isfinite(multiplier) and multiplier > 0):
-            raise ConfigurationError(received("multiplier", self.multiplier, "a finite number above 0"))
+        multiplier = positive_real("multiplier", self.multiplier)
         if not isinstance(self.reason, str):
             raise ConfigurationTypeError(received("reason", self.reason, "a string"))
         _flag("improved", self.improved)
@@ -279,16 +245,12 @@ class PlateauPolicy:
         _choice("threshold_mode", self.threshold_mode, ("abs", "rel"))
         _choice("on_nan", self.on_nan, ("raise", "worse", "ignore"))
         _flag("warmup_patience", self.warmup_patience)
-        factor = _real("factor", self.factor, "a number in (0, 1)")
+        factor = real("factor", self.factor, "a number in (0, 1)")
         if not 0 < factor < 1:
             raise ConfigurationError(received("factor", self.factor, "a number in (0, 1)"))
         object.__setattr__(self, "factor", factor)
         for name in ("min_delta", "min_lr"):
-            value = getattr(self, name)
-            number = _real(name, value, "a finite number of at least 0")
-            if not (math.isfinite(number) and number >= 0):
-                raise ConfigurationError(received(name, value, "a finite number of at least 0"))
-            object.__setattr__(self, name, number)
+            object.__setattr__(self, name, not_negative_real(name, getattr(self, name)))
         for name in ("patience", "cooldown"):
             object.__setattr__(self, name, _count(name, getattr(self, name)))
         if self.threshold_mode == "rel" and self.direction == "min" and self.min_delta >= 1:
@@ -299,13 +261,13 @@ class PlateauPolicy:
     def direction(self) -> Literal["min", "max"]:
         """`mode`, with "auto" resolved by the name of the metric."""
         if self.mode == "auto":
-            return _infer_direction(self.monitor) or "min"
+            return infer_direction(self.monitor) or "min"
         return "max" if self.mode == "max" else "min"
 
     @property
     def mode_guessed(self) -> bool:
         """Whether `mode` is "auto" and the metric's name does not tell its direction ("min" is taken)."""
-        return self.mode == "auto" and _infer_direction(self.monitor) is None
+        return self.mode == "auto" and infer_direction(self.monitor) is None
 
     @property
     def key(self) -> str:
@@ -341,10 +303,8 @@ class PlateauPolicy:
             StateError: if the state's best is the infinity that the other mode starts from.
         """
         hint = "check that it is among the epoch's logs (compiled metrics, validation data)"
-        value = _real(self.monitor, metric, "a real number", hint)
-        current_rate = _real("rate", rate, "a finite number of at least 0")
-        if not (math.isfinite(current_rate) and current_rate >= 0):
-            raise ConfigurationError(received("rate", rate, "a finite number of at least 0"))
+        value = real(self.monitor, metric, "a real number", hint)
+        current_rate = not_negative_real("rate", rate)
         _flag("in_warmup", in_warmup)
         if math.isinf(state.best) and state.best != self.initial_state().best:
             raise StateError(f"A plateau state with best={state.best} does not fit {self.key!r}.")

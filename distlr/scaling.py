@@ -12,6 +12,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
+from distlr._numbers import positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
 __all__ = ["RULES", "Rule", "factor", "linear", "none", "rule_name", "sqrt"]
@@ -116,12 +117,7 @@ def factor(rule: Rule, k: float) -> float:
     result: Any = function(ratio)
     argument = f"rule({ratio!r})"
     hint = f"let the rule {rule_name(rule)!r} return a float such as {float(ratio)!r}"
-    number = _float(result)
-    if number is None:
-        raise ConfigurationTypeError(received(argument, result, "a number", hint))
-    if not (math.isfinite(number) and number > 0):
-        raise ConfigurationError(received(argument, result, "finite and above 0", hint))
-    return number
+    return positive_real(argument, result, hint)
 
 
 def rule_name(rule: Rule) -> str:
@@ -167,21 +163,6 @@ def _ratio(k: object) -> int | float:
     """`k` as a Python number, checked; whole types stay whole."""
     hint = "k is the global batch divided by the base batch"
     if isinstance(k, bool) or not isinstance(k, numbers.Real):
-        raise ConfigurationTypeError(received("k", k, "a number", hint))
-    number = _float(k)
-    if number is None or not (math.isfinite(number) and number > 0):
-        raise ConfigurationError(received("k", k, "finite and above 0", hint))
+        raise ConfigurationTypeError(received("k", k, "a finite number above 0", hint))
+    number = positive_real("k", k, hint)
     return int(k) if isinstance(k, numbers.Integral) else number
-
-
-def _float(value: Any) -> float | None:
-    """`value` as a float, infinity where it is too large for one, None where it is not a number."""
-    # float() would also read text, and a rule that returns a truth value is a slip.
-    if isinstance(value, (bool, str, bytes, bytearray)):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-    except (TypeError, ValueError):
-        return None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import os
+import pathlib
 import sys
 import threading
 import time
@@ -111,3 +113,16 @@ def _running_since(before: set[threading.Thread], grace: float = 1.0) -> set[thr
         if not new or time.monotonic() > end:
             return new
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def recording() -> ModuleType:
+    """The module `_recording.py` beside this file, which imports TensorFlow and Keras."""
+    path = pathlib.Path(__file__).with_name("_recording.py")
+    spec = importlib.util.spec_from_file_location("_recording", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -17,12 +17,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FRAMEWORKS = {"horovod", "keras", "tensorflow", "tf_keras"}
 CONTROL = (
+    "_batch_arguments",
+    "_numbers",
     "batch",
-    "scaling",
-    "plateau",
+    "duration",
     "errors",
+    "monitors",
+    "plateau",
+    "scaling",
     "communicators.base",
     "communicators.detect",
+    "communicators.frames",
     "communicators.single",
     "communicators.threads",
 )

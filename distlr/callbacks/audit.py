@@ -27,6 +27,10 @@ class Audit(JobCallback):
         padding: how many samples of weight 0 the job's validation data contains.
     """
 
+    # Keras waits for the device after every step where a callback looks at the batches, unless it says this:
+    # then it calls from another thread, in order, and the step is not held up.
+    async_safe = True
+
     def __init__(self, strategy: tf.distribute.Strategy, padding: int = 0) -> None:
         super().__init__()
         self.strategy = strategy

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import keras
 
+import distlr._environment  # noqa: F401  (checks the installation first)
 from distlr.communicators import Communicator, SingleCommunicator, detect
 from distlr.errors import ConfigurationTypeError, DistributionError
 

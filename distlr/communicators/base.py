@@ -16,13 +16,25 @@ import abc
 import collections
 import dataclasses
 import json
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, final
 
 import numpy as np
 import numpy.typing as npt
 
+from distlr.communicators.frames import (
+    EMPTY,
+    Array,
+    Frame,
+    Part,
+    by_rank,
+    checked_array,
+    decode,
+    encode,
+    to_array,
+    to_bytes,
+    to_json,
+)
 from distlr.errors import (
     CollectiveTimeoutError,
     ConfigurationError,
@@ -32,16 +44,11 @@ from distlr.errors import (
     received,
 )
 
-__all__ = ["Array", "CollectiveLog", "CollectiveRecord", "Communicator", "Frame", "Op"]
+__all__ = ["CollectiveLog", "CollectiveRecord", "Communicator", "Op"]
 
-Array = npt.NDArray[Any]
-Frame = npt.NDArray[np.uint8]
 Op = Literal["sum", "max", "min"]
 
 _REDUCERS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
-_DTYPES = ("float32", "float64", "int64", "bool", "uint8")
-_MAGIC = b"DLR1"
-_HEADER = struct.Struct("<4sIQ")  # magic, bytes of the signature, bytes of the payload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +82,6 @@ class CollectiveLog:
         self.total += 1
         self.bytes_sent += record.bytes_sent
         self.recent.append(record)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """One rank's decoded frame. `terms` must agree on all ranks; `length` is an allgather's leading size."""
-
-    kind: str
-    tag: str
-    terms: dict[str, Any]
-    length: int
-    refused: str
-    data: Frame
 
 
 class Communicator(abc.ABC):
@@ -189,7 +184,7 @@ class Communicator(abc.ABC):
             A new array of the same dtype and shape, identical bit for bit on each rank.
         """
         try:
-            value = _checked_array(array)
+            value = checked_array(array)
             if op not in _REDUCERS:
                 raise ConfigurationError(received("op", op, "'sum', 'max' or 'min'"))
             if op == "sum" and value.dtype.name in ("bool", "uint8"):
@@ -199,11 +194,11 @@ class Communicator(abc.ABC):
         except DistlrError as error:
             self._refuse("allreduce", tag, error)
         terms = {"op": op, "dtype": value.dtype.name, "shape": list(value.shape)}
-        parts = self._collective("allreduce", tag, terms, _to_bytes(value))
-        result = _to_array(parts[0].data, value.dtype, value.shape)
+        parts = self._collective("allreduce", tag, terms, to_bytes(value))
+        result = to_array(parts[0].data, value.dtype, value.shape)
         for part in parts[1:]:
             # `out` keeps 0-d arrays arrays; numpy would return a scalar.
-            _REDUCERS[op](result, _to_array(part.data, value.dtype, value.shape), out=result)
+            _REDUCERS[op](result, to_array(part.data, value.dtype, value.shape), out=result)
         return result
 
     @final
@@ -219,15 +214,15 @@ class Communicator(abc.ABC):
             One new array per rank, in rank order, each with its rank's shape; identical on each rank.
         """
         try:
-            value = _checked_array(array)
+            value = checked_array(array)
         except DistlrError as error:
             self._refuse("allgather", tag, error)
         trailing = value.shape[1:]
         terms = {"dtype": value.dtype.name, "shape": ["any", *trailing] if value.ndim else []}
         length = value.shape[0] if value.ndim else 0
-        parts = self._collective("allgather", tag, terms, _to_bytes(value), length)
+        parts = self._collective("allgather", tag, terms, to_bytes(value), length)
         shapes = [(part.length, *trailing) if value.ndim else () for part in parts]
-        return [_to_array(part.data, value.dtype, shape) for part, shape in zip(parts, shapes, strict=True)]
+        return [to_array(part.data, value.dtype, shape) for part, shape in zip(parts, shapes, strict=True)]
 
     @final
     def broadcast(self, array: npt.ArrayLike, *, root: int = 0, tag: str) -> Array:
@@ -242,14 +237,14 @@ class Communicator(abc.ABC):
             A new array with the root's values, identical on each rank, the root included.
         """
         try:
-            value = _checked_array(array)
+            value = checked_array(array)
             self._check_root(root)
         except DistlrError as error:
             self._refuse("broadcast", tag, error)
         terms = {"root": root, "dtype": value.dtype.name, "shape": list(value.shape)}
-        data = _to_bytes(value) if self.rank == root else _EMPTY
+        data = to_bytes(value) if self.rank == root else EMPTY
         parts = self._collective("broadcast", tag, terms, data)
-        return _to_array(parts[root].data, value.dtype, value.shape)
+        return to_array(parts[root].data, value.dtype, value.shape)
 
     @final
     def barrier(self, *, tag: str) -> None:
@@ -258,7 +253,7 @@ class Communicator(abc.ABC):
         Args:
             tag: names the call; the same on all ranks.
         """
-        self._collective("barrier", tag, {}, _EMPTY)
+        self._collective("barrier", tag, {}, EMPTY)
 
     @final
     def broadcast_json(self, obj: Any, *, root: int = 0, tag: str) -> Any:
@@ -277,7 +272,7 @@ class Communicator(abc.ABC):
         """
         try:
             self._check_root(root)
-            data = _to_json(obj) if self.rank == root else _EMPTY
+            data = to_json(obj) if self.rank == root else EMPTY
         except DistlrError as error:
             self._refuse("broadcast_json", tag, error)
         parts = self._collective("broadcast_json", tag, {"root": root}, data)
@@ -295,7 +290,7 @@ class Communicator(abc.ABC):
             The decoded objects in rank order, equal on each rank.
         """
         try:
-            data = _to_json(obj)
+            data = to_json(obj)
         except DistlrError as error:
             self._refuse("gather_json", tag, error)
         parts = self._collective("gather_json", tag, {}, data)
@@ -309,10 +304,10 @@ class Communicator(abc.ABC):
 
     def _refuse(self, kind: str, tag: str, error: DistlrError) -> NoReturn:
         """Tells the other ranks that this one refuses its argument, then raises the reason here."""
-        self._send(kind, tag, {}, _EMPTY, refused=str(error))
+        self._send(kind, tag, {}, EMPTY, refused=str(error))
         raise error
 
-    def _collective(self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0) -> list[_Part]:
+    def _collective(self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0) -> list[Part]:
         """Exchanges one frame and checks that all ranks mean the same collective.
 
         Every rank sees the same frames, so all come to the same verdict and all raise or none does.
@@ -322,7 +317,7 @@ class Communicator(abc.ABC):
         labels = [f"{part.kind} {part.tag!r}" for part in parts]
         if len(set(labels)) > 1:
             raise CollectiveTimeoutError(
-                f"The ranks are in different collectives ({here}): {_by_rank(labels, 'in')}. Every rank must "
+                f"The ranks are in different collectives ({here}): {by_rank(labels, 'in')}. Every rank must "
                 "call the same collectives in the same order: look for one that only some ranks reach, "
                 "such as under `if is_root`."
             )
@@ -334,19 +329,19 @@ class Communicator(abc.ABC):
         if any(part.terms != parts[0].terms for part in parts):
             said = [", ".join(f"{key}={value!r}" for key, value in part.terms.items()) for part in parts]
             raise DistributionError(
-                f"The ranks disagree in {labels[0]} ({here}): {_by_rank(said, 'with')}. Every rank must pass "
+                f"The ranks disagree in {labels[0]} ({here}): {by_rank(said, 'with')}. Every rank must pass "
                 "the same of these."
             )
         return parts
 
     def _send(
         self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0, refused: str = ""
-    ) -> list[_Part]:
+    ) -> list[Part]:
         if not isinstance(tag, str):
             raise ConfigurationTypeError(received("tag", tag, "a str"))
         if not tag:
             raise ConfigurationError(received("tag", tag, "a name that is not empty"))
-        frame = _encode(_Part(kind, tag, terms, length, refused, data))
+        frame = encode(Part(kind, tag, terms, length, refused, data))
         self.log.add(CollectiveRecord(kind, tag, frame.size))
         label = f"{kind} {tag!r}"
         frames = self._exchange(frame, label)
@@ -354,103 +349,4 @@ class Communicator(abc.ABC):
             raise DistributionError(
                 f"The {self.name} backend returned {len(frames)} frames in {label} for {self.size} ranks."
             )
-        return [_decode(frame, rank, label) for rank, frame in enumerate(frames)]
-
-
-_EMPTY: Frame = np.zeros(0, np.uint8)
-
-
-def _checked_array(array: npt.ArrayLike) -> Array:
-    try:
-        value = np.asarray(array)
-    except (TypeError, ValueError) as error:
-        text = f"`array` must be a numpy array. Received: {type(array).__name__}, which numpy refuses: {error}"
-        raise ConfigurationTypeError(text) from error
-    if value.dtype.name not in _DTYPES:
-        hint = "cast it on every rank, so that no precision is lost unseen"
-        raise ConfigurationTypeError(received("array.dtype", str(value.dtype), f"one of {_DTYPES}", hint))
-    return value
-
-
-def _to_bytes(value: Array) -> Frame:
-    flat = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")).reshape(-1)
-    return flat.view(np.uint8)
-
-
-def _to_array(data: Frame, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
-    value: Array = data.view(dtype.newbyteorder("<")).astype(dtype.newbyteorder("="), copy=True)
-    return value.reshape(shape)
-
-
-def _to_json(obj: Any) -> Frame:
-    def refuse(item: object) -> NoReturn:
-        raise ConfigurationTypeError(
-            f"`obj` must be JSON (dict, list, str, int, float, bool, None). Received: a "
-            f"{type(item).__module__}.{type(item).__qualname__}. To mend it: convert it, as with float() or "
-            ".tolist()."
-        )
-
-    try:
-        text = json.dumps(obj, allow_nan=True, default=refuse)
-    except DistlrError:
-        raise
-    except TypeError as error:
-        raise ConfigurationTypeError(f"`obj` must be JSON: {error}.") from error
-    except ValueError as error:
-        raise ConfigurationError(f"`obj` must be JSON: {error}.") from error
-    return np.frombuffer(text.encode(), np.uint8)
-
-
-def _padded(size: int) -> int:
-    return -(-size // 8) * 8
-
-
-def _encode(part: _Part) -> Frame:
-    signature = json.dumps([part.kind, part.tag, part.terms, part.length, part.refused]).encode()
-    start = _HEADER.size + _padded(len(signature))
-    frame: Frame = np.zeros(start + _padded(part.data.size), np.uint8)
-    head = _HEADER.pack(_MAGIC, len(signature), part.data.size) + signature
-    frame[: len(head)] = np.frombuffer(head, np.uint8)
-    frame[start : start + part.data.size] = part.data
-    return frame
-
-
-def _decode(frame: Frame, rank: int, label: str) -> _Part:
-    head = frame[: _HEADER.size].tobytes()
-    magic, signed, size = _HEADER.unpack(head) if len(head) == _HEADER.size else (b"", 0, 0)
-    start = _HEADER.size + _padded(signed)
-    if magic != _MAGIC or start + size > frame.size:
-        raise DistributionError(
-            f"Rank {rank} sent something else than a distlr collective while this rank was in {label}: "
-            "another library's collective, or another version of distlr."
-        )
-    kind, tag, terms, length, refused = json.loads(frame[_HEADER.size : _HEADER.size + signed].tobytes())
-    return _Part(kind, tag, terms, length, refused, frame[start : start + size])
-
-
-def _by_rank(texts: Sequence[str], verb: str) -> str:
-    """Groups ranks that say the same, so that a message stays short at 512 ranks.
-
-    >>> _by_rank(["a 'x'", "b 'y'", "b 'y'"], "in")
-    "rank 0 in a 'x'; ranks 1-2 in b 'y'"
-    """
-    groups: dict[str, list[int]] = {}
-    for rank, text in enumerate(texts):
-        groups.setdefault(text, []).append(rank)
-    return "; ".join(f"{name_ranks(ranks)} {verb} {text}" for text, ranks in groups.items())
-
-
-def name_ranks(ranks: Iterable[int]) -> str:
-    """Names ranks briefly.
-
-    >>> name_ranks([0, 1, 2, 5]), name_ranks([3])
-    ('ranks 0-2, 5', 'rank 3')
-    """
-    spans: list[list[int]] = []
-    for rank in sorted(ranks):
-        if spans and rank == spans[-1][1] + 1:
-            spans[-1][1] = rank
-        else:
-            spans.append([rank, rank])
-    names = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
-    return f"rank{'' if len(names) == 1 and '-' not in names[0] else 's'} {', '.join(names)}"
+        return [decode(frame, rank, label) for rank, frame in enumerate(frames)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distlr.communicators.base import Communicator, Frame
+from distlr.communicators.base import Communicator
+from distlr.communicators.frames import Frame
 
 __all__ = ["SingleCommunicator"]
 

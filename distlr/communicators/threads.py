@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from distlr.communicators.base import Communicator, Frame, name_ranks
+from distlr.communicators.base import Communicator
+from distlr.communicators.frames import Frame, name_ranks
 from distlr.errors import (
     CollectiveTimeoutError,
     ConfigurationError,

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from distlr.batch import GlobalBatch
-from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
+from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, StateError, received
 from distlr.optimizer.adoption import Adoption
 from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, agree
 from distlr.optimizer.mixin import ScaledOptimizer, derived_class
@@ -93,7 +93,8 @@ def adopt(optimizer: Any, batch: GlobalBatch | None = None, **scaling: Any) -> A
             "batch=job.batch(per_replica=..., base_batch=...)."
         )
     else:
-        scaled, law = None, as_float64(schedule)
+        # What is scaled already counts its base steps itself; `at` would take Keras' steps for them.
+        scaled, law = None, schedule.at_step if isinstance(schedule, Scaled) else as_float64(schedule)
     adoption = Adoption(optimizer, law, scaled)
     optimizer.__dict__["_distlr"] = adoption
     base: type = type(optimizer)
@@ -120,27 +121,48 @@ def strip(model: Any) -> Any:
 
     Returns:
         The same object.
+
+    Raises:
+        StateError: an optimizer with loaded state that waits for it to be built.
     """
     optimizer = model.optimizer if isinstance(model, keras.Model) else model
-    if not is_adopted(optimizer):
-        return model
-    core = inner(optimizer)
-    adoption: Adoption = core._distlr
-    rate, samples = float(core.learning_rate), core.samples_seen
-    if isinstance(core._learning_rate, keras.Variable):
-        core._learning_rate.assign(rate)
-    if adoption.scaled is not None and adoption.scaled.clock == "samples":
-        batch = adoption.scaled.batch
-        core._iterations.assign(round(samples / batch.base_batch) * batch.accumulation)
-    del core.__dict__["_distlr"]
-    core.__class__ = adoption.base_class
-    if isinstance(optimizer, AgreedLossScaleOptimizer):
+    if not isinstance(model, (keras.Model, keras.optimizers.Optimizer)):
+        raise ConfigurationTypeError(
+            received("model", model, "a Keras model, or an optimizer", "pass a compiled model: distlr.strip(model)")
+        )
+    if is_adopted(optimizer):
+        core = inner(optimizer)
+        if core._distlr.held is not None:
+            if not isinstance(model, keras.Model):
+                raise StateError(
+                    f"The optimizer '{core.name}' was loaded and is not built, so its slots would be lost. To mend "
+                    "it: call optimizer.build(model.trainable_variables) first, or strip the model."
+                )
+            optimizer.build(model.trainable_variables)
+        _give_back(core)
+    if isinstance(optimizer, AgreedLossScaleOptimizer):  # made so by job.callbacks around a plain optimizer, too
         optimizer.__class__ = keras.optimizers.LossScaleOptimizer
     if isinstance(model, keras.Model):
         model.train_function = None  # the traced one still computes distlr's rate
-    if type(core._learning_rate).__module__.startswith("distlr."):
-        _log.warning("The optimizer's schedule %s is distlr's own: loading still needs distlr.", core._learning_rate)
     return model
+
+
+def _give_back(optimizer: Any) -> None:
+    """Makes an adopted optimizer one of its own class again."""
+    adoption: Adoption = optimizer._distlr
+    rate, samples = float(optimizer.learning_rate), optimizer.samples_seen
+    if isinstance(optimizer._learning_rate, keras.Variable):
+        optimizer._learning_rate.assign(rate)
+    if adoption.scaled is not None and adoption.scaled.clock == "samples":
+        batch = adoption.scaled.batch
+        optimizer._iterations.assign(round(samples / batch.base_batch) * batch.accumulation)
+    adoption.untrack(optimizer)
+    for name in ("_distlr", "agreed_loss_scale"):
+        optimizer.__dict__.pop(name, None)
+    optimizer.__class__ = adoption.base_class
+    if type(optimizer._learning_rate).__module__.startswith("distlr."):
+        schedule = type(optimizer._learning_rate).__name__
+        _log.warning("The optimizer's schedule, %s, is distlr's own: loading still needs distlr.", schedule)
 
 
 def _check_optimizer(optimizer: Any) -> None:

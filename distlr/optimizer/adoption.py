@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote, unquote
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from distlr.batch import GlobalBatch
-from distlr.errors import DistributionError
+from distlr.errors import DistributionError, StateError
 from distlr.optimizer.rate import RateCache
 from distlr.schedules import Scaled
 
-__all__ = ["PREFIX", "Adoption"]
+__all__ = ["PREFIX", "Adoption", "name_of", "saved_name"]
 
 PREFIX = "distlr_"
 """Begins the name of each variable of distlr's in a saved file and in a TensorFlow checkpoint."""
 
 _FNV_PRIME = 1_099_511_628_211
+
+
+def saved_name(name: str) -> str:
+    """What a variable of distlr's is called in a file, where a slash would open a group."""
+    return PREFIX + quote(name, safe="")
+
+
+def name_of(saved: str) -> str:
+    """The name that `saved_name` was made from."""
+    return unquote(saved[len(PREFIX) :])
 
 
 class Adoption:
@@ -37,9 +48,12 @@ class Adoption:
         self.scaled = scaled
         self.rate_cache = RateCache()
         self.waits_for_agreement = False
-        self.held_slots: dict[str, np.ndarray] = {}
+        self.building = False
+        self.held: Any = None  # what `saving` loaded before the optimizer was built
         self.held_states: dict[str, np.ndarray] = {}
+        self.refused: StateError | None = None
         self.named: dict[str, Any] = {}
+        self.initial: dict[str, np.ndarray] = {}
         self.multiplier = self._add(optimizer, "multiplier", np.float64(1))
         self.samples_seen = self._add(optimizer, "samples_seen", np.int64(0))
         # Written by each replica for itself and never synchronized: it is the proof, not part of the state.
@@ -63,14 +77,28 @@ class Adoption:
     def state(self, optimizer: Any, name: str, initial: np.ndarray) -> Any:
         """The variable called `name`; made when first asked for, with what was loaded for it if anything was."""
         if name not in self.named:
+            value = self.held_states.get(name, initial)
+            if value.shape != initial.shape:
+                raise StateError(
+                    f"The loaded state '{name}' has shape {value.shape} and not {initial.shape}. To mend it: load what "
+                    "this version of distlr saved."
+                )
             with self.strategy.scope():
-                self._add(optimizer, name, self.held_states.pop(name, initial))
+                self._add(optimizer, name, value)
+            self.initial[name] = initial
+            self.held_states.pop(name, None)
         return self.named[name]
 
-    def record(self, rate: tf.Tensor, updated: tf.Tensor) -> None:
+    def untrack(self, optimizer: Any) -> None:
+        """Takes the variables of distlr out of the optimizer's TensorFlow checkpoints."""
+        for name in self.named:
+            optimizer._delete_tracking(saved_name(name))
+
+    def record(self, rate: tf.Tensor, updates: tf.Tensor | None) -> None:
         """Folds the bits of an applied rate into this replica's digest (FNV: multiply, then add)."""
         bits = tf.cast(tf.bitcast(tf.cast(rate, tf.float32), tf.int32), tf.int64)
-        self.digest.assign(tf.where(updated, self.digest * _FNV_PRIME + bits, self.digest))
+        folded = self.digest * _FNV_PRIME + bits
+        self.digest.assign(folded if updates is None else tf.where(updates, folded, self.digest))
 
     def check_current_strategy(self, agreed: bool) -> None:
         """Refuses an update under another strategy than the optimizer's, or on one replica's word alone."""
@@ -101,7 +129,7 @@ class Adoption:
             aggregation="only_first_replica",
             name=PREFIX + name.replace("/", "_"),
         )
-        self.named[name] = variable
+        self.named[name], self.initial[name] = variable, value
         # TensorFlow's checkpoints find it by this name, whatever the order in which callbacks came.
-        optimizer._track_trackable(variable, PREFIX + name.replace("/", "_"), overwrite=True)
+        optimizer._track_trackable(variable, saved_name(name), overwrite=True)
         return variable

@@ -10,6 +10,9 @@ import tensorflow as tf
 
 __all__ = ["AgreedLossScaleOptimizer", "agree"]
 
+# An unbuilt LossScaleOptimizer of Keras numbers its iteration and rate, then its inner optimizer's.
+_NUMBERED_UNBUILT = 4
+
 
 @keras.saving.register_keras_serializable("distlr")
 class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
@@ -18,6 +21,10 @@ class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     As shipped only the first replica's gradients are looked at (its comment holds that they are summed
     already, which they are not): an overflow elsewhere makes the weights infinite.
     """
+
+    def __init__(self, inner_optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(inner_optimizer, *args, **kwargs)
+        agree(self)  # made here when a saved model is loaded
 
     def check_finite(self, grads: Sequence[Any]) -> tf.Tensor:
         """Whether the gradients are finite on every replica, the same on each."""
@@ -28,17 +35,28 @@ class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         agreeing = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(finite, tf.float32))
         return tf.equal(agreeing, context.num_replicas_in_sync)
 
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Sets all of `variables` (Keras' class leaves the inner optimizer's as they are)."""
+        own = len(self._variables)
+        super().set_weights(weights[:own])
+        self.inner_optimizer.set_weights(weights[own:])
+
     def save_own_variables(self, store: Any) -> None:
         """Saves the two that are its own; the inner optimizer saves its variables itself."""
+        held = self.__dict__.get("_distlr_held")
         if self.built:
-            store["step_counter"] = self.step_counter.numpy()
-            store["dynamic_scale"] = self.dynamic_scale.numpy()
+            held = self.step_counter.numpy(), self.dynamic_scale.numpy()
+        if held is not None:
+            store["step_counter"], store["dynamic_scale"] = held
 
     def load_own_variables(self, store: Any) -> None:
         """Loads them, also from the numbered ones of Keras' class (iteration, rate, then these two)."""
         keys = set(store.keys())
-        counter, scale = ("step_counter", "dynamic_scale") if "dynamic_scale" in keys else ("2", "3")
-        if scale not in keys:
+        if "dynamic_scale" in keys:
+            counter, scale = "step_counter", "dynamic_scale"
+        elif len(keys) > _NUMBERED_UNBUILT:
+            counter, scale = "2", "3"
+        else:
             return  # saved before the first step
         held = (store[counter][()], store[scale][()])
         if self.built:
@@ -53,7 +71,8 @@ class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         super().build(var_list)
         held = self.__dict__.pop("_distlr_held", None)
         if held is not None:
-            self._assign(held)
+            with tf.init_scope():
+                self._assign(held)
 
     def _assign(self, held: tuple[Any, Any]) -> None:
         self.step_counter.assign(held[0])

@@ -125,15 +125,17 @@ class ScaledOptimizer:
         local = adoption.strategy.experimental_local_results(adoption.digest)
         return [f"{int(value.numpy()) & (2**64 - 1):016x}" for value in local]
 
-    def _formula(self) -> tf.Tensor:
+    def _formula(self, samples: tf.Tensor | None = None) -> tf.Tensor:
         adoption = self._distlr
-        rate = adoption.law(self._time()) * tf.cast(adoption.multiplier, tf.float64)
+        rate = adoption.law(self._time(samples)) * tf.cast(adoption.multiplier, tf.float64)
         return tf.cast(rate, keras.config.floatx())
 
-    def _time(self) -> tf.Tensor:
+    def _time(self, samples: tf.Tensor | None = None) -> tf.Tensor:
         scaled = self._distlr.scaled
         step = tf.convert_to_tensor(self._iterations)
-        return tf.cast(step, tf.float64) if scaled is None else scaled.time(step, self._samples())
+        if scaled is None:
+            return tf.cast(step, tf.float64)
+        return scaled.time(step, self._samples() if samples is None else samples)
 
     def _samples(self) -> tf.Tensor:
         adoption = self._distlr
@@ -151,31 +153,29 @@ class ScaledOptimizer:
             return  # Keras applies nothing either, so the clock stands still
         adoption = self._distlr
         adoption.check_current_strategy(self.agreed_loss_scale)
-        rate = self._formula()
-        updated = self._is_update_step()
         samples = self._samples()
+        rate = self._formula(samples)
+        updates = self._updates()
         with adoption.rate_cache.holding(rate):
             super().apply(grads, trainable_variables)  # type: ignore[misc]
-        adoption.record(rate, updated)
+        adoption.record(rate, updates)
         if adoption.batch is not None:
-            adoption.samples_seen.assign(tf.where(updated, adoption.batch.advance(samples), samples))
+            after = adoption.batch.advance(samples)
+            adoption.samples_seen.assign(after if updates is None else tf.where(updates, after, samples))
 
-    def _is_update_step(self) -> tf.Tensor:
-        steps = self.gradient_accumulation_steps or 1
-        return tf.equal((tf.cast(self._iterations, tf.int64) + 1) % steps, 0)
+    def _updates(self) -> tf.Tensor | None:
+        """Whether this step updates the weights; None where every step does."""
+        steps = self.gradient_accumulation_steps
+        return None if not steps else tf.equal((tf.cast(self._iterations, tf.int64) + 1) % steps, 0)
 
-    @property
-    def loss_scale_factor(self) -> float | None:
-        """As in Keras; assigned by Keras' LossScaleOptimizer when it wraps this optimizer."""
-        return self.__dict__.get("loss_scale_factor")
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, value: float | None) -> None:
-        self.__dict__["loss_scale_factor"] = value
-        if "_distlr" in self.__dict__:
-            # Only LossScaleOptimizer.__init__ assigns this after construction. As shipped it looks at the
-            # gradients of one replica alone, so `apply` waits for a wrapper that asks all of them.
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Keras' LossScaleOptimizer assigns None when it wraps an optimizer, and nothing else does. As shipped it looks
+        # at the gradients of one replica alone, so `apply` waits for a wrapper that asks all of them, a new one each
+        # time. (A property would not see it: Keras skips the assignment of what an attribute is already.)
+        if name == "loss_scale_factor" and value is None and "_distlr" in self.__dict__:
             self._distlr.waits_for_agreement = True
+            self.agreed_loss_scale = False
+        super().__setattr__(name, value)
 
     # -- state ---------------------------------------------------------------------------------------
 
@@ -184,17 +184,26 @@ class ScaledOptimizer:
         return super().variables + self._distlr.variables  # type: ignore[misc]
 
     def build(self, variables: Sequence[Any]) -> None:
-        was_built = self.built
-        super().build(variables)  # type: ignore[misc]
+        was_built, adoption = self.built, self._distlr
+        adoption.building = True
+        try:
+            super().build(variables)  # type: ignore[misc]
+        finally:
+            adoption.building = False
         self.built = True
         if not was_built:
-            saving.load_held_slots(self)
+            saving.load_held(self)
+
+    def assign(self, variable: Any, value: Any) -> None:
+        """As in Keras, but a build does not overwrite what a TensorFlow checkpoint gave a slot as it was made."""
+        if not (self._distlr.building and getattr(variable, "_update_uid", -1) >= 0):
+            super().assign(variable, value)  # type: ignore[misc]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
-        own = len(self._distlr.variables)
-        super().set_weights(weights[: len(weights) - own])  # type: ignore[misc]
-        for variable, weight in zip(self._distlr.variables, weights[len(weights) - own :], strict=True):
-            variable.assign(weight)
+        plain, own = saving.split_weights(self, weights)
+        super().set_weights(plain)  # type: ignore[misc]
+        for variable, value in zip(self._distlr.variables, own, strict=True):
+            variable.assign(value)
 
     def state(self, name: str, initial: Sequence[float]) -> Any:
         """A float64 optimizer variable of its own for a callback that decides, made when first asked for.

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -77,7 +78,7 @@ def check_rate(value: Any) -> None:
     """Refuses what is no rate to set: not a number, negative, NaN or infinite."""
     if tf.is_tensor(value) and not tf.executing_eagerly():
         return
-    if callable(value) or isinstance(value, (bool, str)):
+    if callable(value) or isinstance(value, (bool, str, keras.callbacks.Callback)):
         raise ConfigurationTypeError(
             received(
                 "learning_rate",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import abc
 import copy
+import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ import tensorflow as tf
 import distlr._environment  # noqa: F401  (checks the installation first)
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
-__all__ = ["Schedule", "as_float64", "check_is_schedule", "has_warmup"]
+__all__ = ["Schedule", "as_float64", "check_has_no_warmup", "check_is_schedule", "has_warmup"]
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
@@ -23,7 +24,12 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
     Time `t` is in *base steps*: optimizer updates at the batch that the rate was tuned at. A value
     changes at `t >= boundary` (half-open intervals), everywhere in distlr. A subclass writes `at`
     with elementwise TensorFlow operations and `get_config`; it keeps no state.
+
+    Attributes:
+        takes_real_steps: whether `__call__` takes the steps of the global batch and counts the base steps itself.
     """
+
+    takes_real_steps: ClassVar[bool] = False
 
     @abc.abstractmethod
     def at(self, t: tf.Tensor) -> tf.Tensor:
@@ -38,9 +44,10 @@ def as_float64(schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:
     """Gives the function `t -> rate` of a schedule, float64 in and out.
 
     Keras' own shapes compute in the type of their first argument, a Python float and thus float32,
-    where t = 2^24 equals 2^24 + 1 and a long cosine is off by more than 1e-6. A copy whose floats are
-    `np.float64` computes in float64 instead. A user's schedule is asked with the widest type of step
-    that it accepts: float64, float32, then the int64 that Keras itself would pass.
+    where t = 2^24 equals 2^24 + 1 and a long cosine is off by more than 1e-6. A copy whose numbers are
+    `np.float64` computes in float64 instead (and takes an int for a rate, which Keras computes in integers).
+    A user's schedule is asked with the widest type of step that it accepts: float64, float32, then the int64
+    that Keras itself would pass.
 
     Raises:
         ConfigurationError: the schedule accepts none of these.
@@ -69,8 +76,9 @@ def _accepted_step(schedule: Any) -> tf.DType:
             else:
                 return dtype
     raise ConfigurationError(
-        f"The schedule {schedule!r} can be called neither with a float step nor with an int64 step at 0. "
-        f"It failed with {type(failure).__name__}: {failure}"
+        f"The schedule can be called neither with a float step nor with an int64 step. Received: "
+        f"schedule={schedule!r}, which failed at step 0 with {type(failure).__name__}: {failure} To mend it: let its "
+        "__call__(self, step) return a number for a scalar tensor `step`."
     ) from failure
 
 
@@ -81,15 +89,26 @@ def _with_float64(value: Any) -> Any:
         return precise
     if isinstance(value, (list, tuple)):
         return type(value)(_with_float64(item) for item in value)
-    return np.float64(value) if isinstance(value, float) else value
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return np.float64(value) if is_number else value
 
 
 def has_warmup(schedule: Any) -> bool:
-    """Whether a schedule climbs by itself: Keras' `warmup_target`, or a `warmup_steps` that is not 0."""
-    if getattr(schedule, "warmup_target", None) is not None:
-        return True
-    steps = getattr(schedule, "warmup_steps", 0)
-    return isinstance(steps, (int, float)) and steps > 0
+    """Whether a schedule climbs by itself: a `warmup_steps` above 0, or Keras' `warmup_target` without any."""
+    steps = getattr(schedule, "warmup_steps", None)
+    if isinstance(steps, numbers.Real):
+        return float(steps) > 0
+    return getattr(schedule, "warmup_target", None) is not None
+
+
+def check_has_no_warmup(schedule: Any, argument: str, value: Any) -> None:
+    """Refuses `argument`, a warmup, over a schedule that has its own."""
+    if has_warmup(schedule):
+        raise ConfigurationError(
+            f"The schedule {type(schedule).__name__} has a warmup of its own already. Received: {argument}={value!r} "
+            f"with schedule.warmup_steps={getattr(schedule, 'warmup_steps', None)!r}. To mend it: drop one of the "
+            "two warmups."
+        )
 
 
 def check_is_schedule(schedule: Any, argument: str = "schedule") -> None:
@@ -103,6 +122,9 @@ def check_is_schedule(schedule: Any, argument: str = "schedule") -> None:
             f"model.fit(callbacks=job.callbacks([{name}(...)]))."
         )
     if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        hint = "write keras.optimizers.schedules.CosineDecay(0.1, decay_steps), for example"
+        if isinstance(schedule, type):
+            hint = f"make one: {schedule.__name__}(...)"
         raise ConfigurationTypeError(
-            received(argument, schedule, "a float, a Keras LearningRateSchedule or a function of the epoch")
+            received(argument, schedule, "a float, a Keras LearningRateSchedule or a function of the epoch", hint)
         )

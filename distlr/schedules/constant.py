@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from distlr.errors import ConfigurationError, received
+from distlr._numbers import not_negative_real
 from distlr.schedules.base import Schedule
 
 __all__ = ["Constant"]
@@ -26,10 +25,7 @@ class Constant(Schedule):
     """
 
     def __init__(self, learning_rate: float) -> None:
-        value = float(learning_rate)
-        if isinstance(learning_rate, bool) or not math.isfinite(value) or value < 0:
-            raise ConfigurationError(received("learning_rate", learning_rate, "a finite number of at least 0"))
-        self.learning_rate = value
+        self.learning_rate = not_negative_real("learning_rate", learning_rate)
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
         return tf.fill(tf.shape(t), tf.constant(self.learning_rate, tf.float64))

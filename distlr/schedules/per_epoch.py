@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from distlr._numbers import positive_integer, positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.schedules.base import Schedule
 
@@ -61,15 +62,15 @@ class PerEpoch(Schedule):
         if callable(function):
             rates = _evaluate(function, initial_learning_rate, epochs, lr)
         elif isinstance(function, Sequence) and not isinstance(function, str):
-            rates = [_checked(rate, epoch) for epoch, rate in enumerate(function)]
+            if epochs is not None:
+                raise ConfigurationError(received("epochs", epochs, "left out with a list: it has one rate an epoch"))
+            rates = [_checked(rate, f"function[{epoch}]") for epoch, rate in enumerate(function)]
         else:
             raise ConfigurationTypeError(received("function", function, "a function of the epoch, or a list of rates"))
         if not rates:
             raise ConfigurationError(received("function", function, "a list of at least one rate"))
-        if steps_per_epoch is not None and not (math.isfinite(steps_per_epoch) and steps_per_epoch > 0):
-            raise ConfigurationError(received("steps_per_epoch", steps_per_epoch, "a finite number above 0"))
         self.rates = rates
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch = None if steps_per_epoch is None else positive_real("steps_per_epoch", steps_per_epoch)
 
     def with_steps_per_epoch(self, steps_per_epoch: float) -> PerEpoch:
         """The same rates for epochs of another length."""
@@ -89,21 +90,27 @@ class PerEpoch(Schedule):
 
 
 def _evaluate(function: Callable[..., float], initial: float | None, epochs: int | None, lr: str) -> list[float]:
-    if epochs is None or isinstance(epochs, bool) or int(epochs) != epochs or epochs < 1:
-        raise ConfigurationError(
-            received("epochs", epochs, "a whole number of at least 1", "say for how many epochs the run goes")
-        )
+    if epochs is None:
+        hint = "say for how many epochs the run goes, such as epochs=90"
+        raise ConfigurationError(received("epochs", None, "given with a function", hint))
+    count = positive_integer("epochs", epochs)
     takes_rate = _takes_rate(function)
     if initial is not None:
-        initial = _checked(initial, None, "initial_learning_rate")
+        initial = _checked(initial, "initial_learning_rate")
     elif takes_rate:
         raise ConfigurationError(
-            received("initial_learning_rate", initial, "a number, since the function takes the rate (epoch, lr)")
+            received(
+                "initial_learning_rate",
+                initial,
+                "given with a function f(epoch, lr)",
+                "pass the rate that the run starts from, such as initial_learning_rate=0.1",
+            )
         )
     rates: list[float] = []
-    for epoch in range(int(epochs)):
+    for epoch in range(count):
         current = rates[-1] if rates and lr == "current" else initial
-        rates.append(_checked(function(epoch, current) if takes_rate else function(epoch), epoch))
+        rate = function(epoch, current) if takes_rate else function(epoch)
+        rates.append(_checked(rate, f"function({epoch})"))
     for epoch, rate in enumerate(rates):
         if 0 < rate < SMALLEST_USEFUL_RATE:
             warnings.warn(
@@ -119,17 +126,17 @@ def _evaluate(function: Callable[..., float], initial: float | None, epochs: int
 def _takes_rate(function: Callable[..., float]) -> bool:
     try:
         inspect.signature(function).bind(0, 0.1)
-    except TypeError:
+    except (TypeError, ValueError):  # no second argument; or a builtin without a signature
         return False
     return True
 
 
-def _checked(rate: Any, epoch: int | None, argument: str = "function") -> float:
+def _checked(rate: Any, argument: str) -> float:
     try:
-        value = float(rate)
+        value = math.nan if isinstance(rate, (bool, str)) else float(rate)
     except (TypeError, ValueError):
         value = math.nan
-    if isinstance(rate, bool) or not math.isfinite(value) or value < 0:
-        where = "" if epoch is None else f" (epoch {epoch})"
-        raise ConfigurationError(received(argument, rate, f"a finite rate of at least 0{where}"))
+    if not math.isfinite(value) or value < 0:
+        hint = "return the rate itself, such as 0.1, for every epoch"
+        raise ConfigurationError(received(argument, rate, "a finite rate of at least 0", hint))
     return value

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+import numbers
+import types
+from typing import Any, ClassVar
 
 import keras
 import tensorflow as tf
 
 from distlr import scaling
-from distlr.batch import Duration, GlobalBatch
+from distlr.batch import GlobalBatch
+from distlr.duration import Duration
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.scaling import Rule, rule_name
-from distlr.schedules.base import Schedule, as_float64, check_is_schedule
+from distlr.schedules.base import Schedule, as_float64, check_has_no_warmup, check_is_schedule
 from distlr.schedules.constant import Constant
 from distlr.schedules.per_epoch import PerEpoch
-from distlr.schedules.warmup import Warmup
+from distlr.schedules.warmup import Warmup, check_shape, check_start
 
 __all__ = ["CLOCKS", "Scaled", "as_schedule", "scale"]
 
@@ -43,6 +46,8 @@ class Scaled(Schedule):
             "steps" scales the rate alone and leaves time as Keras counts it.
     """
 
+    takes_real_steps: ClassVar[bool] = True
+
     def __init__(
         self,
         schedule: Any,
@@ -65,7 +70,7 @@ class Scaled(Schedule):
             )
         check_is_schedule(schedule)
         if clock not in CLOCKS:
-            raise ConfigurationError(received("clock", clock, "'samples' or 'steps'"))
+            raise ConfigurationError(received("clock", clock, f"one of {', '.join(map(repr, CLOCKS))}"))
         self.schedule = schedule
         self.batch = batch
         self.rule = rule
@@ -73,9 +78,10 @@ class Scaled(Schedule):
         self.factor: float = scaling.factor(rule, batch.ratio)
         self.warmup = None if warmup is None else Duration.parse(warmup, argument="warmup")
         self.warmup_from = warmup_from
-        self.warmup_shape = warmup_shape
+        self.warmup_shape = check_shape("warmup_shape", warmup_shape)
         timed = schedule
         if isinstance(timed, PerEpoch) and timed.steps_per_epoch is None:
+            _check_epoch_is_known(batch)
             timed = timed.with_steps_per_epoch(self._time_of(Duration.parse("1ep")))
         self._warmup = self._make_warmup(timed)
         self._inner = as_float64(timed)
@@ -94,9 +100,13 @@ class Scaled(Schedule):
 
     def __call__(self, step: Any) -> tf.Tensor:
         """The rate at a *real* step of Keras, of which an update takes `batch.accumulation`."""
+        return tf.cast(self.at_step(step), keras.config.floatx())
+
+    def at_step(self, step: Any) -> tf.Tensor:
+        """The same in float64, for an optimizer that adopts what is scaled already."""
         step = tf.cast(step, tf.int64)
         samples = self.batch.samples_at(step // self.batch.accumulation)
-        return tf.cast(self.at(self.time(step, samples)), keras.config.floatx())
+        return self.at(self.time(step, samples))
 
     def in_warmup(self, t: float) -> bool:
         """Whether the rate still climbs at time `t`."""
@@ -130,10 +140,14 @@ class Scaled(Schedule):
         return {"schedule": keras.saving.serialize_keras_object(self.schedule), **self.options()}
 
     def options(self) -> dict[str, Any]:
-        """All arguments but the schedule, as JSON; a rule of the user's own is kept as its factor."""
+        """All arguments but the schedule, as JSON.
+
+        A rule of the user's own is kept as its factor, with its name where Keras knows the function
+        (`keras.saving.register_keras_serializable`).
+        """
         return {
             "batch": self.batch.to_dict(),
-            "rule": self.rule if isinstance(self.rule, str) else {"factor": self.factor, "k": self.batch.ratio},
+            "rule": self._saved_rule(),
             "warmup": None if self.warmup is None else str(self.warmup),
             "warmup_from": self.warmup_from,
             "warmup_shape": self.warmup_shape,
@@ -146,10 +160,21 @@ class Scaled(Schedule):
         schedule = keras.saving.deserialize_keras_object(config.pop("schedule"))
         return cls(schedule, **options_from_config(config))
 
-    def _time_of(self, duration: Duration) -> float:
+    def _saved_rule(self) -> str | dict[str, Any]:
+        name = rule_name(self.rule)
+        if isinstance(self.rule, str) or scaling.RULES.get(name) is self.rule:
+            return name
+        kept = {"name": name, "factor": self.factor, "k": self.batch.ratio}
+        if isinstance(self.rule, types.FunctionType):
+            registered = keras.saving.get_registered_name(self.rule)
+            if keras.saving.get_registered_object(registered) is self.rule:
+                kept["registered"] = registered
+        return kept
+
+    def _time_of(self, duration: Duration, argument: str = "duration") -> float:
         if self.clock == "samples":
-            return float(self.batch.to_base_steps(duration))
-        return float(self.batch.to_updates(duration) * self.batch.accumulation)
+            return float(self.batch.to_base_steps(duration, argument=argument))
+        return float(self.batch.to_updates(duration, argument=argument) * self.batch.accumulation)
 
     def _make_warmup(self, schedule: Any) -> Warmup | None:
         if self.warmup is None:
@@ -159,7 +184,11 @@ class Scaled(Schedule):
                 )
             return None
         start = min(1.0, 1.0 / self.factor) if self.warmup_from is None else self.warmup_from
-        steps = self._time_of(self.warmup)
+        # All is checked where the warmup does nothing too, so that a script that runs on one replica runs on eight.
+        start = check_start("warmup_from", start, self.warmup_shape)
+        steps = self._time_of(self.warmup, "warmup")
+        if steps:
+            check_has_no_warmup(schedule, "warmup", str(self.warmup))
         run = self.batch.duration
         if run is not None and steps >= self._time_of(run):
             raise ConfigurationError(
@@ -182,36 +211,52 @@ def options_from_config(config: dict[str, Any]) -> dict[str, Any]:
     config = dict(config)
     batch = GlobalBatch.from_dict(config.pop("batch"))
     rule = config.pop("rule")
-    return {"batch": batch, "rule": _KeptFactor(**rule) if isinstance(rule, dict) else rule, **config}
+    if isinstance(rule, dict):
+        known = keras.saving.get_registered_object(rule["registered"]) if "registered" in rule else None
+        rule = known or _KeptFactor(rule["factor"], rule["k"], rule["name"])
+    return {"batch": batch, "rule": rule, **config}
 
 
 class _KeptFactor:
     """A rule that was a function when it was saved: its factor is known for one k alone."""
 
-    def __init__(self, factor: float, k: float) -> None:
-        self.factor, self.k = factor, k
+    def __init__(self, factor: float, k: float, name: str) -> None:
+        self.factor, self.k, self.__name__ = factor, k, name
 
     def __call__(self, k: float) -> float:
         if k != self.k:
             raise ConfigurationError(
-                f"The saved scaling rule is a function that is known at k={self.k:g} alone (factor {self.factor:g}). "
-                f"Received: k={k:g}. To mend it: pass `rule=` again."
+                f"The saved scaling rule '{self.__name__}' is a function that is known at k={self.k:g} alone (factor "
+                f"{self.factor:g}). Received: k={k:g}. To mend it: pass `rule=` again, or register the function with "
+                "keras.saving.register_keras_serializable before it is saved."
             )
         return self.factor
 
 
+def _check_epoch_is_known(batch: GlobalBatch) -> None:
+    if batch.samples_per_epoch is None:
+        hint = "pass the size of the training set to the batch, such as samples_per_epoch=60_000"
+        raise ConfigurationError(received("samples_per_epoch", None, "given with a rate by epochs", hint))
+
+
 def as_schedule(rate: Any, batch: GlobalBatch, initial_learning_rate: float | None = None) -> Any:
     """Turns what people write for a rate into a schedule: a float, a per-epoch function, or a schedule."""
-    if isinstance(rate, (int, float)) and not isinstance(rate, bool):
-        return Constant(rate)
-    is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
-    if callable(rate) and not is_schedule and not isinstance(rate, keras.callbacks.Callback):
+    if isinstance(rate, numbers.Real) and not isinstance(rate, bool):
+        rate = Constant(float(rate))
+    no_function = (keras.optimizers.schedules.LearningRateSchedule, keras.callbacks.Callback, type)
+    if callable(rate) and not isinstance(rate, no_function):
         if batch.duration is None:
             raise ConfigurationError(
                 received("duration", None, "given with a per-epoch function", 'add duration="90ep" to the batch')
             )
+        _check_epoch_is_known(batch)
         epochs = -(-batch.to_samples(batch.duration) // batch.to_samples("1ep"))
         return PerEpoch(rate, initial_learning_rate, epochs=int(epochs))
+    if initial_learning_rate is not None:
+        hint = "leave it out: the schedule holds its own"
+        raise ConfigurationError(
+            received("initial_learning_rate", initial_learning_rate, "given with a per-epoch function only", hint)
+        )
     return rate
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from distlr._numbers import positive_real, real
 from distlr.errors import ConfigurationError, received
-from distlr.schedules.base import Schedule, as_float64, check_is_schedule, has_warmup
+from distlr.schedules.base import Schedule, as_float64, check_has_no_warmup, check_is_schedule
 
-__all__ = ["WARMUP_SHAPES", "Warmup"]
+__all__ = ["WARMUP_SHAPES", "Warmup", "check_shape", "check_start"]
 
 WARMUP_SHAPES = ("linear", "exponential", "cosine", "polynomial")
 
@@ -30,7 +31,7 @@ class Warmup(Schedule):
     The warmup overlaps the schedule's own time, as in Goyal et al. 2017 (arXiv 1706.02677, section 2.2).
 
     Args:
-        schedule: any Keras `LearningRateSchedule` without a warmup of its own.
+        schedule: any Keras `LearningRateSchedule` without a warmup of its own, not scaled yet.
         steps: the length in base steps; may be a fraction, must be above 0.
         start: the share of the rate at t = 0, in [0, 1]; above 0 for "exponential".
         shape: one of "linear", "exponential", "cosine", "polynomial".
@@ -46,26 +47,17 @@ class Warmup(Schedule):
         self, schedule: Any, steps: float, start: float = 0.0, shape: str = "linear", power: float = 2.0
     ) -> None:
         check_is_schedule(schedule)
-        if has_warmup(schedule):
+        if getattr(schedule, "takes_real_steps", False):
             raise ConfigurationError(
-                f"The schedule {type(schedule).__name__} has a warmup of its own already. To mend it: drop either "
-                "its warmup arguments or distlr's `warmup`."
+                f"A warmup counts base steps, and the schedule is scaled already. Received: schedule={schedule!r}. To "
+                "mend it: scale last, distlr.scale(schedule, batch, warmup=...)."
             )
-        if isinstance(steps, bool) or not math.isfinite(steps) or steps <= 0:
-            raise ConfigurationError(received("steps", steps, "a finite number above 0"))
-        if shape not in WARMUP_SHAPES:
-            raise ConfigurationError(received("shape", shape, f"one of {', '.join(WARMUP_SHAPES)}"))
-        lowest_ok = start > 0 if shape == "exponential" else start >= 0
-        if isinstance(start, bool) or not (lowest_ok and start <= 1):
-            bounds = "above 0 (an exponential climbs from no zero)" if shape == "exponential" else "of at least 0"
-            raise ConfigurationError(received("start", start, f"a share {bounds} and at most 1"))
-        if isinstance(power, bool) or not math.isfinite(power) or power <= 0:
-            raise ConfigurationError(received("power", power, "a finite number above 0"))
+        check_has_no_warmup(schedule, "steps", steps)
         self.schedule = schedule
-        self.warmup_steps = steps
-        self.start = float(start)
-        self.shape = shape
-        self.power = float(power)
+        self.warmup_steps = positive_real("steps", steps)
+        self.shape = check_shape("shape", shape)
+        self.start = check_start("start", start, shape)
+        self.power = positive_real("power", power)
         self._inner = as_float64(schedule)
 
     def factor(self, t: tf.Tensor) -> tf.Tensor:
@@ -97,3 +89,21 @@ class Warmup(Schedule):
         config = dict(config)
         schedule = keras.saving.deserialize_keras_object(config.pop("schedule"))
         return cls(schedule, **config)
+
+
+def check_shape(argument: str, shape: str) -> str:
+    """The shape of a warmup, checked."""
+    if shape not in WARMUP_SHAPES:
+        raise ConfigurationError(received(argument, shape, f"one of {', '.join(map(repr, WARMUP_SHAPES))}"))
+    return shape
+
+
+def check_start(argument: str, start: Any, shape: str) -> float:
+    """The share of the rate that a warmup starts from, checked."""
+    expected, hint = "a share of the full rate from 0 to 1", "write 0.25 to begin at a quarter of the rate"
+    if shape == "exponential":
+        expected, hint = "a share of the full rate above 0, up to 1", "begin at 0.01: an exponential climbs from no 0"
+    share = real(argument, start, expected, hint)
+    if not 0 <= share <= 1 or (share == 0 and shape == "exponential"):
+        raise ConfigurationError(received(argument, start, expected, hint))
+    return share

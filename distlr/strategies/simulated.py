@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from distlr.errors import DistributionError
+from distlr.strategies.mirrored import mirrored
 
 __all__ = ["simulated"]
 
@@ -33,7 +34,7 @@ def simulated(replicas: int) -> tf.distribute.Strategy:
                 f"{len(tf.config.list_logical_devices(kind))}. To mend it: call distlr.init before the first "
                 "TensorFlow operation."
             ) from error
-    return tf.distribute.MirroredStrategy([f"/{kind}:{i}" for i in range(replicas)])
+    return mirrored([f"/{kind}:{i}" for i in range(replicas)])
 
 
 def _parts(device: tf.config.PhysicalDevice, kind: str, replicas: int) -> list[tf.config.LogicalDeviceConfiguration]:

@@ -1,0 +1,69 @@
+"""Checks of numbers that are arguments, one for each kind, so that the same mistake reads the same everywhere.
+
+This module imports neither TensorFlow, Keras nor numpy; their scalars are numbers all the same.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import SupportsFloat, SupportsIndex, cast
+
+from distlr.errors import ConfigurationError, ConfigurationTypeError, received
+
+__all__ = ["INT64_END", "integer", "not_negative_real", "positive_integer", "positive_real", "real"]
+
+# The clock lives in an int64 variable of the optimizer.
+INT64_END = 2**63
+
+
+def integer(value: object) -> int | None:
+    """`value` as an int, None where it is not one; a truth value is not."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def positive_integer(argument: str, value: object) -> int:
+    """An integer of at least 1, of whatever integer type; a float is none."""
+    number = integer(value)
+    if number is None:
+        whole = isinstance(value, float) and value.is_integer()
+        hint = f"write {int(value)}" if whole and isinstance(value, float) else "write a whole number such as 64"
+        raise ConfigurationTypeError(received(argument, value, "an integer", hint))
+    if number < 1:
+        raise ConfigurationError(received(argument, value, "at least 1"))
+    return number
+
+
+def real(argument: str, value: object, expected: str = "a real number", hint: str = "") -> float:
+    """A real number as a float, NaN and infinity included: anything with `__float__` but truth values."""
+    dtype = str(getattr(value, "dtype", ""))
+    refused = isinstance(value, (bool, str)) or "bool" in dtype or "complex" in dtype
+    if not refused and hasattr(value, "__float__"):
+        try:
+            return float(cast(SupportsFloat, value))
+        except OverflowError as error:
+            raise ConfigurationError(received(argument, value, expected, hint)) from error
+        except (TypeError, ValueError) as error:  # an array of several values, a symbolic tensor
+            raise ConfigurationTypeError(received(argument, value, expected, hint)) from error
+    raise ConfigurationTypeError(received(argument, value, expected, hint))
+
+
+def positive_real(argument: str, value: object, hint: str = "") -> float:
+    """A finite number above 0."""
+    number = real(argument, value, "a finite number above 0", hint)
+    if not (math.isfinite(number) and number > 0):
+        raise ConfigurationError(received(argument, value, "a finite number above 0", hint))
+    return number
+
+
+def not_negative_real(argument: str, value: object) -> float:
+    """A finite number of at least 0."""
+    number = real(argument, value, "a finite number of at least 0")
+    if not (math.isfinite(number) and number >= 0):
+        raise ConfigurationError(received(argument, value, "a finite number of at least 0"))
+    return number

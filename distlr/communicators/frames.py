@@ -1,0 +1,150 @@
+"""Frames: how one rank's part of a collective travels, and how ranks are named in messages.
+
+A frame is a header (magic, two lengths), a signature as JSON (kind, tag, terms, length, refusal) and the data,
+each padded to a multiple of 8 bytes. This module imports neither TensorFlow, Keras nor an engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from distlr.errors import ConfigurationError, ConfigurationTypeError, DistlrError, DistributionError, received
+
+__all__ = [
+    "EMPTY",
+    "Array",
+    "Frame",
+    "Part",
+    "by_rank",
+    "checked_array",
+    "decode",
+    "encode",
+    "name_ranks",
+    "to_array",
+    "to_bytes",
+    "to_json",
+]
+
+Array = npt.NDArray[Any]
+Frame = npt.NDArray[np.uint8]
+
+EMPTY: Frame = np.zeros(0, np.uint8)
+
+_DTYPES = ("float32", "float64", "int64", "bool", "uint8")
+_MAGIC = b"DLR1"
+_HEADER = struct.Struct("<4sIQ")  # magic, bytes of the signature, bytes of the payload
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One rank's decoded frame. `terms` must agree on all ranks; `length` is an allgather's leading size."""
+
+    kind: str
+    tag: str
+    terms: dict[str, Any]
+    length: int
+    refused: str
+    data: Frame
+
+
+def checked_array(array: npt.ArrayLike) -> Array:
+    try:
+        value = np.asarray(array)
+    except (TypeError, ValueError) as error:
+        text = f"`array` must be a numpy array. Received: {type(array).__name__}, which numpy refuses: {error}"
+        raise ConfigurationTypeError(text) from error
+    if value.dtype.name not in _DTYPES:
+        hint = "cast it on every rank, so that no precision is lost unseen"
+        raise ConfigurationTypeError(received("array.dtype", str(value.dtype), f"one of {_DTYPES}", hint))
+    return value
+
+
+def to_bytes(value: Array) -> Frame:
+    flat = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")).reshape(-1)
+    return flat.view(np.uint8)
+
+
+def to_array(data: Frame, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
+    value: Array = data.view(dtype.newbyteorder("<")).astype(dtype.newbyteorder("="), copy=True)
+    return value.reshape(shape)
+
+
+def to_json(obj: Any) -> Frame:
+    def refuse(item: object) -> NoReturn:
+        raise ConfigurationTypeError(
+            f"`obj` must be JSON (dict, list, str, int, float, bool, None). Received: a "
+            f"{type(item).__module__}.{type(item).__qualname__}. To mend it: convert it, as with float() or "
+            ".tolist()."
+        )
+
+    try:
+        text = json.dumps(obj, allow_nan=True, default=refuse)
+    except DistlrError:
+        raise
+    except TypeError as error:
+        raise ConfigurationTypeError(f"`obj` must be JSON: {error}.") from error
+    except ValueError as error:
+        raise ConfigurationError(f"`obj` must be JSON: {error}.") from error
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def _padded(size: int) -> int:
+    return -(-size // 8) * 8
+
+
+def encode(part: Part) -> Frame:
+    signature = json.dumps([part.kind, part.tag, part.terms, part.length, part.refused]).encode()
+    start = _HEADER.size + _padded(len(signature))
+    frame: Frame = np.zeros(start + _padded(part.data.size), np.uint8)
+    head = _HEADER.pack(_MAGIC, len(signature), part.data.size) + signature
+    frame[: len(head)] = np.frombuffer(head, np.uint8)
+    frame[start : start + part.data.size] = part.data
+    return frame
+
+
+def decode(frame: Frame, rank: int, label: str) -> Part:
+    head = frame[: _HEADER.size].tobytes()
+    magic, signed, size = _HEADER.unpack(head) if len(head) == _HEADER.size else (b"", 0, 0)
+    start = _HEADER.size + _padded(signed)
+    if magic != _MAGIC or start + size > frame.size:
+        raise DistributionError(
+            f"Rank {rank} sent something else than a distlr collective while this rank was in {label}: "
+            "another library's collective, or another version of distlr."
+        )
+    kind, tag, terms, length, refused = json.loads(frame[_HEADER.size : _HEADER.size + signed].tobytes())
+    return Part(kind, tag, terms, length, refused, frame[start : start + size])
+
+
+def by_rank(texts: Sequence[str], verb: str) -> str:
+    """Groups ranks that say the same, so that a message stays short at 512 ranks.
+
+    >>> by_rank(["a 'x'", "b 'y'", "b 'y'"], "in")
+    "rank 0 in a 'x'; ranks 1-2 in b 'y'"
+    """
+    groups: dict[str, list[int]] = {}
+    for rank, text in enumerate(texts):
+        groups.setdefault(text, []).append(rank)
+    return "; ".join(f"{name_ranks(ranks)} {verb} {text}" for text, ranks in groups.items())
+
+
+def name_ranks(ranks: Iterable[int]) -> str:
+    """Names ranks briefly.
+
+    >>> name_ranks([0, 1, 2, 5]), name_ranks([3])
+    ('ranks 0-2, 5', 'rank 3')
+    """
+    spans: list[list[int]] = []
+    for rank in sorted(ranks):
+        if spans and rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    names = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
+    return f"rank{'' if len(names) == 1 and '-' not in names[0] else 's'} {', '.join(names)}"

@@ -1,0 +1,73 @@
+"""Savers come after deciders, and checks before all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import pytest
+import tensorflow as tf
+
+from distlr.callbacks import Audit, LearningRateLogger, ReduceLROnPlateau, SyncStatistics, ordered
+
+K = keras.callbacks
+
+
+class Decider(K.Callback):
+    """A user's own, of which nothing is known."""
+
+
+class Saver(K.ModelCheckpoint):
+    """A user's own that derives from a saver."""
+
+
+def _stages(tmp_path: Any) -> list[list[Any]]:
+    strategy = tf.distribute.get_strategy()
+    return [
+        [Audit(strategy)],
+        [SyncStatistics(strategy), LearningRateLogger()],
+        [
+            ReduceLROnPlateau(),
+            K.ReduceLROnPlateau(),
+            K.LearningRateScheduler(lambda epoch: 0.1),
+            K.EarlyStopping(),
+            K.TerminateOnNaN(),
+            Decider(),
+        ],
+        [K.ModelCheckpoint(tmp_path / "a.keras"), K.BackupAndRestore(tmp_path / "backup"), Saver(tmp_path / "b.keras")],
+        [K.TensorBoard(tmp_path), K.CSVLogger(tmp_path / "log.csv")],
+    ]
+
+
+def test_every_callback_comes_after_those_of_the_stages_before_it(tmp_path) -> None:
+    stages = _stages(tmp_path)
+    stage_of = {id(callback): number for number, stage in enumerate(stages) for callback in stage}
+    everything = [callback for stage in stages for callback in stage]
+    for given in (everything, everything[::-1], everything[5:] + everything[:5]):
+        found = ordered(given)
+        assert sorted(map(id, found)) == sorted(map(id, given))
+        numbers = [stage_of[id(callback)] for callback in found]
+        assert numbers == sorted(numbers)
+
+
+def test_within_a_stage_the_order_given_stays(tmp_path) -> None:
+    deciders = _stages(tmp_path)[2]
+    assert ordered(deciders) == deciders
+    assert ordered(deciders[::-1]) == deciders[::-1]
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_a_saver_saves_the_cut_of_its_epoch(recording, tmp_path, replicas) -> None:
+    bench = recording.Bench(replicas)
+    batch = bench.batch(4 // replicas, 4, samples_per_epoch=4)
+    bench.adopt(batch)
+    bench.compile()
+    saver = K.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True)
+    plateau = ReduceLROnPlateau("val_loss", factor=0.5, patience=1)
+    callbacks = bench.job.callbacks([saver, recording.Overwrite([1.0, 1.0]), plateau])
+    bench.fit(bench.job.shard(recording.samples(4), batch), 2, callbacks)
+    assert bench.optimizer.multiplier == 0.5
+    for epoch, multiplier in ((1, 1.0), (2, 0.5)):
+        bench.model.load_weights(tmp_path / f"{epoch}.weights.h5")
+        assert bench.optimizer.multiplier == multiplier
+        assert bench.optimizer.samples_seen == 4 * epoch
