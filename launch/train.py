@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The reference script: a small CNN that trains the same way on one device and on any number of replicas.
 
-    python launch/train.py --data digits                            # one device
-    DISTLR_SIMULATE=4 python launch/train.py --data digits          # four simulated replicas
+python launch/train.py --data digits                            # one device
+DISTLR_SIMULATE=4 python launch/train.py --data digits          # four simulated replicas
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def base_rate(args: argparse.Namespace, steps: int) -> float | schedules.Learnin
         return schedules.ExponentialDecay(rate, decay_steps=steps, decay_rate=0.01)
     if args.schedule == "per-epoch":  # a tenth from the middle on, a hundredth for the last quarter
         drops = (args.epochs // 2, 3 * args.epochs // 4)
-        return distlr.schedules.PerEpoch(
-            lambda epoch, lr: lr * 0.1 if epoch in drops else lr, rate, epochs=args.epochs
-        )
+        return distlr.schedules.PerEpoch(lambda epoch, lr: lr * 0.1 if epoch in drops else lr, rate, epochs=args.epochs)
     return rate
 
 

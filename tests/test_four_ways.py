@@ -1,4 +1,4 @@
-"""The four ways in which people change the rate, on four replicas: the applied rate at every epoch, worked out by hand."""
+"""The four ways in which people change the rate, on four replicas: each epoch's applied rate, worked out by hand."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_what_is_no_rate_is_refused_and_changes_nothing(recording, value) -> Non
     bench = recording.Bench(1)
     optimizer = bench.adopt()
     for how in ("property", "assign"):
-        with pytest.raises((ConfigurationError, ConfigurationTypeError), match="learning_rate.* must be"):
+        with pytest.raises((ConfigurationError, ConfigurationTypeError), match=r"learning_rate.* must be"):
             _set(optimizer, how, value)
     assert optimizer.multiplier == 1.0
 
@@ -350,13 +350,13 @@ WRITE = r"ReduceLROnPlateau.*To mend it:.*job\.callbacks"
 def test_a_callback_in_place_of_a_rate_is_told_what_to_write(recording, kind, where) -> None:
     bench = recording.Bench(1)
     batch = bench.batch(4, 4)
+    give = {
+        "scale": lambda callback: distlr.scale(callback, batch),
+        "assigned": lambda callback: setattr(bench.adopt(batch), "learning_rate", callback),
+        "optimizer": lambda callback: bench.job.optimizer(callback, batch),
+    }[where]
     with pytest.raises(ConfigurationTypeError, match=WRITE):
-        if where == "scale":
-            distlr.scale(kind(), batch)
-        elif where == "assigned":
-            bench.adopt(batch).learning_rate = kind()
-        else:
-            bench.job.optimizer(kind(), batch)
+        give(kind())
 
 
 def test_a_callback_of_distlr_as_learning_rate_of_an_optimizer(recording) -> None:

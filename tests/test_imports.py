@@ -40,6 +40,7 @@ OPTIMIZER_INTERNALS = {
     "_accumulated_gradients",
     "_apply_weight_decay",
     "_clip_gradients",
+    "_distribution_strategy",
     "_get_current_learning_rate",
     "_iterations",
     "_learning_rate",

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from distlr.callbacks.base import JobCallback
 from distlr.errors import ConfigurationError, DistributionError
-from distlr.optimizer import ScaledOptimizer, agree, inner
+from distlr.optimizer import ScaledOptimizer, agree, inner, strategy_of
 
 __all__ = ["Audit"]
 
@@ -88,9 +88,9 @@ class Audit(JobCallback):
         batch = inner(self.model.optimizer).batch
         raise ConfigurationError(
             f"fit runs {steps}{' or more' if so_far else ''} steps an epoch and the batch says {expected}, so the "
-            f"schedule would run {steps / expected:.4g} times as fast as the data. Found: {batch!r}. To mend it: feed the model "
-            f"with job.shard(data, batch), or batch by batch.feed={batch.feed} and drop the remainder; check "
-            "samples_per_epoch and leave out fit(batch_size=, steps_per_epoch=)."
+            f"schedule would run {steps / expected:.4g} times as fast as the data. Found: {batch!r}. To mend "
+            f"it: feed the model with job.shard(data, batch), or batch by batch.feed={batch.feed}; "
+            "drop the remainder, check samples_per_epoch, and leave out fit(batch_size=, steps_per_epoch=)."
         )
 
     def _check_strategy(self, model: Any) -> None:
@@ -103,6 +103,16 @@ class Audit(JobCallback):
                 "compile the model inside `with job.scope():`."
             )
 
+        optimizer = inner(model.optimizer)
+        made_under = strategy_of(optimizer)
+        if made_under is not found and replicas > 1:
+            # Each replica would count the one `iterations`: a schedule would run `replicas` times too fast.
+            raise DistributionError(
+                f"The optimizer '{optimizer.name}' was made under {type(made_under).__name__} "
+                f"and the model under {type(found).__name__} with {replicas} replicas. To mend it: make the "
+                "optimizer, too, inside `with job.scope():`."
+            )
+
     def _check_engine(self, model: Any) -> None:
         replicas = self.strategy.num_replicas_in_sync
         if replicas == 1:
@@ -111,8 +121,8 @@ class Audit(JobCallback):
         if asked is True:
             raise ConfigurationError(
                 f"jit_compile=True cannot work on {replicas} replicas of {type(self.strategy).__name__}: Keras "
-                "compiles the step that contains the exchange, whose variables are on several devices. To mend it: leave "
-                "jit_compile out."
+                "compiles the step with the exchange, whose variables are on several devices. To mend it: "
+                "leave jit_compile out."
             )
         if model.jit_compile:
             model.jit_compile = False

@@ -36,8 +36,8 @@ class JobCallback(keras.callbacks.Callback):
             if launch is not None and launch.size > 1:
                 raise DistributionError(
                     f"[rank {launch.rank}] {type(self).__name__} runs on {launch.size} ranks ({launch.launcher}) "
-                    "without knowing them, so each rank would decide for itself and their rates would drift apart. To mend it: "
-                    "model.fit(callbacks=job.callbacks([...]))."
+                    "without knowing them, so each rank would decide for itself and their rates would drift apart. "
+                    "To mend it: model.fit(callbacks=job.callbacks([...]))."
                 )
             self._communicator = SingleCommunicator()
         return self._communicator

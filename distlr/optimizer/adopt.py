@@ -17,7 +17,7 @@ from distlr.optimizer.mixin import ScaledOptimizer, derived_class
 from distlr.schedules.base import Schedule, as_float64, check_is_schedule
 from distlr.schedules.scaled import Scaled, options_from_config
 
-__all__ = ["adopt", "adopt_from_config", "inner", "is_adopted", "strip"]
+__all__ = ["adopt", "adopt_from_config", "inner", "is_adopted", "strategy_of", "strip"]
 
 _log = logging.getLogger("distlr")
 
@@ -56,6 +56,11 @@ def inner(optimizer: Any) -> Any:
 def is_adopted(optimizer: Any) -> bool:
     """Whether distlr sets this optimizer's rate."""
     return isinstance(inner(optimizer), ScaledOptimizer)
+
+
+def strategy_of(optimizer: Any) -> tf.distribute.Strategy:
+    """The `tf.distribute` strategy that an optimizer of Keras was made under."""
+    return inner(optimizer)._distribution_strategy
 
 
 def adopt(optimizer: Any, batch: GlobalBatch | None = None, **scaling: Any) -> Any:
@@ -192,7 +197,7 @@ def _check_optimizer(optimizer: Any) -> None:
 
 
 def _check_strategy(optimizer: Any) -> None:
-    current, own = tf.distribute.get_strategy(), optimizer._distribution_strategy
+    current, own = tf.distribute.get_strategy(), strategy_of(optimizer)
     if own is not current:
         raise DistributionError(
             f"The optimizer '{optimizer.name}' was made under {type(own).__name__}, and the current strategy is "

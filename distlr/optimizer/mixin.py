@@ -151,8 +151,14 @@ class ScaledOptimizer:
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         if len(grads) == 0:
             return  # Keras applies nothing either, so the clock stands still
+        self._distlr.check_current_strategy(self.agreed_loss_scale)
+        # Where Keras does not know the number of steps it runs one more at the data's end. That step fails, but what
+        # does not wait for the data may run before: in plain Keras `iterations` counts it.
+        with tf.control_dependencies(_first(grads)):
+            self._apply_once(grads, trainable_variables)
+
+    def _apply_once(self, grads: Sequence[Any], trainable_variables: Any) -> None:
         adoption = self._distlr
-        adoption.check_current_strategy(self.agreed_loss_scale)
         samples = self._samples()
         rate = self._formula(samples)
         updates = self._updates()
@@ -233,6 +239,12 @@ class ScaledOptimizer:
         from distlr.optimizer.adopt import adopt_from_config
 
         return adopt_from_config(config, custom_objects)
+
+
+def _first(grads: Sequence[Any]) -> list[tf.Tensor]:
+    """The first gradient that there is, as a tensor."""
+    tensors = (getattr(grad, "values", grad) for grad in grads)  # IndexedSlices have values
+    return [tensor for tensor in tensors if tf.is_tensor(tensor)][:1]
 
 
 @functools.cache

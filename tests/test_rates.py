@@ -1,0 +1,182 @@
+"""The rate that Keras applied, at every step, against the formula worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from distlr.callbacks import ReduceLROnPlateau
+from distlr.errors import ConfigurationError
+
+BASE_RATE, CUT, SIZE, EPOCHS = 0.1, 0.3, 24, 3
+
+
+def _expected(recording: ModuleType, base: int, epoch: int) -> np.ndarray:
+    """Warmup over the first epoch, a cosine over all, and a cut after the second: float64, without distlr."""
+    updates, decay_steps = EPOCHS * (epoch // SIZE), EPOCHS * epoch // base
+
+    def law(t: float) -> float:
+        return BASE_RATE * 0.5 * (1 + math.cos(math.pi * min(t, decay_steps) / decay_steps))
+
+    rates = recording.by_hand(law, updates=updates, batch=SIZE, base=base, epoch=epoch, warmup=epoch)
+    return np.array(rates) * np.where(np.arange(updates) < updates * 2 // 3, 1.0, CUT)
+
+
+def _train(
+    recording: ModuleType,
+    replicas: int,
+    base: int,
+    left_over: int,
+    accumulation: int = 1,
+    updates: int = 4,
+    **options: Any,
+) -> Any:
+    """Trains with warmup, cosine, batch normalization and a cut; checks every applied rate, the clock and the digests.
+
+    An epoch has `updates` updates of 24 samples and some samples left over.
+    """
+    epoch = SIZE * updates + left_over
+    schedule = keras.optimizers.schedules.CosineDecay(BASE_RATE, EPOCHS * epoch // base)
+    steps = None if accumulation == 1 else accumulation
+    bench = recording.Bench(replicas, schedule, gradient_accumulation_steps=steps)
+    batch = bench.batch(SIZE // replicas // accumulation, base, accumulation=accumulation, samples_per_epoch=epoch)
+    assert batch.ratio == SIZE / base
+    optimizer = bench.adopt(batch, warmup="1ep")
+    bench.compile(normalized=True, **options)
+    clock: list[int] = []
+    plateau = ReduceLROnPlateau("val_loss", factor=CUT, patience=1)
+    stalled = recording.Overwrite([1.0] * EPOCHS)
+    at_end = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: clock.append(optimizer.samples_seen))
+    train = bench.job.shard(recording.samples(epoch), batch)
+    bench.fit(train, EPOCHS, bench.job.callbacks([stalled, plateau, at_end]))
+
+    assert [cut["epoch"] for cut in plateau.decisions] == [1]  # at the end the cosine is 0: nothing to cut
+    assert clock == [epoch, 2 * epoch, 3 * epoch]
+    np.testing.assert_allclose(bench.rates(), _expected(recording, base, epoch), rtol=1e-6, atol=0)
+    once = 2 if accumulation > 1 else 1  # Keras itself traces twice where it accumulates
+    assert bench.log.traces == replicas * once, "the train function was traced again"
+    weights, rates = bench.job.weights_digests(bench.model), bench.job.rate_digests(optimizer)
+    assert len(weights) == len(rates) == replicas
+    assert len(set(weights)) == len(set(rates)) == 1
+    return bench
+
+
+@pytest.mark.parametrize(("base", "left_over"), [(48, 1), (24, 2), (12, 3), (8, 1), (6, 2), (3, 3)])
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_every_applied_rate_is_the_formula(recording, replicas, base, left_over) -> None:
+    """k = 0.5, 1, 2, 3, 4 and 8."""
+    _train(recording, replicas, base, left_over)
+
+
+def test_with_accumulation_rates_are_applied_at_updates_only(recording) -> None:
+    bench = _train(recording, 1, 6, 3, accumulation=4)
+    applied = np.flatnonzero(~np.isnan(bench.log.all()[0]))
+    np.testing.assert_array_equal(applied, np.arange(EPOCHS * 4) * 4 + 3)
+
+
+def test_between_two_updates_the_clock_and_the_rate_stand_still(recording) -> None:
+    bench = recording.Bench(1, gradient_accumulation_steps=4)
+    optimizer = bench.adopt(bench.batch(2, 4, accumulation=4, samples_per_epoch=33), warmup="3ep")
+    seen, rates = [], []
+    for _ in range(9):
+        seen.append(optimizer.samples_seen)
+        rates.append(float(optimizer.learning_rate))
+        bench.step()
+    assert seen == [0, 0, 0, 0, 8, 8, 8, 8, 16]
+    expected = [BASE_RATE * 2 * (0.5 + 0.5 * n / 99) for n in seen]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    np.testing.assert_allclose(bench.rates(), [expected[0], expected[4]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"steps_per_execution": 10}, {"jit_compile": True}], ids=lambda o: next(iter(o)))
+def test_every_applied_rate_with(recording, options) -> None:
+    _train(recording, 1, 6, 1, updates=10, **options)
+
+
+def test_a_second_fit_and_a_changed_rate_go_on_without_a_trace(recording) -> None:
+    bench = recording.Bench(1)
+    batch = bench.batch(4, 2, samples_per_epoch=9)
+    optimizer = bench.adopt(batch, warmup="4ep")
+    bench.compile()
+    train = bench.job.shard(recording.samples(9), batch)
+    bench.fit(train)
+    optimizer.learning_rate = float(optimizer.learning_rate) * 0.5
+    bench.fit(train)
+    rates = recording.by_hand(lambda t: 0.1, updates=4, batch=4, base=2, epoch=9, warmup=36)
+    np.testing.assert_allclose(bench.rates(), [*rates[:2], *(rate * 0.5 for rate in rates[2:])], rtol=1e-6)
+    assert bench.log.traces == 1
+
+
+# -- the proofs can fail ---------------------------------------------------------------------------------
+
+
+def test_the_digests_differ_when_one_rate_on_one_replica_differed(recording) -> None:
+    bench = recording.Bench(4)
+    optimizer = bench.adopt(bench.batch(1, 1))
+    bench.step(2)
+    assert len(set(bench.job.rate_digests(optimizer))) == 1
+    third = bench.job.strategy.experimental_local_results(optimizer._distlr.multiplier.value)[2]
+    third.assign(0.5)
+    bench.step_unchecked()
+    third.assign(1.0)
+    bench.step_unchecked()
+    digests = bench.job.rate_digests(optimizer)
+    assert digests[0] == digests[1] == digests[3] != digests[2]
+    np.testing.assert_allclose(bench.log.all()[:, 2], [0.4, 0.4, 0.2, 0.4], rtol=1e-6)
+    with pytest.raises(AssertionError, match="a replica applied another rate"):
+        bench.rates()
+
+
+def test_the_digest_depends_on_every_rate_and_their_order(recording) -> None:
+    digests = set()
+    for rates in ([0.1, 0.2, 0.3], [0.1, 0.3, 0.2], [0.1, 0.2, np.nextafter(np.float32(0.3), 1)], [0.1, 0.2]):
+        bench = recording.Bench(1)
+        optimizer = bench.adopt()
+        for rate in rates:
+            optimizer.learning_rate = rate
+            bench.step()
+        digests.update(bench.job.rate_digests(optimizer))
+    assert len(digests) == 4
+
+
+def test_the_recorder_sees_two_rates_in_a_step(recording) -> None:
+    log = recording.RateLog()
+    log.write("CPU:0", 1, 0.25)
+    assert log.of(1).tolist() == [0.25]
+    log.write("CPU:0", 1, 0.5)
+    assert log.of(1).tolist() == [math.inf]
+    log.write("CPU:3", 2, 0.1)
+    with pytest.raises(AssertionError):
+        log.of(1)
+
+
+# -- what plain Keras cannot do on mirrored CPUs ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"jit_compile": True}, "jit_compile=True cannot work on 4 replicas"),
+        ({"steps_per_execution": 2}, "steps_per_execution=2 cannot work on 4 mirrored CPUs"),
+    ],
+    ids=["jit_compile", "steps_per_execution"],
+)
+def test_refused_on_mirrored_cpus(recording, options, why) -> None:
+    bench = recording.Bench(4)
+    batch = bench.batch(2, 4, samples_per_epoch=16)
+    bench.adopt(batch)
+    bench.compile(**options)
+    with recording.refused(ConfigurationError, f"{why}.*To mend it: leave {next(iter(options))} out"):
+        bench.fit(bench.job.shard(recording.samples(16), batch), 1, bench.job.callbacks())
+    assert bench.log.traces == 0
+
+
+def test_accumulation_is_refused_on_mirrored_cpus(recording) -> None:
+    bench = recording.Bench(4, gradient_accumulation_steps=4)
+    with pytest.raises(ConfigurationError, match=r"gradient_accumulation_steps.*left out on 4 replicas.*To mend it"):
+        bench.adopt(bench.batch(2, 4, accumulation=4))
