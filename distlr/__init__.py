@@ -75,9 +75,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'distlr' has no attribute {name!r}")
 
 
-if "keras" in sys.modules:  # so that keras.saving.load_model finds distlr's classes
-    importlib.import_module("distlr.optimizer")
-
-
 def __dir__() -> list[str]:
     return sorted(__all__)

@@ -67,7 +67,7 @@ class RecordingSGD(keras.optimizers.SGD):
         super().apply(grads, trainable_variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        self._rate_log.write(variable.device, tf.cast(self.iterations, tf.int64), learning_rate)
+        self._rate_log.write(variable.device, tf.cast(self._iterations, tf.int64), learning_rate)
         super().update_step(gradient, variable, learning_rate)
 
 
@@ -118,6 +118,11 @@ class Bench:
 
     def fit(self, data: Any, epochs: int = 1, callbacks: Any = (), **options: Any) -> Any:
         return self.model.fit(data, epochs=epochs, callbacks=list(callbacks), verbose=0, shuffle=False, **options)
+
+    def train(self, batch: Any, epochs: int = 1, callbacks: Any = ()) -> None:
+        """A fit of whole epochs; on one iterator, since each new one costs half a second on four replicas."""
+        data = self.job.shard(samples(batch.samples_per_epoch), batch, remainder="carry")
+        self.fit(data, epochs, callbacks, steps_per_epoch=batch.steps_per_epoch)
 
     def step(self, count: int = 1) -> list[float]:
         """Applies updates eagerly on all replicas, and returns the rates applied so far."""
