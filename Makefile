@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .DELETE_ON_ERROR:
 # TensorFlow fills the cores by itself: two of its processes at a time only slow each other down.
 .NOTPARALLEL:
-.PHONY: help demo test fast oldest lint format bench clean
+.PHONY: help demo test fast oldest lint format bench horovod clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,14 +35,17 @@ fast: $(VENV)/.installed-$(TF)-dev ## the tests alone, without the launchers
 oldest: $(OLDEST)/.installed ## the same tests on TensorFlow 2.16
 	$(call lane,oldest,$(OLDEST))
 
-lint: $(VENV)/.installed-$(TF)-dev ## formatting, lint and types
-	$(call timed,lint,$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy)
+lint: $(VENV)/.installed-$(TF)-dev ## formatting, lint and types, of scripts and images too
+	$(call timed,lint,$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy && \
+	  $(VENV)/bin/shellcheck .ci/run docker/*.sh && $(VENV)/bin/hadolint docker/Dockerfile.*)
 
 format: $(VENV)/.installed-$(TF)-dev ## rewrite the files as lint wants them
 	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
 
 bench: $(VENV)/.installed-$(TF)-dev ## what a step costs beside plain Keras
 	@$(VENV)/bin/python benchmarks/step_overhead.py $(BENCH_ARGS)
+
+horovod: $(VENV)/.horovod-$(TF) ## build Horovod into the environment (some minutes, once; the wheel is kept)
 
 clean: ## remove all that make made, but for runs/
 	@rm -rf $(VENV) $(OLDEST) $(REPORTS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -53,6 +56,10 @@ $(VENV)/.installed-%-demo: pyproject.toml
 
 $(VENV)/.installed-%-dev: pyproject.toml
 	$(call install,$(VENV),$(PYTHON),-e ".[$*$(comma)dev]")
+
+# An environment made anew, or with another TensorFlow, gets its Horovod anew: from the cached wheel where it fits.
+$(VENV)/.horovod-%: docker/build-horovod.sh $(VENV)/.installed-%-dev
+	@PYTHON=$(VENV)/bin/python docker/build-horovod.sh $(if $(filter gpu,$*),--gpu) && touch $@
 
 # TensorFlow 2.16 runs on Python 3.12 at most; the oldest Python that distlr supports comes first.
 $(OLDEST)/.installed: pyproject.toml
