@@ -154,7 +154,7 @@ class ScaledOptimizer:
         self._distlr.check_current_strategy(self.agreed_loss_scale)
         # Where Keras does not know the number of steps it runs one more at the data's end. That step fails, but what
         # does not wait for the data may run before: in plain Keras `iterations` counts it.
-        with tf.control_dependencies(_first(grads)):
+        with tf.control_dependencies(_earliest(grads)):
             self._apply_once(grads, trainable_variables)
 
     def _apply_once(self, grads: Sequence[Any], trainable_variables: Any) -> None:
@@ -241,9 +241,9 @@ class ScaledOptimizer:
         return adopt_from_config(config, custom_objects)
 
 
-def _first(grads: Sequence[Any]) -> list[tf.Tensor]:
-    """The first gradient that there is, as a tensor."""
-    tensors = (getattr(grad, "values", grad) for grad in grads)  # IndexedSlices have values
+def _earliest(grads: Sequence[Any]) -> list[tf.Tensor]:
+    """The gradient that back-propagation has first, of the last variable, so that the rate need not wait for all."""
+    tensors = (getattr(grad, "values", grad) for grad in reversed(grads))  # IndexedSlices have values
     return [tensor for tensor in tensors if tf.is_tensor(tensor)][:1]
 
 
