@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .DELETE_ON_ERROR:
 # TensorFlow fills the cores by itself: two of its processes at a time only slow each other down.
 .NOTPARALLEL:
-.PHONY: help demo test fast oldest lint format bench horovod clean
+.PHONY: help demo test fast processes oldest lint format bench horovod clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,13 +27,16 @@ help: ## show this
 demo: $(VENV)/.installed-$(TF)-demo ## train on real data with four simulated replicas (runs/demo/)
 	@DISTLR_SIMULATE=4 $(VENV)/bin/python launch/train.py $(DEMO_ARGS)
 
-test: lint fast oldest ## lint, the tests, and the tests again on the oldest TensorFlow
+test: lint fast processes oldest ## lint, the tests, and the tests again on the oldest TensorFlow
 
 fast: $(VENV)/.installed-$(TF)-dev ## the tests alone, without the launchers
-	$(call lane,fast,$(VENV))
+	$(call lane,fast,$(VENV),not distributed and not processes)
+
+processes: $(VENV)/.installed-$(TF)-dev ## the tests that start Python anew
+	$(call lane,processes,$(VENV),processes)
 
 oldest: $(OLDEST)/.installed ## the same tests on TensorFlow 2.16
-	$(call lane,oldest,$(OLDEST))
+	$(call lane,oldest,$(OLDEST),not distributed)
 
 lint: $(VENV)/.installed-$(TF)-dev ## formatting, lint and types, of scripts and images too
 	$(call timed,lint,$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy && \
@@ -90,7 +93,7 @@ define timed
 echo "lane $(1): exit $$status after $$(($$(date +%s) - start)) s"; exit $$status
 endef
 
-# $(1) name, $(2) environment. pytest exits with 5 where it collected nothing, which fails the lane.
+# $(1) name, $(2) environment, $(3) marks. pytest exits with 5 where it collected nothing, which fails the lane.
 define lane
-$(call timed,$(1),$(2)/bin/python -m pytest -m "not distributed" --junitxml=$(REPORTS)/$(1).xml $(PYTEST_ARGS))
+$(call timed,$(1),$(2)/bin/python -m pytest -m "$(3)" --junitxml=$(REPORTS)/$(1).xml $(PYTEST_ARGS))
 endef

@@ -92,6 +92,7 @@ def test_a_simulation_that_comes_too_late_says_so(four_cpus):
         distlr.init(simulate=8, environ={})
 
 
+@pytest.mark.processes
 def test_a_simulation_of_a_fresh_process_has_its_devices():
     code = """
 import distlr, tensorflow as tf

@@ -65,6 +65,7 @@ def pytest_in(folder, *arguments):
     )
 
 
+@pytest.mark.processes
 def test_the_fixture_runs_ranks_and_fails_a_test_that_leaves_one_running(tmp_path):
     (tmp_path / "test_users.py").write_text(
         textwrap.dedent(

@@ -68,6 +68,7 @@ print("loaded:", len(names))
 """
 
 
+@pytest.mark.processes
 def test_every_optimizer_loads_in_a_new_process_and_stripped_without_distlr(lab, tmp_path):
     def save(model, name):
         model.save(tmp_path / f"{name}.keras")
