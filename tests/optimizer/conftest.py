@@ -27,6 +27,9 @@ def _kinds() -> dict[str, Any]:
         and kind not in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer)
         and not hasattr(kind, "optimizers")  # a container of several; refused
     }
+    if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 13):
+        # It cannot train in plain Keras either: "'ResourceVariable' object has no attribute 'path'" (Keras 3.12.4).
+        kinds.pop("Muon", None)
     kinds["SGD-momentum"] = functools.partial(keras.optimizers.SGD, momentum=0.9)
     kinds["LossScaleOptimizer"] = _scaled_adam
     return kinds
