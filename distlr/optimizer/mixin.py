@@ -151,17 +151,15 @@ class ScaledOptimizer:
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         if len(grads) == 0:
             return  # Keras applies nothing either, so the clock stands still
-        self._distlr.check_current_strategy(self.agreed_loss_scale)
-        # Where Keras does not know the number of steps it runs one more at the data's end. That step fails, but what
-        # does not wait for the data may run before: in plain Keras `iterations` counts it.
-        with tf.control_dependencies(_earliest(grads)):
-            self._apply_once(grads, trainable_variables)
-
-    def _apply_once(self, grads: Sequence[Any], trainable_variables: Any) -> None:
         adoption = self._distlr
+        adoption.check_current_strategy(self.agreed_loss_scale)
         samples = self._samples()
         rate = self._formula(samples)
         updates = self._updates()
+        # Where Keras does not know the number of steps it runs one more at the data's end. That step fails, but what
+        # does not wait for the data may run before: Keras' `iterations` counts it, and the clock must not.
+        with tf.control_dependencies(_earliest(grads)):
+            samples, rate = tf.identity(samples), tf.identity(rate)
         with adoption.rate_cache.holding(rate):
             super().apply(grads, trainable_variables)  # type: ignore[misc]
         adoption.record(rate, updates)
