@@ -55,6 +55,7 @@ class Part:
 
 
 def checked_array(array: npt.ArrayLike) -> Array:
+    """The array in native byte order; refuses a type that a communicator does not carry."""
     try:
         value = np.asarray(array)
     except (TypeError, ValueError) as error:
@@ -77,6 +78,8 @@ def to_array(data: Frame, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
 
 
 def to_json(obj: Any) -> Frame:
+    """A JSON value as bytes; refuses anything else, naming its type."""
+
     def refuse(item: object) -> NoReturn:
         raise ConfigurationTypeError(
             f"`obj` must be JSON (dict, list, str, int, float, bool, None). Received: a "
@@ -110,6 +113,7 @@ def encode(part: Part) -> Frame:
 
 
 def decode(frame: Frame, rank: int, label: str) -> Part:
+    """The part in the frame that `rank` sent; refuses bytes that are no frame."""
     head = frame[: _HEADER.size].tobytes()
     magic, signed, size = _HEADER.unpack(head) if len(head) == _HEADER.size else (b"", 0, 0)
     start = _HEADER.size + _padded(signed)

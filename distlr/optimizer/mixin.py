@@ -149,6 +149,7 @@ class ScaledOptimizer:
     # -- one update ----------------------------------------------------------------------------------
 
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
+        """As in Keras, with the rate computed once before it, and the digest and the clock moved on after it."""
         if len(grads) == 0:
             return  # Keras applies nothing either, so the clock stands still
         adoption = self._distlr
@@ -188,6 +189,7 @@ class ScaledOptimizer:
         return super().variables + self._distlr.variables  # type: ignore[misc]
 
     def build(self, variables: Sequence[Any]) -> None:
+        """As in Keras, and what was loaded before is put into the new slots."""
         was_built, adoption = self.built, self._distlr
         adoption.building = True
         try:
@@ -223,6 +225,7 @@ class ScaledOptimizer:
         saving.load(self, store)
 
     def get_config(self) -> dict[str, Any]:
+        """The plain optimizer, as Keras serializes it, and the arguments of its scaling."""
         adoption = self._distlr
         derived = type(self)
         self.__class__ = adoption.base_class  # so that Keras serializes the plain optimizer
