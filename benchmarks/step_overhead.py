@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """What a training step costs with distlr, beside the same model with a constant rate on plain Keras.
 
-All arms run in this one process, in turns, a round at a time in an order drawn anew; each ratio is to the
-constant arm of the same round, and the table gives the median over the rounds with a 95% interval of that
-median (bootstrap). `control` is the constant arm once more: what it shows is noise. CPU time is the
-process', wall time beside it.
+All arms run in this one process, in turns, in an order drawn anew each round. Each is paired with a run of the
+constant arm right beside it, and the table gives the median of the pairs' ratios with a 95% interval of that
+median (bootstrap). `control` is the constant arm against itself: what it shows is noise. CPU time is the
+process', wall time beside it. A run is one `fit` of one short epoch, so what is read at an epoch's end (about 10 ms)
+is in it.
 
-    python benchmarks/step_overhead.py [--rounds 30] [--steps 60]
+    python benchmarks/step_overhead.py [--rounds 20] [--steps 400]
 """
 
 from __future__ import annotations
@@ -82,26 +83,34 @@ def make_arm(arm: str, model_name: str, optimizer_name: str, steps: int) -> Arm:
     return lambda: model.fit(data, verbose=0, shuffle=False, callbacks=callbacks) and None
 
 
+def seconds(arm: Arm) -> dict[str, float]:
+    """What one round of an arm took, by clock."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    arm()
+    return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+
+
 def measure(arms: dict[str, Arm], rounds: int) -> dict[str, dict[str, np.ndarray]]:
-    """Seconds by arm and clock, one a round."""
+    """By arm and clock, one a round: the pairs (seconds of the arm, seconds of the constant arm beside it)."""
     for arm in arms.values():
         arm()  # traces
         arm()
-    times: dict[str, dict[str, list[float]]] = {name: {"cpu": [], "wall": []} for name in arms}
-    order = list(arms)
+    pairs: dict[str, dict[str, list[Any]]] = {name: {"cpu": [], "wall": []} for name in arms if name != "constant"}
+    order = list(pairs)
     for _ in range(rounds):
         random.shuffle(order)
         for name in order:
-            cpu, wall = time.process_time(), time.perf_counter()
-            arms[name]()
-            times[name]["cpu"].append(time.process_time() - cpu)
-            times[name]["wall"].append(time.perf_counter() - wall)
-    return {name: {clock: np.array(values) for clock, values in clocks.items()} for name, clocks in times.items()}
+            pair = [name, "constant"]
+            random.shuffle(pair)
+            taken = {arm: seconds(arms[arm]) for arm in pair}
+            for clock, values in pairs[name].items():
+                values.append((taken[name][clock], taken["constant"][clock]))
+    return {name: {clock: np.array(values) for clock, values in clocks.items()} for name, clocks in pairs.items()}
 
 
-def ratio(arm: np.ndarray, base: np.ndarray) -> list[float]:
+def ratio(pairs: np.ndarray) -> list[float]:
     """Low, median and high: the median of paired ratios and its 95% interval."""
-    ratios = arm / base
+    ratios = pairs[:, 0] / pairs[:, 1]
     generator = np.random.default_rng(0)
     medians = np.median(generator.choice(ratios, (2000, len(ratios))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
@@ -110,8 +119,8 @@ def ratio(arm: np.ndarray, base: np.ndarray) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=60, help="steps a round and arm")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=400, help="steps a round and arm")
     options = parser.parse_args()
     random.seed(0)
     results: dict[str, Any] = {}
@@ -120,10 +129,10 @@ def main() -> None:
         arms = {arm: make_arm(arm, model_name, optimizer_name, options.steps) for arm in ARMS}
         times = measure(arms, options.rounds)
         for arm in ARMS[1:]:
-            row = {clock: ratio(times[arm][clock], times["constant"][clock]) for clock in ("wall", "cpu")}
+            row = {clock: ratio(times[arm][clock]) for clock in ("wall", "cpu")}
             results.setdefault(arm, {})[f"{model_name}_{optimizer_name}"] = row
             cells = ["  ".join(f"{value:.3f}" for value in row[clock]) for clock in ("wall", "cpu")]
-            step = 1e3 * float(np.median(times[arm]["wall"])) / options.steps
+            step = 1e3 * float(np.median(times[arm]["wall"][:, 0])) / options.steps
             print(f"{model_name + ' ' + optimizer_name:<10}{arm:<18}{cells[0]:<26}{cells[1]:<26}{step:>10.3f}")
     # One number an arm: the larger of the two models' wall-clock medians.
     worst = {arm: max(row["wall"][1] for row in rows.values()) for arm, rows in results.items()}

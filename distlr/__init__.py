@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from distlr.batch import GlobalBatch
     from distlr.decider import Plateau
     from distlr.duration import Duration
-    from distlr.job import Job, init
+    from distlr.job import Job
     from distlr.optimizer import strip
     from distlr.schedules import scale
+    from distlr.start import init
 
 __all__ = [
     "Duration",
@@ -58,7 +59,7 @@ _HOMES = {
     "GlobalBatch": "batch",
     "Job": "job",
     "Plateau": "decider",
-    "init": "job",
+    "init": "start",
     "scale": "schedules",
     "strip": "optimizer",
 }

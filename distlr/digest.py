@@ -1,14 +1,20 @@
-"""Digests of what must be equal on every replica."""
+"""Digests of what must be equal on every replica and every rank, and the comparison of ranks."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["weights_digests"]
+from distlr.communicators import Communicator
+from distlr.communicators.frames import by_rank
+from distlr.errors import ReplicaDivergenceError
+from distlr.optimizer import ScaledOptimizer, inner
+
+__all__ = ["compare_ranks", "rank_state", "weights_digests"]
 
 
 def weights_digests(model: Any, strategy: tf.distribute.Strategy) -> list[str]:
@@ -21,3 +27,62 @@ def weights_digests(model: Any, strategy: tf.distribute.Strategy) -> list[str]:
         for i, replica in enumerate(hashes):
             replica.update(np.ascontiguousarray(own[i % len(own)].numpy()).tobytes())
     return [replica.hexdigest() for replica in hashes]
+
+
+def rank_state(model: Any, optimizer: Any) -> dict[str, Any]:
+    """What must be equal on every rank, as JSON: numbers with all their bits, and digests."""
+    optimizer = inner(optimizer)
+    state: dict[str, Any] = {"iterations": int(optimizer.iterations.numpy())}
+    state["learning rate"] = float(optimizer.learning_rate).hex()
+    if isinstance(optimizer, ScaledOptimizer):
+        state["samples seen"] = optimizer.samples_seen
+        state["multiplier"] = optimizer.multiplier.hex()
+        state["applied rates"] = optimizer.rate_digests()
+    state["weights"] = weights_digests(model, tf.distribute.get_strategy())
+    return state
+
+
+def _weight_digests(model: Any) -> dict[str, str]:
+    """A short digest of each weight by its name."""
+    return {
+        f"{i}: {weight.path}": hashlib.sha256(np.ascontiguousarray(weight.numpy()).tobytes()).hexdigest()[:16]
+        for i, weight in enumerate(model.weights)
+    }
+
+
+def compare_ranks(communicator: Communicator, states: Sequence[dict[str, Any]], model: Any, *, when: str) -> None:
+    """Raises where the ranks' states differ; every rank has the same states, so all raise or none does.
+
+    Args:
+        communicator: the job's; used, on every rank, only where the weights differ, to say which.
+        states: what `rank_state` gave, by rank.
+        model: whose weights they are.
+        when: what was compared, for the message.
+
+    Raises:
+        ReplicaDivergenceError: with a line a field: which ranks have which value.
+    """
+    fields = [name for name in states[0] if any(state.get(name) != states[0][name] for state in states)]
+    if not fields:
+        return
+    lines = [f"{name}: {by_rank([_shown(state.get(name)) for state in states], 'with')}" for name in fields]
+    if "weights" in fields:
+        named = communicator.gather_json(_weight_digests(model), tag="the weights of diverged replicas")
+        lines += [
+            f"weight {name}: {by_rank([digests.get(name, 'none') for digests in named], 'with')}"
+            for name in named[0]
+            if len({digests.get(name) for digests in named}) > 1
+        ]
+    table = "\n  ".join(lines)
+    raise ReplicaDivergenceError(
+        f"[rank {communicator.rank}] The ranks are no longer one training at {when}. They differ in:\n  {table}\nTo "
+        "mend it: go back to the last checkpoint, and look for what changes the rate or the weights on some ranks only."
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(_shown(item) for item in value)
+    if isinstance(value, str) and value.startswith(("0x", "-0x")):
+        return f"{float.fromhex(value)!r}"
+    return value[:16] if isinstance(value, str) else repr(value)

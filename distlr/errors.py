@@ -12,6 +12,7 @@ __all__ = [
     "ConfigurationTypeError",
     "DistlrError",
     "DistributionError",
+    "ReplicaDivergenceError",
     "StateError",
     "received",
 ]
@@ -31,6 +32,10 @@ class ConfigurationTypeError(DistlrError, TypeError):
 
 class DistributionError(DistlrError, RuntimeError):
     """The job's replicas, ranks, scope or launcher do not fit together."""
+
+
+class ReplicaDivergenceError(DistributionError):
+    """Ranks whose rate, clock or weights are no longer equal."""
 
 
 class StateError(DistlrError, ValueError):

@@ -1,10 +1,9 @@
-"""The front door: `distlr.init()` gives the job, and the job ties the rooms together."""
+"""The job, which ties the rooms together."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,66 +12,20 @@ import tensorflow as tf
 
 from distlr import data as pipelines
 from distlr.batch import GlobalBatch
-from distlr.callbacks import Audit, JobCallback, LearningRateLogger, SyncStatistics, ordered
-from distlr.communicators import Communicator, SingleCommunicator, detect
-from distlr.digest import weights_digests
+from distlr.broadcast import broadcast_state
+from distlr.callbacks import Audit, JobCallback, LearningRateLogger, SyncStatistics, for_ranks, ordered
+from distlr.communicators import Communicator, SingleCommunicator
+from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
+from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
-from distlr.optimizer import adopt, inner
+from distlr.metrics import read_states, results
+from distlr.optimizer import ScaledOptimizer, adopt, inner
 from distlr.scaling import Rule
-from distlr.strategies import local_gpus, simulated
 
-__all__ = ["SIMULATE", "Job", "init"]
-
-SIMULATE = "DISTLR_SIMULATE"
-"""The environment variable that asks for simulated replicas."""
+__all__ = ["Job"]
 
 _log = logging.getLogger("distlr")
-
-
-def init(
-    *,
-    strategy: tf.distribute.Strategy | None = None,
-    simulate: int | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> Job:
-    """Finds out where the script runs and makes the job. Call it before any other TensorFlow operation.
-
-    In this order: the `strategy` given; `simulate`, or `DISTLR_SIMULATE` in the environment; all GPUs of this
-    machine; one device.
-
-    Args:
-        strategy: a `tf.distribute` strategy of your own.
-        simulate: the number of simulated replicas: parts of the one GPU, or of the CPU.
-        environ: the environment to read; `os.environ` by default.
-
-    Raises:
-        ConfigurationError: `strategy` beside `simulate`, or a number of replicas that is no positive integer.
-        DistributionError: a launcher started several processes and no engine connects them, or replicas are to
-            be simulated inside a launcher, or TensorFlow has started already.
-    """
-    environ = os.environ if environ is None else environ
-    if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
-        hint = "make it, such as strategy=tf.distribute.MirroredStrategy()"
-        raise ConfigurationTypeError(received("strategy", strategy, "a tf.distribute strategy", hint))
-    replicas = _asked_replicas(simulate, environ)
-    if strategy is not None and simulate is not None:
-        raise ConfigurationError(
-            f"One of `strategy` and `simulate` can be given. Received: strategy={type(strategy).__name__} and "
-            f"simulate={simulate}. To mend it: leave one of them out; a simulation makes its own strategy."
-        )
-    launch = detect(environ)
-    if launch is not None and launch.size > 1:
-        what = f"simulate {replicas} replicas in each" if replicas else "train without an engine that connects them"
-        raise DistributionError(
-            f"[rank {launch.rank}] {launch.launcher} started {launch.size} processes, and each would {what}: "
-            f"{launch.size} separate trainings. To mend it: start the script without a launcher."
-        )
-    if strategy is not None:
-        return Job(strategy, "tf.distribute")
-    if replicas is not None:
-        return Job(simulated(replicas), "simulated")
-    return Job(local_gpus() or tf.distribute.get_strategy(), "local")
 
 
 class Job:
@@ -83,7 +36,7 @@ class Job:
     Attributes:
         strategy: the `tf.distribute` strategy (TensorFlow's default one on a single device).
         communicator: what the ranks say to each other.
-        backend: "local", "simulated" or "tf.distribute".
+        backend: "local", "simulated", "tf.distribute", "horovod" or "mpi".
     """
 
     def __init__(
@@ -94,6 +47,7 @@ class Job:
         self.communicator = SingleCommunicator() if communicator is None else communicator
         self._optimizers: list[Any] = []
         self._padding = 0
+        self._exchanges = 0
 
     # -- where am I ----------------------------------------------------------------------------------
 
@@ -167,6 +121,8 @@ class Job:
         warmup_from: float | None = None,
         warmup_shape: str | None = None,
         clock: str | None = None,
+        exchange: bool = True,
+        compression: str = "none",
     ) -> Any:
         """Adopts a Keras optimizer, written for the base batch as in the one-GPU script, and returns it.
 
@@ -181,6 +137,9 @@ class Job:
             warmup_from: the share of the full rate at the start; by default the base rate.
             warmup_shape: "linear" (the default), "exponential", "cosine" or "polynomial".
             clock: "samples" (the default) or "steps", which leaves time as Keras counts it.
+            exchange: under Horovod, False where a tape of your own (`hvd.DistributedGradientTape`) averages the
+                gradients already.
+            compression: under Horovod, "none", or "fp16" to send the gradients in half precision.
 
         Raises:
             ConfigurationError, ConfigurationTypeError, DistributionError: see the messages; always before
@@ -188,6 +147,11 @@ class Job:
         """
         if batch is not None:
             self._check_batch(batch)
+        if self.size > 1 and not self._exchanges_gradients:
+            raise DistributionError(
+                f"[rank {self.rank}] Nothing would average the gradients of {self.size} ranks: the {self.backend} "
+                'engine is for control alone. To mend it: distlr.init("horovod").'
+            )
         current = tf.distribute.get_strategy()
         if current is not self.strategy:
             raise DistributionError(
@@ -203,7 +167,11 @@ class Job:
             "warmup_shape": warmup_shape,
             "clock": clock,
         }
-        adopted = adopt(optimizer, batch, **{name: value for name, value in scaling.items() if value is not None})
+        gradients = self._gradients(compression) if self._exchanges_gradients and exchange else None
+        given = {name: value for name, value in scaling.items() if value is not None}
+        adopted = adopt(optimizer, batch, exchange=gradients, **given)
+        if not exchange:
+            inner(adopted).refuse_exchange()
         self._optimizers.append(inner(adopted))
         if self.is_root:
             _log.info("%s", _start_line(self._optimizers[-1].explain(), self))
@@ -239,9 +207,12 @@ class Job:
         return dataset
 
     def callbacks(self, callbacks: Sequence[Any] = ()) -> list[Any]:
-        """Binds the callbacks to the job, adds the audit and the rate's logger, and puts them in order.
+        """Binds the callbacks to the job, adds what the job needs, and puts them in order.
 
-        Checks come first, then what writes into the logs, then what decides, then what saves.
+        Checks come first, then what writes into the logs, then what decides, then what saves. On several ranks it adds
+        exact metrics (`SyncMetrics`), rank 0's state before the first step (`BroadcastState`), the comparison
+        of ranks (`ReplicaGuard`) and of their numbers of batches (`EqualBatches`), and leaves what only writes files
+        (`ModelCheckpoint`, `BackupAndRestore`, `TensorBoard`, `CSVLogger`) to rank 0. A line on the console says so.
         """
         given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [None]
         for callback in given:
@@ -251,13 +222,21 @@ class Job:
                 raise ConfigurationTypeError(received("callbacks", what, "a list of Keras callbacks", hint))
         if not any(isinstance(callback, LearningRateLogger) for callback in given):
             given.append(LearningRateLogger())
-        given.append(Audit(self.strategy, self._padding))
+        given.append(self.audit())
         if self.local_replicas > 1:
             given.append(SyncStatistics(self.strategy))
+        if self.size > 1:
+            given = for_ranks(given, self.communicator)
         for callback in given:
             if isinstance(callback, JobCallback):
                 callback.bind(self.communicator)
         return ordered(given)
+
+    def audit(self) -> Audit:
+        """The callback that refuses a run whose rate would be silently wrong; `job.callbacks` puts it first."""
+        audit = Audit(self.strategy, self._padding, self._connect if self._exchanges_gradients else None)
+        audit.bind(self.communicator)
+        return audit
 
     # -- without fit ---------------------------------------------------------------------------------
 
@@ -285,23 +264,31 @@ class Job:
         return tf.reduce_sum(losses) / tf.cast(batch.feed, losses.dtype)
 
     def result(self, metrics: Sequence[Any]) -> dict[str, float]:
-        """The global value of each Keras metric by its name."""
-        return {metric.name: float(metric.result()) for metric in metrics}
+        """The value of each Keras metric over all ranks' samples, by its name. Collective."""
+        return self._combined(metrics, lambda: {metric.name: metric.result() for metric in metrics}, "job.result")
 
     def evaluate(self, model: Any, data: tf.data.Dataset) -> dict[str, float]:
-        """The global result of `model.evaluate` on what `job.shard(..., training=False)` gave."""
-        results: dict[str, float] = model.evaluate(data, verbose=0, return_dict=True)
-        return results
+        """The result of `model.evaluate` on what `job.shard(..., training=False)` gave, over all ranks. Collective."""
+        own: dict[str, float] = model.evaluate(data, verbose=0, return_dict=True)
+        if self.size == 1:
+            return own
+        return self._combined(model.metrics, model.get_metrics_result, "job.evaluate")
 
     def broadcast(self, model: Any, optimizer: Any = None) -> None:
-        """Gives every rank rank 0's weights and optimizer variables. Collective; nothing to do on one rank."""
-        if self.size == 1:
-            return
-        variables = list(model.weights) + ([] if optimizer is None else list(optimizer.variables))
-        for i, variable in enumerate(variables):
-            value = variable.numpy()
-            sent = self.communicator.broadcast(value.astype(_sendable(value.dtype)), tag=f"broadcast {i}")
-            variable.assign(sent.astype(value.dtype))
+        """Gives every rank rank 0's weights and optimizer variables, before the first step. Collective.
+
+        In a loop of your own; `job.callbacks` does it in `fit`. See `distlr.broadcast.broadcast_state`.
+        """
+        broadcast_state(self.communicator, model, optimizer)
+
+    def check(self, model: Any, optimizer: Any = None) -> None:
+        """Raises `ReplicaDivergenceError` on every rank where the ranks' rates, clocks or weights differ. Collective.
+
+        In a loop of your own, each epoch; `job.callbacks` does it in `fit`.
+        """
+        state = rank_state(model, model.optimizer if optimizer is None else optimizer)
+        states = self.communicator.gather_json(state, tag="job.check")
+        compare_ranks(self.communicator, states, model, when="job.check")
 
     # -- what happened -------------------------------------------------------------------------------
 
@@ -323,6 +310,25 @@ class Job:
         """One digest a replica over the rate of every update; equal on all, or the replicas' rates differed."""
         return self._gathered(inner(optimizer).rate_digests(), "rate digests")
 
+    @property
+    def _exchanges_gradients(self) -> bool:
+        """Whether distlr averages the gradients over the ranks; `tf.distribute` does its own."""
+        return hasattr(self.communicator, "gradients")
+
+    def _gradients(self, compression: str = "none") -> Any:
+        prefix = str(self._exchanges)  # by the order in which the script adopts: the same on every rank
+        self._exchanges += 1
+        exchange: Any = self.communicator
+        return exchange.gradients(prefix, compression)
+
+    def _connect(self, optimizer: ScaledOptimizer) -> None:
+        optimizer.connect(self._gradients)
+
+    def _combined(self, metrics: Sequence[Any], compute: Callable[[], Mapping[str, Any]], tag: str) -> dict[str, float]:
+        states = read_states(metrics)
+        bundles = exchange_bundles(self.communicator, Bundle(states.arrays), tag=tag)
+        return results(metrics, reduce_over(bundles, states.how), compute)
+
     def _check_batch(self, batch: Any) -> None:
         hint = "make it with job.batch(per_replica=..., base_batch=...)"
         if not isinstance(batch, GlobalBatch):
@@ -333,28 +339,6 @@ class Job:
 
     def _gathered(self, local: list[str], tag: str) -> list[str]:
         return [digest for rank in self.communicator.gather_json(local, tag=tag) for digest in rank]
-
-
-def _asked_replicas(simulate: int | None, environ: Mapping[str, str]) -> int | None:
-    name, value = ("simulate", simulate) if simulate is not None else (SIMULATE, environ.get(SIMULATE) or None)
-    if value is None:
-        return None
-    try:
-        replicas = int(value)
-    except (TypeError, ValueError):
-        replicas = 0
-    if isinstance(value, (bool, float)) or not 1 <= replicas <= 1024:
-        hint = f"write {name}=4 to train on four simulated replicas, or leave it out"
-        raise ConfigurationError(received(name, value, "a number of replicas from 1 to 1024", hint))
-    return replicas
-
-
-def _sendable(dtype: Any) -> Any:
-    """The type that carries a variable's value exactly over a communicator."""
-    kind = tf.as_dtype(dtype)
-    if kind.is_integer:
-        return "int64"
-    return "bool" if kind.is_bool else ("float64" if kind.size > 4 else "float32")
 
 
 def _start_line(parts: Mapping[str, Any], job: Job) -> str:

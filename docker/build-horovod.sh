@@ -179,6 +179,12 @@ replace(
     "from distutils.spawn import find_executable",
     "from shutil import which as find_executable",
 )
+# Open MPI 5 takes the words of an option with one dash for the program.
+replace(
+    "horovod/runner/mpi_run.py",
+    "_NO_BINDING_ARGS = ['-bind-to none', '-map-by slot']",
+    "_NO_BINDING_ARGS = ['--bind-to none', '--map-by slot']",
+)
 # TensorFlow 2.19 no longer ships a header that the (optional) XLA operations include.
 if minor >= 19:
     source = 'list(APPEND TF_SOURCES "${PROJECT_SOURCE_DIR}/horovod/tensorflow/xla_mpi_ops.cc")\n'

@@ -136,7 +136,10 @@ CASES = [
     (VALUE, SIMULATE, "'9999'", "from 1 to 1024", init(environ={SIMULATE: "9999"})),
     (VALUE, "simulate", "2", "leave one of them out", init(strategy=tf.distribute.get_strategy(), simulate=2)),
     (TYPE, "strategy", "'mirrored'", "MirroredStrategy()", init(strategy="mirrored")),
-    (WORLD, "mpirun", "2 processes", "without a launcher", init(environ=OPEN_MPI)),
+    (VALUE, "engine", "'nccl'", "one of 'horovod', 'mpi'", init(engine="nccl")),
+    (VALUE, "simulate", "4", "leave one of them out", init(engine="horovod", simulate=4)),
+    (VALUE, "timeout", "0", "To mend it", init(timeout=0)),
+    (VALUE, "timeout", "nan", "To mend it", init(timeout=NAN)),
     (WORLD, "mpirun", "simulate 4 replicas", "without a launcher", init(environ={**OPEN_MPI, SIMULATE: "4"})),
     # batch
     (VALUE, "base_batch", "None", "base_batch=256", batch(8)),

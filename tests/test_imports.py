@@ -26,15 +26,17 @@ CONTROL = (
     "plateau",
     "scaling",
     "communicators.base",
+    "communicators.connect",
     "communicators.detect",
     "communicators.frames",
+    "communicators.fused",
+    "communicators.mpi",
     "communicators.single",
     "communicators.threads",
 )
-CONTROL_LATER = ("communicators.mpi",)
 HOROVOD = {"distlr.communicators.horovod", "distlr.horovod"}
-# The contract, and the reading of the launcher's environment.
-NO_BACKENDS = {"distlr.communicators.base", "distlr.communicators.detect"}
+# The contract, what is made of it, and the reading of the launcher's environment.
+NO_BACKENDS = {f"distlr.communicators.{name}" for name in ("base", "detect", "frames", "fused")}
 # What Keras keeps private in its optimizers. `_backend_` and `_overwrite_` are prefixes.
 OPTIMIZER_INTERNALS = {
     "_accumulated_gradients",
@@ -143,8 +145,7 @@ def _is_or_under(name: str, packages: Iterable[str]) -> bool:
 
 
 def _cases() -> list[str]:
-    later = [f"distlr.{name}" for name in CONTROL_LATER]
-    return [f"distlr.{name}" for name in CONTROL] + [name for name in later if name in MODULES]
+    return [f"distlr.{name}" for name in CONTROL]
 
 
 @pytest.mark.parametrize("module", _cases())

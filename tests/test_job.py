@@ -16,8 +16,10 @@ import tensorflow as tf
 
 import distlr
 from distlr.callbacks import Audit, LearningRateLogger, SyncStatistics
+from distlr.communicators import SingleCommunicator
 from distlr.errors import DistributionError
-from distlr.job import SIMULATE, Job
+from distlr.job import Job
+from distlr.start import SIMULATE
 from distlr.strategies import simulated
 from distlr.testing import run_ranks
 
@@ -72,13 +74,39 @@ def test_the_environment_is_that_of_the_process_unless_another_is_given(four_cpu
     assert distlr.init(environ={}).replicas == 1
 
 
+TWO_WORKERS = json.dumps({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}})
+
+
 @pytest.mark.parametrize(
-    ("environ", "each"),
-    [({}, "train without an engine"), ({SIMULATE: "4"}, "simulate 4 replicas in each")],
+    ("environ", "options", "each"),
+    [
+        (
+            OPEN_MPI,
+            {},
+            "mpirun .* without an engine that connects them .*Horovod cannot be loaded.*docker/build-horovod",
+        ),
+        ({**OPEN_MPI, SIMULATE: "4"}, {}, "mpirun .*simulate 4 replicas in each"),
+        (OPEN_MPI, {"simulate": 4}, "mpirun .*simulate 4 replicas in each"),
+        ({"TF_CONFIG": TWO_WORKERS}, {}, "tf_config .*train without the others"),
+    ],
 )
-def test_several_processes_without_an_engine_are_refused(environ, each):
-    with pytest.raises(DistributionError, match=rf"\[rank 1\] mpirun started 2 processes.*{each}.*2 separate"):
-        distlr.init(environ={**OPEN_MPI, **environ})
+def test_several_processes_without_an_engine_are_refused(monkeypatch, environ, options, each):
+    monkeypatch.setitem(sys.modules, "horovod.tensorflow", None)  # as where it is not installed
+    with pytest.raises(DistributionError, match=rf"\[rank 1\] {each}") as info:
+        distlr.init(environ=environ, **options)
+    assert "2 separate trainings" in str(info.value)
+
+
+def test_a_strategy_in_several_processes_is_refused(mirrored):
+    with pytest.raises(DistributionError, match="each would train with a strategy of its own: 2 separate"):
+        distlr.init(strategy=mirrored, environ=OPEN_MPI)
+
+
+def test_an_engine_that_sees_other_ranks_than_the_launcher_started_is_refused(monkeypatch):
+    """As under `srun --mpi=none`, which starts separate jobs of one rank that all end with 0."""
+    monkeypatch.setattr("distlr.communicators.connect._start", lambda *_: SingleCommunicator())
+    with pytest.raises(DistributionError, match=r"mpirun started 2 processes and horovod sees 1.*2 separate trainings"):
+        distlr.init(environ=OPEN_MPI)
 
 
 def test_a_launcher_that_started_one_process_is_no_launcher(four_cpus):

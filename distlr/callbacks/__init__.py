@@ -2,9 +2,25 @@
 
 from distlr.callbacks.audit import Audit
 from distlr.callbacks.base import JobCallback
+from distlr.callbacks.broadcast import BroadcastState
+from distlr.callbacks.equal_batches import EqualBatches
+from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.logger import LearningRateLogger
-from distlr.callbacks.order import ordered
+from distlr.callbacks.order import for_ranks, ordered
 from distlr.callbacks.plateau import ReduceLROnPlateau
+from distlr.callbacks.sync_metrics import SyncMetrics
 from distlr.callbacks.sync_statistics import SyncStatistics
 
-__all__ = ["Audit", "JobCallback", "LearningRateLogger", "ReduceLROnPlateau", "SyncStatistics", "ordered"]
+__all__ = [
+    "Audit",
+    "BroadcastState",
+    "EqualBatches",
+    "JobCallback",
+    "LearningRateLogger",
+    "ReduceLROnPlateau",
+    "ReplicaGuard",
+    "SyncMetrics",
+    "SyncStatistics",
+    "for_ranks",
+    "ordered",
+]

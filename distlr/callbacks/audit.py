@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -25,16 +26,23 @@ class Audit(JobCallback):
     Args:
         strategy: the job's strategy.
         padding: how many samples of weight 0 the job's validation data contains.
+        connect: gives an adopted optimizer the exchange of gradients with the other ranks, where the job has one.
     """
 
     # Keras waits for the device after every step where a callback looks at the batches, unless it says this:
     # then it calls from another thread, in order, and the step is not held up.
     async_safe = True
 
-    def __init__(self, strategy: tf.distribute.Strategy, padding: int = 0) -> None:
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        padding: int = 0,
+        connect: Callable[[ScaledOptimizer], None] | None = None,
+    ) -> None:
         super().__init__()
         self.strategy = strategy
         self.padding = padding
+        self.connect = connect
         self._steps = 0
         self._audited = False
 
@@ -43,6 +51,7 @@ class Audit(JobCallback):
         super().set_model(model)
         self._check_strategy(model)
         self._check_engine(model)
+        self._check_exchange(model)
         agree(model.optimizer)
         if self.padding and _unweighted_metrics(model):
             _log.warning(
@@ -115,23 +124,45 @@ class Audit(JobCallback):
 
     def _check_engine(self, model: Any) -> None:
         replicas = self.strategy.num_replicas_in_sync
-        if replicas == 1:
+        if replicas == 1 and self.connect is None:
             return
         asked = (model.get_compile_config() or {}).get("jit_compile")
+        where, why = f"{self.communicator.size} ranks ({self.communicator.name})", "does not compile"
+        if replicas > 1:
+            where, why = (
+                f"{replicas} replicas of {type(self.strategy).__name__}",
+                "has its variables on several devices",
+            )
         if asked is True:
             raise ConfigurationError(
-                f"jit_compile=True cannot work on {replicas} replicas of {type(self.strategy).__name__}: Keras "
-                "compiles the step with the exchange, whose variables are on several devices. To mend it: "
-                "leave jit_compile out."
+                f"jit_compile=True cannot work on {where}: Keras compiles the step with the exchange, which {why}. To "
+                "mend it: leave jit_compile out."
             )
         if model.jit_compile:
             model.jit_compile = False
             model.train_function = None
-            _log.info("jit_compile='auto' is switched off on %d replicas.", replicas)
+            if self.communicator.is_root:
+                _log.info("jit_compile='auto' is switched off on %s.", where)
+        if replicas == 1:
+            return
         if model.steps_per_execution > 1 and _on_cpu(self.strategy):
             raise ConfigurationError(
                 f"steps_per_execution={model.steps_per_execution} cannot work on {replicas} mirrored CPUs: Keras' "
                 "compiled loop holds the exchange. To mend it: leave steps_per_execution out."
+            )
+
+    def _check_exchange(self, model: Any) -> None:
+        if self.connect is None:
+            return
+        optimizer = inner(model.optimizer)
+        if isinstance(optimizer, ScaledOptimizer):
+            self.connect(optimizer)
+        elif type(optimizer).__module__.split(".")[0] == "keras" and self.communicator.size > 1:
+            raise DistributionError(
+                f"[rank {self.communicator.rank}] Nothing averages the gradients of '{optimizer.name}': a plain Keras "
+                f"optimizer trains {self.communicator.size} models on {self.communicator.size} ranks, and so does "
+                "hvd.DistributedOptimizer on Keras 3. To mend it: optimizer = job.optimizer(optimizer, batch), inside "
+                "`with job.scope():`."
             )
 
 

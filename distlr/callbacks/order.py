@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from distlr.callbacks.audit import Audit
+from distlr.callbacks.base import JobCallback
+from distlr.callbacks.broadcast import BroadcastState
+from distlr.callbacks.equal_batches import EqualBatches
+from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.logger import LearningRateLogger
 from distlr.callbacks.plateau import ReduceLROnPlateau
+from distlr.callbacks.sync_metrics import SyncMetrics
 from distlr.callbacks.sync_statistics import SyncStatistics
+from distlr.communicators import Communicator
 
-__all__ = ["ordered"]
+__all__ = ["for_ranks", "ordered"]
 
 _KERAS = keras.callbacks
+
+_log = logging.getLogger("distlr")
 
 # A saver must see what the deciders of the same epoch changed, or a restart loses the last cut.
 _STAGES: tuple[tuple[type, ...], ...] = (
     (Audit,),
-    (SyncStatistics, LearningRateLogger),
+    (EqualBatches,),
+    (SyncMetrics, SyncStatistics),
+    (LearningRateLogger,),
     (
         _KERAS.LearningRateScheduler,
         ReduceLROnPlateau,
@@ -27,15 +38,49 @@ _STAGES: tuple[tuple[type, ...], ...] = (
         _KERAS.EarlyStopping,
         _KERAS.TerminateOnNaN,
     ),
+    (ReplicaGuard,),
     (_KERAS.ModelCheckpoint, _KERAS.BackupAndRestore),
     (_KERAS.TensorBoard, _KERAS.CSVLogger),
+    (BroadcastState,),
 )
-_USERS_STAGE = 2  # a callback that is not known may decide
+_USERS_STAGE = 4  # a callback that is not known may decide
+_WRITERS = (_KERAS.ModelCheckpoint, _KERAS.BackupAndRestore, _KERAS.TensorBoard, _KERAS.CSVLogger)
 
 
 def ordered(callbacks: Sequence[Any]) -> list[Any]:
     """The callbacks by stage, and within a stage as they were given."""
     return sorted(callbacks, key=_stage)
+
+
+def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]:
+    """The callbacks of a job of several ranks: with those that it needs, without those that are rank 0's alone."""
+    written = [callback for callback in callbacks if isinstance(callback, _WRITERS)]
+    kept = [callback for callback in callbacks if communicator.is_root or callback not in written]
+    added: list[Any] = [SyncMetrics(), EqualBatches()]
+    if not any(isinstance(callback, ReplicaGuard) for callback in kept):
+        added.append(ReplicaGuard())
+    broadcast = BroadcastState()
+    added.append(broadcast)
+    for callback in [*kept, *added]:
+        if isinstance(callback, ReplicaGuard):
+            callback.stops_within_epoch = any(map(_watches_batches, callbacks))
+    # Each of these talks to the other ranks, so all must have the same.
+    broadcast.callbacks = [type(callback).__name__ for callback in kept if isinstance(callback, JobCallback)]
+    if communicator.is_root:
+        names = ", ".join(type(callback).__name__ for callback in added)
+        quiet = ", ".join(type(callback).__name__ for callback in written)
+        _log.info("On %d ranks: %s added%s.", communicator.size, names, f"; {quiet} on rank 0 alone" if quiet else "")
+    return [*kept, *added]
+
+
+def _watches_batches(callback: Any) -> bool:
+    """Whether a callback may stop the training in the middle of an epoch: it looks at each batch, in step with it."""
+    if getattr(callback, "async_safe", False):
+        return False
+    return any(
+        getattr(type(callback), name, None) is not getattr(keras.callbacks.Callback, name)
+        for name in ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+    )
 
 
 def _stage(callback: Any) -> int:

@@ -6,11 +6,13 @@ Importing this package imports neither TensorFlow nor an engine.
 from __future__ import annotations
 
 from distlr.communicators.base import CollectiveLog, CollectiveRecord, Communicator
+from distlr.communicators.connect import ENGINES, connect
 from distlr.communicators.detect import Launch, detect
 from distlr.communicators.single import SingleCommunicator
 from distlr.communicators.threads import ThreadCommunicator, ThreadGroup, run_ranks
 
 __all__ = [
+    "ENGINES",
     "CollectiveLog",
     "CollectiveRecord",
     "Communicator",
@@ -18,6 +20,7 @@ __all__ = [
     "SingleCommunicator",
     "ThreadCommunicator",
     "ThreadGroup",
+    "connect",
     "detect",
     "run_ranks",
 ]

@@ -27,6 +27,7 @@ __all__ = [
     "decode",
     "encode",
     "name_ranks",
+    "split",
     "to_array",
     "to_bytes",
     "to_json",
@@ -112,16 +113,35 @@ def encode(part: Part) -> Frame:
     return frame
 
 
-def decode(frame: Frame, rank: int, label: str) -> Part:
-    """The part in the frame that `rank` sent; refuses bytes that are no frame."""
+def split(frames: Frame, count: int, label: str) -> list[Frame]:
+    """Takes apart `count` frames that an engine has put one behind another; each says how long it is."""
+    parts: list[Frame] = []
+    start = 0
+    for rank in range(count):
+        size = _size(frames[start:], rank, label)
+        parts.append(frames[start : start + size])
+        start += size
+    return parts
+
+
+def _size(frame: Frame, rank: int, label: str) -> int:
+    """The length of the frame at the beginning of `frame`; refuses bytes that are no frame."""
     head = frame[: _HEADER.size].tobytes()
     magic, signed, size = _HEADER.unpack(head) if len(head) == _HEADER.size else (b"", 0, 0)
-    start = _HEADER.size + _padded(signed)
-    if magic != _MAGIC or start + size > frame.size:
+    whole = _HEADER.size + _padded(signed) + _padded(size)
+    if magic != _MAGIC or whole > frame.size:
         raise DistributionError(
             f"Rank {rank} sent something else than a distlr collective while this rank was in {label}: "
             "another library's collective, or another version of distlr."
         )
+    return int(whole)
+
+
+def decode(frame: Frame, rank: int, label: str) -> Part:
+    """The part in the frame that `rank` sent; refuses bytes that are no frame."""
+    _size(frame, rank, label)
+    _, signed, size = _HEADER.unpack(frame[: _HEADER.size].tobytes())
+    start = _HEADER.size + _padded(signed)
     kind, tag, terms, length, refused = json.loads(frame[_HEADER.size : _HEADER.size + signed].tobytes())
     return Part(kind, tag, terms, length, refused, frame[start : start + size])
 

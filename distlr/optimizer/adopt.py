@@ -63,11 +63,12 @@ def strategy_of(optimizer: Any) -> tf.distribute.Strategy:
     return inner(optimizer)._distribution_strategy
 
 
-def adopt(optimizer: Any, batch: GlobalBatch | None = None, **scaling: Any) -> Any:
+def adopt(optimizer: Any, batch: GlobalBatch | None = None, *, exchange: Any = None, **scaling: Any) -> Any:
     """Adopts a Keras optimizer in place: the same object, of a class derived from its own.
 
     `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`; see `schedules.Scaled` for the arguments after
     `batch`. Without a batch nothing is scaled and time stays Keras' own, and the rate can still be set and cut.
+    `exchange` averages the gradients over the ranks, where the engine does not (`communicators.horovod_gradients`).
 
     Raises:
         ConfigurationError: it is adopted already, its schedule is scaled already, its accumulation is not the
@@ -76,7 +77,7 @@ def adopt(optimizer: Any, batch: GlobalBatch | None = None, **scaling: Any) -> A
     """
     _check_optimizer(optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        adopt(optimizer.inner_optimizer, batch, **scaling)
+        adopt(optimizer.inner_optimizer, batch, exchange=exchange, **scaling)
         return agree(optimizer)
     _check_strategy(optimizer)
     _check_accumulation(optimizer, batch)
@@ -100,7 +101,7 @@ def adopt(optimizer: Any, batch: GlobalBatch | None = None, **scaling: Any) -> A
     else:
         # What is scaled already counts its base steps itself; `at` would take Keras' steps for them.
         scaled, law = None, schedule.at_step if isinstance(schedule, Scaled) else as_float64(schedule)
-    adoption = Adoption(optimizer, law, scaled)
+    adoption = Adoption(optimizer, law, scaled, exchange)
     optimizer.__dict__["_distlr"] = adoption
     base: type = type(optimizer)
     optimizer.__class__ = derived_class(base)

@@ -41,12 +41,18 @@ class Adoption:
     checkpoint of the plain optimizer restores into it.
     """
 
-    def __init__(self, optimizer: Any, law: Callable[[tf.Tensor], tf.Tensor], scaled: Scaled | None) -> None:
+    def __init__(
+        self, optimizer: Any, law: Callable[[tf.Tensor], tf.Tensor], scaled: Scaled | None, exchange: Any = None
+    ) -> None:
         self.base_class: type = type(optimizer)
         self.strategy = tf.distribute.get_strategy()
         self.law = law
         self.scaled = scaled
         self.rate_cache = RateCache()
+        self.exchange = exchange  # of gradients with other ranks, where the engine does not do it by itself
+        self.wants_exchange = True
+        self.exchanged: list[str] = []  # the names of the gradients of the update in progress
+        self.broadcast = False
         self.waits_for_agreement = False
         self.building = False
         self.held: Any = None  # what `saving` loaded before the optimizer was built
@@ -111,7 +117,14 @@ class Adoption:
                 "of them was built outside job.scope(), so one device would train at the rate of all. To mend it: "
                 "build the model, make the optimizer and call compile inside `with job.scope():`."
             )
-        if self.waits_for_agreement and not agreed and expected.num_replicas_in_sync > 1:
+        if self.exchange is not None and not self.broadcast:
+            raise DistributionError(
+                "The ranks would take the first step from different weights: rank 0's state was never broadcast. To "
+                "mend it: train with fit(callbacks=job.callbacks([...])), or call job.broadcast(model, optimizer) "
+                "before the first step of a loop of your own."
+            )
+        several = expected.num_replicas_in_sync > 1 or self.exchange is not None
+        if self.waits_for_agreement and not agreed and several:
             raise DistributionError(
                 "Keras' LossScaleOptimizer wraps the optimizer (compile does it by itself under mixed_float16) and "
                 "looks for overflows on one replica alone; with an overflow on another one the weights become -inf. "

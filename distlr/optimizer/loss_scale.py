@@ -16,7 +16,7 @@ _NUMBERED_UNBUILT = 4
 
 @keras.saving.register_keras_serializable("distlr")
 class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
-    """Keras' `LossScaleOptimizer`, skipping a step on all replicas when any has a gradient that is not finite.
+    """Keras' `LossScaleOptimizer`, skipping a step on all replicas and ranks when one has a gradient not finite.
 
     As shipped only the first replica's gradients are looked at (its comment holds that they are summed
     already, which they are not): an overflow elsewhere makes the weights infinite.
@@ -27,8 +27,11 @@ class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         agree(self)  # made here when a saved model is loaded
 
     def check_finite(self, grads: Sequence[Any]) -> tf.Tensor:
-        """Whether the gradients are finite on every replica, the same on each."""
+        """Whether the gradients are finite on every replica of every rank, the same on each."""
         finite = super().check_finite(grads)
+        exchange = getattr(self.inner_optimizer, "exchange", None)
+        if exchange is not None:
+            return exchange.all_true(finite)
         context = tf.distribute.get_replica_context()
         if context is None or context.num_replicas_in_sync == 1:
             return finite

@@ -31,6 +31,7 @@ class ScaledOptimizer:
 
     _distlr: Adoption
     _iterations: Any
+    _get_variable_index: Any
     built: bool
     gradient_accumulation_steps: int | None
     agreed_loss_scale = False  # set by loss_scale.agree
@@ -181,6 +182,40 @@ class ScaledOptimizer:
             self._distlr.waits_for_agreement = True
             self.agreed_loss_scale = False
         super().__setattr__(name, value)
+
+    # -- the exchange with other ranks -----------------------------------------------------------------
+
+    @property
+    def exchange(self) -> Any:
+        """What averages the gradients over the ranks, or None where nothing has to."""
+        return self._distlr.exchange
+
+    def connect(self, exchange: Any) -> None:
+        """Gives an optimizer that a saved model came with the exchange of its job, unless it has one or wants none."""
+        adoption = self._distlr
+        if adoption.exchange is None and adoption.wants_exchange:
+            adoption.exchange = exchange()
+
+    def refuse_exchange(self) -> None:
+        """Leaves the gradients as they come: something of the user's own averages them."""
+        self._distlr.wants_exchange = False
+
+    def mark_broadcast(self) -> None:
+        """Allows the first step: every rank has rank 0's state now."""
+        self._distlr.broadcast = True
+
+    def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
+        # By place, not by name: a rank that built another model first has other names for the same variables.
+        adoption = self._distlr
+        adoption.exchanged = [str(self._get_variable_index(variable)) for variable in trainable_variables]
+        super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
+
+    def _clip_gradients(self, grads: Sequence[Any]) -> Sequence[Any]:
+        """Averages over the ranks, then clips as Keras does; reached once an update, accumulated or not."""
+        adoption = self._distlr
+        if adoption.exchange is not None:
+            grads = adoption.exchange.average(grads, adoption.exchanged)
+        return super()._clip_gradients(grads)  # type: ignore[misc]
 
     # -- state ---------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The `tf.distribute` strategies that a job can run on."""
 
-from distlr.strategies.local import local_gpus
+from distlr.strategies.local import local_gpus, pin_gpu
 from distlr.strategies.simulated import simulated
 
-__all__ = ["local_gpus", "simulated"]
+__all__ = ["local_gpus", "pin_gpu", "simulated"]

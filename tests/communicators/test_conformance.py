@@ -1,16 +1,23 @@
-"""The communicator contract, asserted in terms of `size` on every backend."""
+"""The communicator contract, asserted in terms of `size` on every backend.
+
+Here on one process and on threads. `tests/distributed/test_in_ranks.py` runs this same file inside launched ranks, on
+the engine that DISTLR_TEST_COMMUNICATOR names.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import os
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distlr.communicators import Communicator, SingleCommunicator, run_ranks
+from distlr.communicators import Communicator, SingleCommunicator, connect, detect, run_ranks
 from distlr.errors import (
     CollectiveTimeoutError,
     ConfigurationError,
@@ -37,10 +44,32 @@ def _name(backend: Backend) -> str:
     return f"{backend.name}{backend.size}"
 
 
-BACKENDS = [
-    Backend("single", 1, lambda fn: [fn(SingleCommunicator())]),
-    *(_threads(size) for size in (1, 2, 3)),
-]
+@functools.cache
+def _communicator(engine: str) -> Communicator:
+    return connect(engine, detect(os.environ))
+
+
+def _launched(engine: str) -> Backend:
+    """This process is one rank; what the others returned comes from them (pickled: the tests trust themselves)."""
+    comm = _communicator(engine)
+
+    def run(fn: Callable[[Communicator], Any]) -> list[Any]:
+        comm.log.__init__()  # as new, as the tests expect it
+        own = np.frombuffer(pickle.dumps(fn(comm)), np.uint8)
+        return [pickle.loads(part.tobytes()) for part in comm.allgather(own, tag="what the test returned")]
+
+    return Backend(engine, comm.size, run)
+
+
+ENGINE = os.environ.get("DISTLR_TEST_COMMUNICATOR")
+BACKENDS = (
+    [_launched(ENGINE)]
+    if ENGINE
+    else [
+        Backend("single", 1, lambda fn: [fn(SingleCommunicator())]),
+        *(_threads(size) for size in (1, 2, 3)),
+    ]
+)
 
 DTYPES = ["float32", "float64", "int64", "bool", "uint8"]
 

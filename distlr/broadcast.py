@@ -1,0 +1,105 @@
+"""Rank 0's state on every rank: the one place that broadcasts a model and its optimizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import distlr._environment  # noqa: F401  (checks the installation first)
+from distlr.communicators import Communicator
+from distlr.communicators.frames import by_rank
+from distlr.communicators.fused import broadcast_arrays
+from distlr.errors import DistributionError
+from distlr.optimizer import ScaledOptimizer, inner
+
+__all__ = ["broadcast_state", "broadcast_variables", "check_equal"]
+
+
+def broadcast_state(communicator: Communicator, model: Any, optimizer: Any = None, terms: Any = None) -> None:
+    """Gives every rank rank 0's weights and optimizer variables, and lets the optimizer take steps from then on.
+
+    Broadcast are `model.weights` (batch normalization's moving statistics among them) and all variables of the
+    optimizer: its slots and iterations, the multiplier, the clock and what a plateau remembers. Not broadcast are
+    the states of seed generators, or every rank would draw the same dropout masks, and those of metrics.
+
+    Collective: first the ranks compare what they have, so that two that built different models
+    both say so.
+
+    Args:
+        communicator: the job's.
+        model: a built model.
+        optimizer: its optimizer, built; or None.
+        terms: a JSON value that must be equal on all ranks, beside the variables.
+
+    Raises:
+        DistributionError: the ranks differ in the number, the shapes or the types of the variables, in the parts of
+            the rate's formula, or in `terms`.
+    """
+    variables = list(model.weights)
+    formula: Any = None
+    if optimizer is not None:
+        core = inner(optimizer)
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
+        variables += list(optimizer.variables)
+        if isinstance(core, ScaledOptimizer) and core.schedule is not None:
+            formula = {name: value for name, value in core.schedule.explain().items() if not name.endswith("_rate")}
+    check_equal(
+        communicator,
+        {
+            "variables": [f"{variable.dtype} {tuple(variable.shape)}" for variable in variables],
+            "formula": formula,
+            "terms": terms,
+        },
+        tag="what the ranks have built",
+    )
+    broadcast_variables(communicator, variables, tag="rank 0's state")
+    if optimizer is not None and isinstance(inner(optimizer), ScaledOptimizer):
+        inner(optimizer).mark_broadcast()
+
+
+def broadcast_variables(communicator: Communicator, variables: Sequence[Any], *, tag: str) -> None:
+    """Assigns rank 0's values to the variables of every rank, bit for bit. Collective."""
+    values = [variable.numpy() for variable in variables]
+    sent = broadcast_arrays(communicator, values, tag=tag)
+    for variable, old, new in zip(variables, values, sent, strict=True):
+        if old.tobytes() != new.tobytes():
+            variable.assign(new)
+
+
+def check_equal(communicator: Communicator, parts: dict[str, Any], *, tag: str) -> None:
+    """Refuses, on every rank, what differs by rank. Collective; the values themselves travel only if they differ.
+
+    Args:
+        communicator: the job's.
+        parts: JSON values by the name that a message gives them.
+        tag: names the call; the same on all ranks.
+    """
+    texts = {name: json.dumps(part, sort_keys=True, default=str) for name, part in parts.items()}
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+    if len(set(communicator.gather_json(digest, tag=tag))) == 1:
+        return
+    everyone = communicator.gather_json(texts, tag=f"{tag}, which differs")
+    different = [name for name in texts if len({said.get(name) for said in everyone}) > 1]
+    shown = "; ".join(
+        f"{name}: {by_rank([_first_difference(everyone, name, i) for i in everyone], 'with')}" for name in different
+    )
+    raise DistributionError(
+        f"[rank {communicator.rank}] The ranks have built different things: {shown}. To mend it: run the same script "
+        "with the same arguments on every rank."
+    )
+
+
+def _first_difference(everyone: list[dict[str, str]], name: str, own: dict[str, str]) -> str:
+    """One rank's value; of a list, the first entry in which any two ranks differ, and its length."""
+    value = json.loads(own.get(name, "null"))
+    if not isinstance(value, list):
+        return json.dumps(value)
+    lists = [json.loads(other.get(name, "[]")) for other in everyone]
+    lengths = {len(entries) for entries in lists}
+    for i in range(min(lengths)):
+        if len({json.dumps(entries[i]) for entries in lists}) > 1:
+            return f"number {i + 1} of {len(value)}: {value[i]}"
+    return f"{len(value)} of them"

@@ -1,0 +1,37 @@
+"""Rank 0's state on every rank, before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distlr.broadcast import broadcast_state
+from distlr.callbacks.base import JobCallback
+
+__all__ = ["BroadcastState"]
+
+
+class BroadcastState(JobCallback):
+    """Gives every rank rank 0's model and optimizer once, before the first step of a `fit`.
+
+    Broadcast: the weights, moving statistics among them, and the optimizer's variables: slots, iterations, the
+    multiplier, the clock, what a plateau remembers; and the epoch at which `BackupAndRestore` goes on.
+    Averaged at each epoch's end, by `SyncMetrics`: weights that are not trained. Compared, by `ReplicaGuard`: what the
+    rate depends on, and the weights. Neither broadcast nor compared: the states of seed generators, which differ by
+    rank on purpose where the script seeds them so (dropout draws another mask on each rank), and of metrics.
+
+    It comes last, so that rank 0 has loaded by then what a callback loads. It also refuses ranks
+    that built different models, have different numbers of steps an epoch, or other callbacks that talk to each other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callbacks: list[str] = []
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Compares and broadcasts. Collective."""
+        params = self.params or {}
+        terms = {"steps an epoch": params.get("steps"), "epochs": params.get("epochs"), "callbacks": self.callbacks}
+        broadcast_state(self.communicator, self.model, self.model.optimizer, terms)
+        # What a restoring callback sets for `fit`, on the one rank that has read the file.
+        first = self.communicator.broadcast_json(getattr(self.model, "_initial_epoch", None), tag="the first epoch")
+        self.model._initial_epoch = first

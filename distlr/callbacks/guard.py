@@ -1,0 +1,75 @@
+"""Whether the ranks still are one training: an error on all of them where not, and one stop for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distlr._numbers import positive_integer
+from distlr.callbacks.base import JobCallback
+from distlr.digest import compare_ranks, rank_state
+from distlr.optimizer import inner
+
+__all__ = ["ReplicaGuard"]
+
+
+class ReplicaGuard(JobCallback):
+    """Compares what must be equal on every rank, after all have decided and before anything is saved.
+
+    At each epoch's end one gather carries each rank's iterations, samples seen, multiplier, the bits of its rate, the
+    digest of the rates that it has applied and a digest of its weights. Where ranks differ, all of them raise
+    `ReplicaDivergenceError`, with a table of who differs in what.
+
+    The same gather makes the stop of one rank the stop of all. In the middle of an epoch a stop (of
+    `TerminateOnNaN`, for example) travels with the next update's gradients, so that all ranks stop at the same step.
+
+    Args:
+        every: compare every so many batches too; None for the epoch's end alone.
+    """
+
+    def __init__(self, every: int | None = None) -> None:
+        super().__init__()
+        self.every = None if every is None else positive_integer("every", every)
+        self.stops_within_epoch = False
+        self._epoch = 0
+
+    @property
+    def async_safe(self) -> bool:
+        """Tells Keras whether the device may run ahead of the batches' callbacks."""
+        return not (self.every or self.stops_within_epoch)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Notes the epoch, for the tags."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Compares where it is time, and passes a stop on."""
+        if self.every and (batch + 1) % self.every == 0:
+            self._compare(f"batch {batch + 1} of epoch {self._epoch + 1}")
+        exchange = self._exchange
+        if not self.stops_within_epoch or exchange is None:
+            return
+        if exchange.stop_agreed:
+            self.model.stop_training = True
+        elif self.model.stop_training:
+            # Alone it would leave the others waiting in the next step: it asks, and goes on until all stop.
+            exchange.request_stop()
+            self.model.stop_training = False
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Compares, and agrees on stopping. Collective."""
+        self._compare(f"epoch {epoch + 1}", at_end=True)
+
+    @property
+    def _exchange(self) -> Any:
+        return getattr(inner(self.model.optimizer), "exchange", None)
+
+    def _compare(self, when: str, at_end: bool = False) -> None:
+        exchange = self._exchange
+        stop = bool(self.model.stop_training or (exchange is not None and exchange.stop_requested))
+        own = {"stop": stop, "state": rank_state(self.model, self.model.optimizer)}
+        said = self.communicator.gather_json(own, tag=f"replicas at {when}")
+        compare_ranks(self.communicator, [rank["state"] for rank in said], self.model, when=when)
+        if at_end and any(rank["stop"] for rank in said):
+            self.model.stop_training = True
+            if exchange is not None:
+                exchange.take_back()

@@ -1,0 +1,81 @@
+"""Exact metrics over all ranks, and equal moving statistics, in two collectives an epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from distlr.callbacks.base import JobCallback
+from distlr.communicators.fused import Bundle, exchange_bundles, mean_over, reduce_over
+from distlr.metrics import check_additive, read_states, results
+
+__all__ = ["SyncMetrics"]
+
+
+class SyncMetrics(JobCallback):
+    """Writes the metrics of all ranks' samples into the epoch's logs, as one process would have computed them.
+
+    The metrics' states are summed, not their results: exact for shards of different sizes and empty ones, for a rank
+    without validation data, for AUC, precision and recall. In the same collective the float weights
+    that are not trained (batch normalization's moving statistics) become their mean over the ranks, before the
+    validation uses them. One collective an epoch, and a second one where any rank validated,
+    whatever the number of metrics. What other callbacks see in `on_epoch_end` is the same on every rank.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._epoch = -1
+        self._in_fit = False
+        self._checked = False
+        self._training: dict[str, float] | None = None
+        self._validates = self._any_validates = False
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Refuses, before the first step, a metric that cannot be combined."""
+        if not self._checked:
+            check_additive(self.model.metrics)  # just reset
+            self._checked = True
+        self._epoch, self._in_fit = epoch, True
+        self._training, self._validates = None, False
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Takes the training's states before Keras resets them for the validation. Collective."""
+        if self._in_fit:
+            self._validates = True
+            self._sync_training()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the results into the logs. Collective."""
+        if self._training is None:  # nothing was validated on this rank
+            self._sync_training()
+        logs = {} if logs is None else logs
+        assert self._training is not None
+        logs.update({name: value for name, value in self._training.items() if name in logs})
+        if self._any_validates:
+            own = read_states(self.model.metrics)
+            bundle = Bundle(own.arrays if self._validates else {})
+            bundles = exchange_bundles(self.communicator, bundle, tag=f"validation metrics of epoch {epoch + 1}")
+            combined = self._results(reduce_over(bundles, own.how))
+            logs.update({f"val_{name}": value for name, value in combined.items()})
+        self._in_fit = False
+
+    def _sync_training(self) -> None:
+        states = read_states(self.model.metrics)
+        weights = {
+            f"weight/{i}": variable
+            for i, variable in enumerate(self.model.non_trainable_weights)
+            if tf.as_dtype(variable.dtype).is_floating
+        }
+        statistics = {name: np.asarray(variable.numpy(), np.float64) for name, variable in weights.items()}
+        bundle = Bundle({**states.arrays, **statistics}, note=self._validates)
+        bundles = exchange_bundles(self.communicator, bundle, tag=f"training metrics of epoch {self._epoch + 1}")
+        self._any_validates = any(other.note for other in bundles)
+        counted = [Bundle({n: a for n, a in b.arrays.items() if n not in weights}) for b in bundles]
+        for name, mean in mean_over([Bundle({n: b.arrays[n] for n in weights}) for b in bundles]).items():
+            weights[name].assign(tf.cast(mean, weights[name].dtype))
+        self._training = self._results(reduce_over(counted, states.how))
+
+    def _results(self, combined: dict[str, Any]) -> dict[str, float]:
+        return results(self.model.metrics, combined, self.model.get_metrics_result)

@@ -1,0 +1,62 @@
+"""Which engine connects the ranks, and whether it found as many as the launcher started."""
+
+from __future__ import annotations
+
+from distlr.communicators.base import Communicator
+from distlr.communicators.detect import Launch
+from distlr.errors import ConfigurationError, DistributionError, received
+
+__all__ = ["ENGINES", "connect"]
+
+ENGINES = ("horovod", "mpi")
+
+_HOW = {
+    "horovodrun": "start the script with horovodrun, and let it write no HOROVOD_ variables of its own",
+    "mpirun": "start the script with the mpirun of the MPI library that the engine was built with",
+    "pmi": "start the script with the launcher of the MPI library that the engine was built with",
+    "srun": "start the script with `srun --mpi=pmix` (`srun --mpi=list` says what there is), or use mpirun in the job",
+    "tf_config": "unset TF_CONFIG, or start the script with horovodrun",
+}
+
+
+def connect(engine: str, launch: Launch | None, timeout: float = 600.0) -> Communicator:
+    """Starts an engine and checks it against what the launcher says.
+
+    Args:
+        engine: "horovod" or "mpi".
+        launch: what `detect` found.
+        timeout: seconds that a rank waits for the others.
+
+    Raises:
+        ConfigurationError: the engine is unknown.
+        DistributionError: it cannot be loaded, or sees another number of ranks than the launcher started; then
+            each of them would train alone.
+    """
+    if engine not in ENGINES:
+        raise ConfigurationError(received("engine", engine, f"one of {', '.join(map(repr, ENGINES))}"))
+    communicator = _start(engine, launch, timeout)
+    if launch is not None and communicator.size != launch.size:
+        raise DistributionError(
+            f"[rank {launch.rank}] {launch.launcher} started {launch.size} processes and {engine} sees "
+            f"{communicator.size}, so there would be {launch.size // max(communicator.size, 1)} separate trainings. To "
+            f"mend it: {_HOW[launch.launcher]}."
+        )
+    return communicator
+
+
+def _start(engine: str, launch: Launch | None, timeout: float) -> Communicator:
+    try:
+        if engine == "mpi":
+            from distlr.communicators.mpi import MpiCommunicator
+
+            return MpiCommunicator(timeout=timeout)
+        from distlr.communicators.horovod import HorovodCommunicator
+
+        return HorovodCommunicator(timeout)
+    except DistributionError as error:
+        if launch is None or launch.size == 1:
+            raise
+        raise DistributionError(
+            f"[rank {launch.rank}] {launch.launcher} started {launch.size} processes, and without an engine that "
+            f"connects them there would be {launch.size} separate trainings. {error}"
+        ) from error

@@ -1,0 +1,111 @@
+"""The communicator over Horovod, and the exchange of gradients that it hands to the optimizer.
+
+Horovod is imported here and nowhere else in distlr.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from distlr.communicators.base import Communicator
+from distlr.communicators.frames import Frame, split
+from distlr.communicators.horovod_gradients import HorovodGradients
+from distlr.errors import CollectiveTimeoutError, DistributionError
+
+__all__ = ["HorovodCommunicator"]
+
+_STALL_WARNING, _STALL_END = "HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"
+_WARN_AFTER = 30  # seconds, at most
+
+
+class HorovodCommunicator(Communicator):
+    """The ranks that `horovodrun`, `mpirun` or `srun` started, over Horovod's own controller (gloo or MPI).
+
+    Every collective is one Horovod allgather of int64 words, of a size of its own on each rank: Horovod pairs eager
+    calls by their order, whatever their names, so all being of one kind they always meet, and the frames
+    tell whether they mean the same.
+
+    Args:
+        timeout: seconds after which Horovod ends a job in which some ranks wait for others, if the variable
+            HOROVOD_STALL_SHUTDOWN_TIME_SECONDS does not say otherwise. Takes effect where Horovod was not
+            started before.
+
+    Raises:
+        DistributionError: Horovod is not installed, or was built for another TensorFlow.
+    """
+
+    def __init__(self, timeout: float = 600.0) -> None:
+        super().__init__()
+        self._hvd = _horovod()
+        os.environ.setdefault(_STALL_END, str(max(1, round(timeout))))
+        self.timeout = float(os.environ[_STALL_END]) or None
+        warning = _WARN_AFTER if self.timeout is None else max(1, min(_WARN_AFTER, round(self.timeout / 2)))
+        os.environ.setdefault(_STALL_WARNING, str(warning))
+        self._hvd.init()
+
+    @property
+    def name(self) -> str:
+        """'horovod'."""
+        return "horovod"
+
+    @property
+    def rank(self) -> int:
+        """Horovod's rank."""
+        return int(self._hvd.rank())
+
+    @property
+    def size(self) -> int:
+        """Horovod's size."""
+        return int(self._hvd.size())
+
+    @property
+    def local_rank(self) -> int:
+        """Horovod's local rank."""
+        return int(self._hvd.local_rank())
+
+    @property
+    def local_size(self) -> int:
+        """Horovod's local size."""
+        return int(self._hvd.local_size())
+
+    @property
+    def controller(self) -> str:
+        """'gloo' or 'mpi': what the ranks talk over."""
+        return "mpi" if self._hvd.mpi_enabled() else "gloo"
+
+    def gradients(self, prefix: str, compression: str = "none") -> HorovodGradients:
+        """The exchange of gradients for one optimizer; see `HorovodGradients`."""
+        return HorovodGradients(self._hvd, prefix, compression)
+
+    def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
+        import tensorflow as tf
+
+        try:
+            with tf.device("/CPU:0"):
+                everyone = self._hvd.allgather(tf.constant(frame.view(np.int64)), name="distlr")
+        except tf.errors.OpError as error:
+            raise CollectiveTimeoutError(
+                f"[rank {self.rank}] {label} ended because a rank of {self.size} ended, or did not come within "
+                f"{self.timeout or float('inf'):g} s. Horovod says: {error.message.strip()}"
+            ) from error
+        return split(everyone.numpy().view(np.uint8), self.size, label)
+
+
+def stop() -> None:
+    """Ends Horovod in this process; the job is over."""
+    _horovod().shutdown()
+
+
+def _horovod() -> Any:
+    try:
+        import horovod.tensorflow as hvd
+    except Exception as error:  # an import that fails in a C++ library says so in many ways
+        raise DistributionError(
+            f"Horovod cannot be loaded: {error} To mend it: build it for the installed TensorFlow with "
+            "docker/build-horovod.sh (`make horovod` in a clone of distlr)."
+        ) from error
+    return hvd

@@ -1,0 +1,113 @@
+"""The communicator over MPI (mpi4py): the control plane of jobs that have no TensorFlow in them."""
+
+from __future__ import annotations
+
+import atexit
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from distlr._numbers import positive_real
+from distlr.communicators.base import Communicator
+from distlr.communicators.frames import Frame, split
+from distlr.errors import CollectiveTimeoutError, DistributionError
+
+__all__ = ["MpiCommunicator"]
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 10e-6, 1e-3  # seconds
+
+
+class MpiCommunicator(Communicator):
+    """The ranks of an mpi4py communicator: `COMM_WORLD`, `COMM_SELF`, or a part that `Split` made.
+
+    For control alone: gradients do not pass through it. It works on a duplicate of the communicator, so
+    that messages of other libraries cannot be taken for its own; making it is collective.
+
+    A rank waits by asking now and then, so that hundreds of ranks can share a few cores, and no longer than
+    `timeout`. After that the MPI job cannot go on: this process then ends all of it as it exits
+    (`MPI_Abort`), or MPI would wait at the end for ever.
+
+    Args:
+        communicator: an mpi4py intracommunicator; `MPI.COMM_WORLD` by default.
+        timeout: seconds that a collective waits for the other ranks.
+
+    Raises:
+        DistributionError: mpi4py, or the MPI library under it, cannot be loaded.
+    """
+
+    def __init__(self, communicator: Any = None, timeout: float = 600.0) -> None:
+        super().__init__()
+        self.timeout = positive_real("timeout", timeout)
+        mpi = _mpi()
+        self._mpi = mpi
+        self._communicator = (mpi.COMM_WORLD if communicator is None else communicator).Dup()
+        host = self._communicator.Split_type(mpi.COMM_TYPE_SHARED, key=self._communicator.rank)
+        self._local_rank, self._local_size = int(host.rank), int(host.size)
+        host.Free()
+        self._broken = False
+
+    @property
+    def name(self) -> str:
+        """'mpi'."""
+        return "mpi"
+
+    @property
+    def rank(self) -> int:
+        """The rank in the MPI communicator."""
+        return int(self._communicator.rank)
+
+    @property
+    def size(self) -> int:
+        """The size of the MPI communicator."""
+        return int(self._communicator.size)
+
+    @property
+    def local_rank(self) -> int:
+        """The rank among those that share this host's memory."""
+        return self._local_rank
+
+    @property
+    def local_size(self) -> int:
+        """Number of ranks that share this host's memory."""
+        return self._local_size
+
+    def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
+        # In units of 8 bytes, so that MPI's 32-bit counts reach 16 GiB. The sizes are a collective of MPI's own.
+        deadline = time.monotonic() + float(self.timeout or 0.0)
+        words = frame.view(np.int64)
+        sizes = np.empty(self.size, np.int64)
+        self._wait(self._communicator.Iallgather(np.array([words.size], np.int64), sizes), deadline, label)
+        received = np.empty(int(sizes.sum()), np.int64)
+        self._wait(self._communicator.Iallgatherv(words, [received, sizes.tolist()]), deadline, label)
+        return split(received.view(np.uint8), self.size, label)
+
+    def _wait(self, request: Any, deadline: float, label: str) -> None:
+        pause = _FIRST_PAUSE
+        while not request.Test():
+            if time.monotonic() > deadline:
+                self._abort_at_exit()
+                raise CollectiveTimeoutError(
+                    f"[rank {self.rank}] waited {self.timeout:g} s in {label} for the other ranks of {self.size}. "
+                    "Every rank must call the same collectives: look for one that only some ranks reach, or for a "
+                    "rank that ended or is slow."
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _abort_at_exit(self) -> None:
+        if not self._broken:
+            self._broken = True
+            atexit.register(self._communicator.Abort, 1)
+
+
+def _mpi() -> Any:
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise DistributionError(
+            f'mpi4py cannot be loaded: {error}. To mend it: pip install "distlr[mpi]", and put the MPI library that '
+            "mpi4py was built for where the loader finds it."
+        ) from error
+    return MPI

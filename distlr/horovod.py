@@ -1,0 +1,314 @@
+"""The drop-in for `horovod.tensorflow.keras`: the same names and meanings, working on Keras 3.
+
+    import distlr.horovod as hvd           # instead of: import horovod.tensorflow.keras as hvd
+
+    hvd.init()
+    optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(0.01 * hvd.size(), momentum=0.9))
+    model.fit(..., callbacks=[hvd.callbacks.BroadcastGlobalVariablesCallback(0), hvd.callbacks.MetricAverageCallback()])
+
+On Keras 3 Horovod's own `DistributedOptimizer` averages nothing and says nothing, and its callbacks raise. As there, a
+rate is what you give: already multiplied by `size()`. distlr's own front door (`distlr.init`) scales it for you.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+
+from distlr import broadcast as _state
+from distlr.callbacks import BroadcastState, SyncMetrics
+from distlr.communicators import horovod as _backend
+from distlr.errors import ConfigurationError, DistributionError, received
+from distlr.job import Job
+from distlr.optimizer import inner
+from distlr.start import init as _init
+
+__all__ = [
+    "Average",
+    "Compression",
+    "DistributedOptimizer",
+    "Sum",
+    "allgather",
+    "allreduce",
+    "broadcast",
+    "broadcast_variables",
+    "callbacks",
+    "init",
+    "is_initialized",
+    "load_model",
+    "local_rank",
+    "local_size",
+    "rank",
+    "shutdown",
+    "size",
+]
+
+Average, Sum = "average", "sum"
+"""How ranks' values combine, for `op=`."""
+
+Compression = SimpleNamespace(none="none", fp16="fp16")
+"""What gradients are sent as, for `compression=`."""
+
+_job: Job | None = None
+
+
+def init() -> None:
+    """Starts Horovod, gives this process its GPU, and remembers the job. Call it first."""
+    global _job
+    if _job is None:
+        _job = _init("horovod")
+
+
+def shutdown() -> None:
+    """Ends Horovod's part of this process."""
+    global _job
+    _job = None
+    _backend.stop()
+
+
+def is_initialized() -> bool:
+    """Whether `init` was called."""
+    return _job is not None
+
+
+def rank() -> int:
+    """This process' number, from 0."""
+    return _current().rank
+
+
+def size() -> int:
+    """Number of processes."""
+    return _current().size
+
+
+def local_rank() -> int:
+    """This process' number on its host."""
+    return _current().communicator.local_rank
+
+
+def local_size() -> int:
+    """Number of processes on this host."""
+    return _current().communicator.local_size
+
+
+def DistributedOptimizer(
+    optimizer: Any,
+    name: str | None = None,
+    device_dense: str = "",
+    device_sparse: str = "",
+    compression: str = Compression.none,
+    sparse_as_dense: bool = False,
+    gradient_predivide_factor: float = 1.0,
+    op: str = Average,
+    num_groups: int = 0,
+    groups: Any = None,
+    backward_passes_per_step: int = 1,
+    average_aggregated_gradients: bool = False,
+) -> Any:
+    """Makes a Keras optimizer average its gradients over the ranks. The rate is not scaled: it is what you gave.
+
+    The arguments are Horovod's. The devices, the groups, `sparse_as_dense` and `gradient_predivide_factor` change how
+    Horovod computes and not what, and are without effect here.
+
+    Args:
+        optimizer: an optimizer of Keras 3; the same object comes back.
+        compression: `Compression.none` or `Compression.fp16`.
+        op: `Average` or `Sum`.
+        backward_passes_per_step: steps whose gradients are added up for one update; their sum, as in Horovod.
+        average_aggregated_gradients: their mean instead.
+    """
+    if op not in (Average, Sum):
+        raise ConfigurationError(received("op", op, "hvd.Average or hvd.Sum"))
+    if backward_passes_per_step > 1:
+        optimizer.gradient_accumulation_steps = backward_passes_per_step  # Keras then applies their mean
+    adopted = _current().optimizer(optimizer, compression=compression)
+    core = inner(adopted)
+    if core.exchange is not None:
+        core.exchange.sums = op == Sum
+        core.exchange.factor = 1.0 if average_aggregated_gradients else float(backward_passes_per_step)
+    return adopted
+
+
+def broadcast_variables(variables: Any, root_rank: int = 0) -> None:
+    """Gives every rank the variables of rank 0. Collective."""
+    _check_root(root_rank)
+    _state.broadcast_variables(_current().communicator, list(variables), tag="hvd.broadcast_variables")
+
+
+def allreduce(value: Any, name: str | None = None, average: bool | None = None, op: str = Average) -> Any:
+    """The mean (or the sum) of a value over the ranks, as a numpy array. Collective."""
+    array = np.asarray(value)
+    wide = array.astype("float64" if array.dtype.kind == "f" else "int64")
+    total = _current().communicator.allreduce(wide, tag=f"hvd.allreduce {name or ''}")
+    mean = average if average is not None else op == Average
+    return (total / size()).astype(array.dtype) if mean else total.astype(array.dtype)
+
+
+def allgather(value: Any, name: str | None = None) -> Any:
+    """The ranks' arrays, one behind another, as a numpy array. Collective."""
+    return np.concatenate(_current().communicator.allgather(np.asarray(value), tag=f"hvd.allgather {name or ''}"))
+
+
+def broadcast(value: Any, root_rank: int, name: str | None = None) -> Any:
+    """The value of one rank, as a numpy array. Collective."""
+    return _current().communicator.broadcast(np.asarray(value), root=root_rank, tag=f"hvd.broadcast {name or ''}")
+
+
+def load_model(filepath: Any, custom_objects: Any = None, compression: str = Compression.none) -> Any:
+    """`keras.models.load_model`, with the optimizer averaging its gradients over the ranks."""
+    model = keras.models.load_model(filepath, custom_objects=custom_objects)
+    if not hasattr(inner(model.optimizer), "exchange"):  # saved by a plain optimizer
+        model.optimizer = DistributedOptimizer(model.optimizer, compression=compression)
+    return model
+
+
+class BroadcastGlobalVariablesCallback(BroadcastState):
+    """Rank 0's model and optimizer on every rank before the first step; see `distlr.callbacks.BroadcastState`."""
+
+    def __init__(self, root_rank: int, device: str = "") -> None:
+        super().__init__()
+        _check_root(root_rank)
+        self.bind(_current().communicator)
+
+    def set_model(self, model: Any) -> None:
+        """Refuses, too, what `job.callbacks` would refuse."""
+        super().set_model(model)
+        _current().audit().set_model(model)
+
+
+class MetricAverageCallback(SyncMetrics):
+    """The metrics of all ranks' samples in the epoch's logs, exact where Horovod's are the mean of the ranks'."""
+
+    def __init__(self, device: str = "") -> None:
+        super().__init__()
+        self.bind(_current().communicator)
+
+
+class LearningRateScheduleCallback(keras.callbacks.Callback):
+    """`rate = initial_lr * multiplier(epoch)` for `start_epoch <= epoch < end_epoch`.
+
+    Args:
+        initial_lr: the rate that is multiplied: already multiplied by `size()`.
+        multiplier: a number, or a function of the epoch.
+        start_epoch: the first epoch that it is applied in.
+        end_epoch: the first one that it is not applied in any more; None for the end of the run.
+        staircase: set at each epoch's beginning; otherwise at each batch, with a fraction of the epoch.
+        momentum_correction: multiply the momentum by the ratio of the new rate to the old one
+            (Goyal et al. 2017, arXiv 1706.02677, section 3).
+        steps_per_epoch: batches an epoch, where Keras does not know.
+    """
+
+    def __init__(
+        self,
+        initial_lr: float,
+        multiplier: Any,
+        start_epoch: int = 0,
+        end_epoch: int | None = None,
+        staircase: bool = True,
+        momentum_correction: bool = True,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        super().__init__()
+        if initial_lr is None:
+            raise ConfigurationError(received("initial_lr", None, "a rate", "write the rate of the optimizer"))
+        self.initial_lr, self.multiplier = initial_lr, multiplier
+        self.start_epoch, self.end_epoch = start_epoch, end_epoch
+        # A multiplier that is a number changes at `start_epoch` alone.
+        self.staircase = staircase or not callable(multiplier)
+        self.momentum_correction, self.steps_per_epoch = momentum_correction, steps_per_epoch
+        self._epoch = 0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Takes the number of steps from Keras."""
+        if self.steps_per_epoch is None and not self.staircase:
+            self.steps_per_epoch = (self.params or {}).get("steps")
+            if self.steps_per_epoch is None:
+                hint = "pass the number of batches an epoch"
+                raise ConfigurationError(received("steps_per_epoch", None, "given where Keras does not know it", hint))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Notes the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Sets the rate, where this batch is one for it."""
+        if self._epoch < self.start_epoch or (self.end_epoch is not None and self._epoch >= self.end_epoch):
+            return
+        if self.staircase and batch == 0:
+            self._set(self._epoch)
+        elif not self.staircase:
+            self._set(self._epoch + batch / (self.steps_per_epoch or 1))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Writes the rate into the logs, as Horovod's does."""
+        if logs is not None:
+            logs["lr"] = float(self.model.optimizer.learning_rate)
+
+    def _set(self, epoch: float) -> None:
+        optimizer = inner(self.model.optimizer)
+        old = float(optimizer.learning_rate)
+        new = self.initial_lr * (self.multiplier(epoch) if callable(self.multiplier) else self.multiplier)
+        optimizer.learning_rate = new
+        if self.momentum_correction and old > 0 and new != old:
+            for momentum in getattr(optimizer, "momentums", None) or ():
+                momentum.assign(momentum * (new / old))
+
+
+class LearningRateWarmupCallback(LearningRateScheduleCallback):
+    """From `initial_lr / size()` to `initial_lr` over `warmup_epochs`, batch by batch.
+
+    Args:
+        initial_lr: the rate after the warmup: already multiplied by `size()`.
+        warmup_epochs: its length.
+        momentum_correction: see `LearningRateScheduleCallback`; likewise `steps_per_epoch`.
+        verbose: above 0, rank 0 says when it is done.
+    """
+
+    def __init__(
+        self,
+        initial_lr: float,
+        warmup_epochs: int = 5,
+        momentum_correction: bool = True,
+        steps_per_epoch: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        def multiplier(epoch: float) -> float:
+            # One batch on, so that an epoch ends on a round number, as in Horovod.
+            epoch += 1.0 / (self.steps_per_epoch or 1)
+            return 1.0 / size() * (epoch * (size() - 1) / warmup_epochs + 1)
+
+        super().__init__(initial_lr, multiplier, 0, warmup_epochs, False, momentum_correction, steps_per_epoch)
+        self.verbose = verbose
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Says that the warmup is done."""
+        super().on_epoch_end(epoch, logs)
+        if epoch + 1 == self.end_epoch and self.verbose > 0 and rank() == 0:
+            print(
+                f"\nEpoch {epoch + 1}: finished gradual learning rate warmup to "
+                f"{float(self.model.optimizer.learning_rate):g}."
+            )
+
+
+callbacks = SimpleNamespace(
+    BroadcastGlobalVariablesCallback=BroadcastGlobalVariablesCallback,
+    LearningRateScheduleCallback=LearningRateScheduleCallback,
+    LearningRateWarmupCallback=LearningRateWarmupCallback,
+    MetricAverageCallback=MetricAverageCallback,
+)
+"""The callbacks, where Horovod has them."""
+
+
+def _current() -> Job:
+    if _job is None:
+        raise DistributionError("Horovod was not started. To mend it: call hvd.init() first.")
+    return _job
+
+
+def _check_root(root_rank: int) -> None:
+    if root_rank != 0:
+        hint = "write 0: rank 0 decides, saves and restores in distlr"
+        raise ConfigurationError(received("root_rank", root_rank, "0", hint))

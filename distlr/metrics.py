@@ -1,0 +1,106 @@
+"""Exact metrics across ranks: sums of metric *states*, never averages of results.
+
+A Keras metric is a function of a few numbers that add up over samples: `Mean` of (total, count), `AUC` of a
+confusion matrix at each threshold. So the metric of all data is the function of the sums over the ranks,
+exactly, also where ranks have different numbers of samples or none, and also for AUC, precision and
+recall, whose means over ranks are something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distlr.errors import ConfigurationError, received
+
+__all__ = ["COMBINE", "MetricStates", "check_additive", "read_states", "results"]
+
+COMBINE = "distlr_combine"
+"""The attribute by which a metric says how its states combine over ranks: "sum" (also without it), "max" or "min"."""
+
+_WAYS = ("sum", "max", "min")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricStates:
+    """The states of several metrics as named arrays, and how each combines."""
+
+    arrays: dict[str, np.ndarray]
+    how: dict[str, str]
+
+
+def read_states(metrics: Sequence[Any]) -> MetricStates:
+    """What the metrics have counted on this rank.
+
+    The names come from the metrics' places and names, so they are the same on ranks with the same model, though
+    one of them has not made all its variables yet.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    how: dict[str, str] = {}
+    for name, metric, variable in _variables(metrics):
+        arrays[name] = _sendable(variable.numpy())
+        how[name] = getattr(metric, COMBINE, "sum")
+    return MetricStates(arrays, how)
+
+
+def results(
+    metrics: Sequence[Any], combined: Mapping[str, np.ndarray], compute: Callable[[], Mapping[str, Any]]
+) -> dict[str, float]:
+    """What `compute` gives (a model's `get_metrics_result`, for example) while the metrics have these states.
+
+    The rank's own states are put back afterwards, so that a metric that is read or goes on counting is undisturbed.
+    """
+    own = [(variable, variable.numpy()) for _, _, variable in _variables(metrics)]
+    try:
+        for name, _, variable in _variables(metrics):
+            if name in combined:
+                variable.assign(combined[name].astype(variable.dtype))
+        return {name: _number(value) for name, value in compute().items()}
+    finally:
+        for variable, value in own:
+            variable.assign(value)
+
+
+def check_additive(metrics: Sequence[Any]) -> None:
+    """Refuses a metric that cannot be combined; call it where the metrics have just been reset.
+
+    Raises:
+        ConfigurationError: states that do not start at 0 cannot be sums, and the metric does not say what they are.
+    """
+    for _, metric, variable in _variables(metrics):
+        way = getattr(metric, COMBINE, None)
+        if way is not None and way not in _WAYS:
+            raise ConfigurationError(
+                received(f"{type(metric).__name__}.{COMBINE}", way, f"one of {', '.join(map(repr, _WAYS))}")
+            )
+        if way is None and np.any(variable.numpy()):
+            raise ConfigurationError(
+                f"The metric '{metric.name}' ({type(metric).__name__}) cannot be computed over several ranks: its "
+                f"state '{variable.name}' does not start at 0, so it is no sum over samples. To mend it: give the "
+                f'class an attribute that says how the ranks\' states combine, {COMBINE} = "max" (or "min", or "sum").'
+            )
+
+
+def _variables(metrics: Sequence[Any], prefix: str = "metric") -> list[tuple[str, Any, Any]]:
+    """Each state's name, the metric that it belongs to, and its variable."""
+    found: list[tuple[str, Any, Any]] = []
+    for i, metric in enumerate(metrics):
+        name = f"{prefix}/{i}:{metric.name}"
+        inner = getattr(metric, "metrics", None)
+        if inner:  # Keras' wrapper around what `compile` was given
+            found += _variables(inner, name)
+        else:
+            found += [(f"{name}/{j}", metric, variable) for j, variable in enumerate(metric.variables)]
+    return found
+
+
+def _sendable(value: np.ndarray) -> np.ndarray:
+    return value.astype("float64" if value.dtype.kind not in "iub" else "int64")
+
+
+def _number(value: Any) -> Any:
+    array = np.asarray(value)
+    return float(array) if array.ndim == 0 else array

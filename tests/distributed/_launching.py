@@ -1,0 +1,160 @@
+"""Starts real launchers, with a hard limit, and leaves none of their processes behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+__all__ = ["ROOT", "Finished", "launch", "names_rank", "run"]
+
+Watch = Callable[[Callable[[], dict[int, int]]], None]
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+_MARK = "DISTLR_TEST_LAUNCH"
+_INHERITED = re.compile("HOROVOD_|OMPI_|PRTE_|PMIX_|PMI_|SLURM_|DISTLR_")
+
+LAUNCHERS = {
+    "gloo": ["launch/horovodrun.sh", "--gloo"],
+    "horovod-mpi": ["launch/horovodrun.sh", "--mpi"],
+    "mpirun": ["launch/mpirun.sh"],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A launched job that has ended, by itself or by its limit."""
+
+    code: int | None  # None: the limit ended it
+    output: str
+    seconds: float
+
+    def check(self) -> Finished:
+        """Fails the test unless the job ended with 0."""
+        assert self.code == 0, f"the job ended with {self.code} after {self.seconds:.0f} s:\n{self.output[-8000:]}"
+        return self
+
+
+def launch(
+    launcher: str,
+    size: int,
+    arguments: Sequence[str],
+    *,
+    limit: float = 120,
+    environ: dict[str, str] | None = None,
+    watch: Watch | None = None,
+) -> Finished:
+    """Runs a script on `size` ranks; see `run`.
+
+    Args:
+        launcher: a name in `LAUNCHERS`.
+        size: number of ranks.
+        arguments: the script and its arguments.
+        limit: see `run`; likewise `environ` and `watch`.
+    """
+    variables = {**_few_threads(size), **(environ or {})}
+    return run([*LAUNCHERS[launcher], "-np", str(size), *arguments], limit=limit, environ=variables, watch=watch)
+
+
+def run(
+    words: Sequence[str], *, limit: float, environ: dict[str, str] | None = None, watch: Watch | None = None
+) -> Finished:
+    """Runs a command in the repository's root.
+
+    Args:
+        words: the command and its arguments.
+        limit: seconds after which everything that was started is killed.
+        environ: variables beside those inherited.
+        watch: called once with a function that gives this job's processes by rank, while it runs.
+    """
+    mark = uuid.uuid4().hex
+    variables = {name: value for name, value in os.environ.items() if not _INHERITED.match(name)}
+    variables |= {"PYTHON": sys.executable, "VIRTUAL_ENV": sys.prefix, "TF_CPP_MIN_LOG_LEVEL": "3", _MARK: mark}
+    variables |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **(environ or {})}
+    start = time.monotonic()
+    process = subprocess.Popen(
+        list(words),
+        cwd=ROOT,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        if watch is not None:
+            watch(lambda: _ranks(mark))
+        output, _ = process.communicate(timeout=max(1.0, limit - (time.monotonic() - start)))
+        code: int | None = process.returncode
+    except subprocess.TimeoutExpired:
+        _kill(mark)
+        output, _ = process.communicate(timeout=30)
+        code = None
+    finally:
+        _kill(mark)
+        process.wait(timeout=30)
+    return Finished(code, output, time.monotonic() - start)
+
+
+def names_rank(output: str, rank: int) -> bool:
+    """Whether the launcher's last words say that this rank ended, and how."""
+    said = (
+        rf"Process {rank} exit with status code|Process name: \[[^\]]*,{rank}\]|process rank {rank}\b"
+        rf"|task {rank}: (Killed|Exited)"
+    )
+    return re.search(said, output) is not None
+
+
+def _few_threads(size: int) -> dict[str, str]:
+    threads = str(max(1, (os.cpu_count() or 1) // size))
+    return {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": "2", "OMP_NUM_THREADS": threads}
+
+
+def _environments() -> dict[int, dict[str, str]]:
+    found: dict[int, dict[str, str]] = {}
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            entries = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue  # it has ended, or is another user's
+        found[int(folder.name)] = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    return found
+
+
+def _ranks(mark: str) -> dict[int, int]:
+    """The process number of each rank of a launch that runs the test's Python."""
+    ranks: dict[int, int] = {}
+    for pid, environ in _environments().items():
+        rank = environ.get("HOROVOD_RANK", environ.get("OMPI_COMM_WORLD_RANK", environ.get("SLURM_PROCID")))
+        if environ.get(_MARK) != mark or rank is None:
+            continue
+        try:
+            program = os.readlink(f"/proc/{pid}/exe")
+        except OSError:
+            continue
+        if "python" in pathlib.Path(program).name:
+            ranks[int(rank)] = max(pid, ranks.get(int(rank), 0))  # a shell or a middleman came before
+    return ranks
+
+
+def _kill(mark: str) -> None:
+    for _ in range(3):  # what is starting others just now is found the next time
+        pids = [pid for pid, environ in _environments().items() if environ.get(_MARK) == mark]
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if not pids:
+            return
+        time.sleep(0.05)

@@ -1,0 +1,348 @@
+"""What the ranks agree on around the steps: state, divergence, stops, files; and half of distlr on several ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import distlr
+from distlr.errors import ConfigurationError, DistributionError, ReplicaDivergenceError
+
+EPOCHS = 3
+
+
+def made(job, *, adopt: bool = True, rate=0.1, dropout: float = 0.0, **options):
+    """A small compiled model, different on each rank until rank 0's state is broadcast."""
+    keras.utils.set_random_seed(job.rank)
+    layers = [keras.layers.Dropout(dropout)] if dropout else []
+    model = keras.Sequential([keras.Input((2,)), *layers, keras.layers.Dense(1)])
+    optimizer = keras.optimizers.SGD(rate, momentum=0.9)
+    if adopt:
+        batch = job.batch(per_replica=2, base_batch=2, samples_per_epoch=6 * job.size)
+        optimizer = job.optimizer(optimizer, batch, **options)
+    model.compile(optimizer, "mse")
+    return model
+
+
+def data(job, batches: int = 3):
+    x = np.random.default_rng(job.rank).normal(size=(2 * batches, 2)).astype("float32")
+    return tf.data.Dataset.from_tensor_slices((x, x.sum(axis=1, keepdims=True))).batch(2)
+
+
+def fit(job, model, callbacks=(), epochs: int = EPOCHS, **options):
+    given = job.callbacks(list(callbacks)) if callbacks is not None else None
+    return model.fit(data(job), epochs=epochs, verbose=0, shuffle=False, callbacks=given, **options)
+
+
+class At(keras.callbacks.Callback):
+    """Does something to one rank's model after one batch (from 0, over the whole run)."""
+
+    def __init__(self, batch: int, act, epoch_end: bool = False) -> None:
+        super().__init__()
+        self.batch, self.act, self.count = batch, act, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.count == self.batch:
+            self.act(self.model)
+        self.count += 1
+
+
+# -- state -----------------------------------------------------------------------------------------------
+
+
+def test_every_rank_begins_with_rank_0s_state(job, same_on_all) -> None:
+    model = made(job)
+    if job.rank == 0:
+        model.optimizer.build(model.trainable_variables)
+        model.optimizer.multiply_rate(0.5)
+        model.optimizer.iterations.assign(7)
+        model.optimizer.variables[2].assign(np.full((2, 1), 0.25))
+    seen = {}
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            seen.setdefault("weights", [w.numpy().tolist() for w in self.model.weights])
+            seen.setdefault("optimizer", [np.asarray(v.numpy()).tolist() for v in self.model.optimizer.variables])
+
+    model.fit(data(job), verbose=0, shuffle=False, callbacks=[*job.callbacks(), Look()])
+    same_on_all(seen)
+    assert 7 in seen["optimizer"]
+    assert 0.5 in seen["optimizer"]
+    assert [[0.25], [0.25]] in seen["optimizer"]
+
+
+def test_ranks_draw_different_dropout_masks(job) -> None:
+    model = made(job, dropout=0.5)
+    fit(job, model, epochs=1)
+    masks = [layer(np.ones((1, 64)), training=True).numpy().tolist() for layer in [model.layers[0]]]
+    said = job.communicator.gather_json(masks, tag="masks")
+    assert len({json.dumps(mask) for mask in said}) == job.size
+
+
+def test_different_models_are_refused_on_every_rank(job) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1 + (job.rank == 1)), keras.layers.Dense(1)])
+    model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    with pytest.raises(DistributionError, match=r"built different things.*\(2, 1\).*\(2, 2\)"):
+        fit(job, model, epochs=1)
+    assert int(model.optimizer.iterations.numpy()) == 0
+
+
+def test_different_scaling_is_refused_on_every_rank(job) -> None:
+    model = made(job, rule="linear" if job.rank else "sqrt")
+    with pytest.raises(DistributionError, match=r'formula: .*"rule": "sqrt"'):
+        fit(job, model, epochs=1)
+
+
+def test_different_numbers_of_steps_are_refused_before_the_first(job) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    with pytest.raises(DistributionError, match=r"steps an epoch.*rank 0 with.*2"):
+        model.fit(data(job, 2 + (job.rank > 0)), verbose=0, shuffle=False, callbacks=job.callbacks())
+    assert int(model.optimizer.iterations.numpy()) == 0
+
+
+def test_data_of_unknown_length_is_compared_at_the_epochs_end(job) -> None:
+    def generator(batches):
+        for _ in range(batches):
+            yield np.ones((2, 2), "float32"), np.ones((2, 1), "float32")
+
+    def run(batches):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse")
+        signature = (tf.TensorSpec((2, 2)), tf.TensorSpec((2, 1)))
+        stream = tf.data.Dataset.from_generator(lambda: generator(batches), output_signature=signature)
+        return model.fit(stream, epochs=2, verbose=0, shuffle=False, callbacks=job.callbacks())
+
+    assert len(run(3).history["loss"]) == 2
+    with pytest.raises(DistributionError, match=r"different batches in epoch 1: .*3 batches.*5 batches"):
+        run(3 + 2 * (job.rank == job.size - 1))
+
+
+# -- divergence --------------------------------------------------------------------------------------------
+
+
+def _last_bit(model) -> None:
+    kernel = model.trainable_variables[0]
+    bits = kernel.numpy().view(np.int32)
+    bits[0, 0] ^= 1
+    kernel.assign(bits.view(np.float32))
+
+
+DIVERGENCES = {
+    "rate": (lambda model: setattr(model.optimizer, "learning_rate", 0.07), "learning rate"),
+    "multiplier": (lambda model: model.optimizer.multiply_rate(0.5), "multiplier"),
+    "iterations": (lambda model: model.optimizer.iterations.assign_add(1), "iterations"),
+    "one weight's last bit": (_last_bit, "weights"),
+}
+
+
+@pytest.mark.parametrize("what", DIVERGENCES)
+@pytest.mark.parametrize("every", [None, 2])
+def test_a_rank_that_diverges_is_found_and_named_on_every_rank(job, what, every) -> None:
+    act, field = DIVERGENCES[what]
+    last = job.size - 1
+    model = made(job)
+    strange = At(3, act if job.rank == last else lambda model: None)
+    guard = distlr.callbacks.ReplicaGuard(every=every)
+    with pytest.raises(ReplicaDivergenceError) as info:
+        fit(job, model, [strange, guard])
+    text = str(info.value)
+    assert f"[rank {job.rank}]" in text
+    assert f"{field}: rank" in text
+    assert f"rank {last} with" in text
+    # Batch 3 of the run is the first of the second epoch, of three batches.
+    assert ("at batch 2 of epoch 2" if every else "at epoch 2") in text
+    if field == "weights":
+        assert "weight 0: " in text
+        assert "kernel" in text
+
+
+def test_a_skipped_step_is_found(job) -> None:
+    model = made(job)
+    core = model.optimizer
+
+    def skip(model) -> None:
+        # The exchange takes place, and this rank loses the update.
+        before = [variable.numpy() for variable in [*model.weights, *core.variables]]
+        model.undo = lambda: [v.assign(b) for v, b in zip([*model.weights, *core.variables], before, strict=True)]
+
+    class Undo(At):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            if self.count == self.batch + 2:
+                self.model.undo()
+
+    callback = Undo(1, skip) if job.rank == job.size - 1 else At(1, lambda model: None)
+    with pytest.raises(ReplicaDivergenceError, match=r"(?s)at epoch 1.*iterations: .*with 3.*with 2.*samples seen"):
+        fit(job, model, [callback])
+
+
+# -- stops and files -----------------------------------------------------------------------------------------
+
+
+def test_a_stop_of_one_rank_stops_all_at_the_same_step(job, same_on_all) -> None:
+    model = made(job)
+    stop = At(3, (lambda model: setattr(model, "stop_training", True)) if job.rank == 1 else lambda model: None)
+    history = fit(job, model, [stop])
+    # Asked for after the 4th step, it travels with the 5th.
+    assert same_on_all(int(model.optimizer.iterations.numpy())) == 5
+    assert len(history.history["loss"]) == 2
+    # The next fit is not stopped by the old request.
+    assert len(fit(job, model).history["loss"]) == EPOCHS
+
+
+def test_a_stop_after_an_epochs_last_step(job, same_on_all) -> None:
+    model = made(job)
+    stop = At(2, (lambda model: setattr(model, "stop_training", True)) if job.rank == 1 else lambda model: None)
+    history = fit(job, model, [stop])
+    assert same_on_all([int(model.optimizer.iterations.numpy()), len(history.history["loss"])]) == [3, 1]
+
+
+def test_a_stop_at_an_epochs_end_on_one_rank(job, same_on_all) -> None:
+    class StopHere(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1 and job.rank == job.size - 1:
+                self.model.stop_training = True
+
+    model = made(job)
+    history = fit(job, model, [StopHere()])
+    assert same_on_all(len(history.history["loss"])) == 2
+
+
+def test_terminate_on_nan_of_one_rank_ends_all(job, same_on_all) -> None:
+    model = made(job)
+
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1 and job.rank == 1:
+                self.model.trainable_variables[0].assign(np.full((2, 1), math.nan))
+
+    history = fit(job, model, [Spoil(), keras.callbacks.TerminateOnNaN()])
+    assert same_on_all(len(history.history["loss"])) == 2
+    assert same_on_all(int(model.optimizer.iterations.numpy())) < 3 * EPOCHS
+
+
+def test_early_stopping_acts_on_the_metric_of_all(job, same_on_all) -> None:
+    class Spread(keras.callbacks.Callback):
+        """Makes the ranks' losses different: one improves, the other gets worse."""
+
+    model = made(job, rate=0.0)
+    stop = keras.callbacks.EarlyStopping("loss", patience=1, min_delta=1e-3)
+    history = fit(job, model, [stop], epochs=6)
+    assert same_on_all(history.history["loss"])
+    assert len(history.history["loss"]) == 2
+
+
+def test_files_are_written_by_rank_0_alone(job, tmp_path_factory) -> None:
+    shared = pathlib.Path(job.communicator.broadcast_json(str(tmp_path_factory.mktemp("run")), tag="folder"))
+    own = shared / f"rank{job.rank}"
+    model = made(job)
+    writers = [
+        keras.callbacks.ModelCheckpoint(own / "model.keras"),
+        keras.callbacks.BackupAndRestore(own / "backup", delete_checkpoint=False),
+        keras.callbacks.CSVLogger(own / "log.csv"),
+        distlr.callbacks.LearningRateLogger(own),
+    ]
+    own.mkdir(exist_ok=True)
+    fit(job, model, writers)
+    job.communicator.barrier(tag="written")
+    found = sorted(path.name for path in own.iterdir())
+    assert found == (["backup", "learning_rate.jsonl", "log.csv", "model.keras"] if job.is_root else [])
+    # Rank 0 reads its backup, and every rank goes on at its epoch with its state.
+    again = made(job)
+    history = fit(job, again, [keras.callbacks.BackupAndRestore(own / "backup")], epochs=EPOCHS + 1)
+    assert len(history.history["loss"]) == 1
+    assert again.optimizer.samples_seen == 6 * job.size * (EPOCHS + 1)
+
+
+def test_a_model_that_was_loaded_is_connected(job, same_on_all, tmp_path_factory) -> None:
+    model = made(job)
+    fit(job, model, epochs=1)
+    path = tmp_path_factory.mktemp("own") / "model.keras"
+    model.save(path)
+    loaded = keras.models.load_model(path)
+    assert loaded.optimizer.exchange is None
+    fit(job, loaded, epochs=1)
+    same_on_all([weight.numpy().tolist() for weight in loaded.weights])
+    assert loaded.optimizer.exchange is not None
+
+
+# -- half of distlr ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["float", "schedule"])
+@pytest.mark.parametrize("part", ["scale", "optimizer", "callbacks", "stock plateau", "all"])
+def test_each_part_alone_is_right_or_refused(job, same_on_all, part, kind) -> None:
+    rate = 0.1 if kind == "float" else keras.optimizers.schedules.CosineDecay(0.1, 100)
+    if part == "scale":  # a plain optimizer: nothing averages
+        batch = distlr.GlobalBatch(2, replicas=job.size, base_batch=2, samples_per_epoch=6 * job.size)
+        model = made(job, adopt=False, rate=distlr.scale(rate, batch))
+    else:
+        model = made(job, adopt=part != "callbacks", rate=rate)
+    plateau = distlr.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9)
+    if part in ("scale", "callbacks"):
+        with pytest.raises(DistributionError, match="Nothing averages the gradients"):
+            fit(job, model, [plateau])
+    elif part == "optimizer":
+        with pytest.raises(DistributionError, match="never broadcast"):
+            fit(job, model, None)
+    elif part == "stock plateau":  # on the rank's own metrics, past job.callbacks
+        stock = keras.callbacks.ReduceLROnPlateau("loss", patience=1)
+        with pytest.raises(DistributionError, match="never broadcast"):
+            model.fit(data(job), verbose=0, shuffle=False, callbacks=[stock])
+    else:
+        stock = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9)
+        fit(job, model, [plateau, stock])
+        same_on_all([model.optimizer.rate_digests(), model.optimizer.multiplier])
+        assert model.optimizer.multiplier == pytest.approx(0.5**4)
+        return
+    assert int(model.optimizer.iterations.numpy()) == 0
+
+
+def test_a_callback_of_distlr_past_job_callbacks_is_refused(job) -> None:
+    model = made(job)
+    job.broadcast(model, model.optimizer)
+    with pytest.raises(DistributionError, match=r"without knowing them.*job\.callbacks"):
+        model.fit(data(job), verbose=0, shuffle=False, callbacks=[distlr.callbacks.ReduceLROnPlateau("loss")])
+
+
+def test_a_loop_of_ones_own(job, same_on_all) -> None:
+    keras.utils.set_random_seed(job.rank)
+    batch = job.batch(per_replica=2, base_batch=2, samples_per_epoch=6 * job.size)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    optimizer = job.optimizer(keras.optimizers.SGD(0.1), batch)
+    optimizer.build(model.trainable_variables)
+    job.broadcast(model, optimizer)
+    loss_of = keras.losses.MeanSquaredError(reduction=None)
+
+    @tf.function
+    def step(x, y):
+        def replica(x, y):
+            with tf.GradientTape() as tape:
+                loss = job.mean_loss(loss_of(y, model(x, training=True)), batch)
+            optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+
+        job.run(replica, x, y)
+
+    x = np.random.default_rng(0).normal(size=(6 * job.size, 2)).astype("float32")
+    for inputs, targets in job.distribute(job.shard((x, x[:, :1]), batch, shuffle=False)):
+        step(inputs, targets)
+    job.check(model, optimizer)
+    assert optimizer.samples_seen == 6 * job.size
+    same_on_all([weight.numpy().tolist() for weight in model.weights])
+
+
+def test_engines_and_simulations_do_not_mix(job) -> None:
+    with pytest.raises(DistributionError, match=r"would simulate 4 replicas in each"):
+        distlr.init(simulate=4)
+    with pytest.raises(ConfigurationError, match="simulate"):
+        distlr.init("horovod", simulate=4)
+    with pytest.raises(ConfigurationError, match="engine='gloo'"):
+        distlr.init("gloo")

@@ -1,0 +1,196 @@
+"""The exchange of gradients: what it averages, when, and what it refuses."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from distlr.errors import ConfigurationError, DistributionError
+
+
+class OneWeight(keras.Model):
+    """Something that `job.broadcast` takes: a model of the given values."""
+
+    def __init__(self, *values) -> None:
+        super().__init__()
+        self.kept = [
+            self.add_weight(name=f"w{i}", shape=np.shape(v), initializer=keras.initializers.Constant(v))
+            for i, v in enumerate(values)
+        ]
+        self.built = True
+
+
+def adopted(job, *values, optimizer=None, **options):
+    """A model of these weights, and an optimizer that may take steps."""
+    model = OneWeight(*values)
+    optimizer = job.optimizer(keras.optimizers.SGD(1.0) if optimizer is None else optimizer, **options)
+    optimizer.build(model.trainable_variables)
+    job.broadcast(model, optimizer)
+    return model, optimizer
+
+
+def ranks_mean(job, of=lambda rank: rank):
+    return sum(of(rank) for rank in range(job.size)) / job.size
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_dense_gradients_are_averaged(job, in_graph) -> None:
+    model, optimizer = adopted(job, [0.0, 0.0], [[0.0]])
+    apply = tf.function(optimizer.apply) if in_graph else optimizer.apply
+    for _ in range(3):
+        apply([tf.constant([1.0, 2.0]) * job.rank, tf.constant([[10.0]]) * (job.rank + 1)], model.trainable_variables)
+    mean = ranks_mean(job)
+    np.testing.assert_allclose(model.kept[0].numpy(), [-3 * mean, -6 * mean], rtol=1e-6)
+    np.testing.assert_allclose(model.kept[1].numpy(), [[-30 * (mean + 1)]], rtol=1e-6)
+
+
+def test_a_gradient_that_is_none_stays_none(job) -> None:
+    model, optimizer = adopted(job, [5.0], [7.0])
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([None, tf.constant([1.0 + job.rank])], model.trainable_variables)
+    assert model.kept[0].numpy().tolist() == [5.0]
+    np.testing.assert_allclose(model.kept[1].numpy(), [6.0 - ranks_mean(job)])
+
+
+def test_sparse_gradients_are_averaged_row_by_row(job) -> None:
+    model, optimizer = adopted(job, np.zeros((4, 2), "float32"))
+
+    @tf.function
+    def step(rows, value):
+        slices = tf.IndexedSlices(tf.fill([tf.size(rows), 2], value), rows, tf.constant([4, 2]))
+        optimizer.apply([slices], model.trainable_variables)
+
+    # A number of rows of its own on each rank; row 0 on all of them.
+    step(tf.range(job.rank + 1), tf.constant(float(job.rank + 1)))
+    expected = [-sum(rank + 1 for rank in range(job.size) if rank >= row) / job.size for row in range(4)]
+    np.testing.assert_allclose(model.kept[0].numpy(), np.repeat(np.array(expected)[:, None], 2, axis=1), rtol=1e-6)
+
+
+def test_clipping_comes_after_the_average(job) -> None:
+    model, optimizer = adopted(job, [0.0, 0.0], optimizer=keras.optimizers.SGD(1.0, global_clipnorm=1.0))
+    optimizer.apply([tf.constant([30.0, 40.0]) * (job.rank + 1)], model.trainable_variables)
+    np.testing.assert_allclose(model.kept[0].numpy(), [-0.6, -0.8], rtol=1e-5)
+
+
+def test_accumulated_gradients_are_exchanged_once_an_update(job) -> None:
+    options = {"gradient_accumulation_steps": 2}
+    model, optimizer = adopted(job, [0.0], optimizer=keras.optimizers.SGD(1.0, **options))
+    calls = []
+    average = optimizer.exchange.average
+    optimizer.exchange.average = lambda *arguments: calls.append(1) or average(*arguments)
+    for step in range(4):
+        optimizer.apply([tf.constant([1.0 + step + job.rank])], model.trainable_variables)
+    mean = ranks_mean(job)
+    np.testing.assert_allclose(model.kept[0].numpy(), [-(1.5 + mean) - (3.5 + mean)], rtol=1e-6)
+    assert len(calls) == 2
+
+
+def test_fp16_compression(job, same_on_all) -> None:
+    model, optimizer = adopted(job, [0.0, 0.0, 0.0], compression="fp16")
+    optimizer.apply([tf.constant([1 / 3, 1e-3, 100.0]) * (1 + job.rank)], model.trainable_variables)
+    expected = -np.array([1 / 3, 1e-3, 100.0]) * (1 + ranks_mean(job))
+    found = model.kept[0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    assert model.kept[0].dtype == "float32"
+    assert (found != expected.astype("float32")).any(), "nothing was compressed"
+    same_on_all(found.tolist())
+
+
+def test_unknown_compression_is_refused(job) -> None:
+    with pytest.raises(ConfigurationError, match="compression='int8'"):
+        job.optimizer(keras.optimizers.SGD(1.0), compression="int8")
+
+
+def test_without_exchange_the_gradients_are_the_ranks_own(job) -> None:
+    model, optimizer = adopted(job, [0.0], exchange=False)
+    optimizer.apply([tf.constant([float(job.rank)])], model.trainable_variables)
+    assert model.kept[0].numpy().tolist() == [-float(job.rank)]
+
+
+def test_an_extra_model_and_optimizer_on_one_rank_pair_right(job) -> None:
+    if job.rank == 0:
+        OneWeight([1.0])
+        keras.optimizers.SGD(0.5)
+    test_dense_gradients_are_averaged(job, in_graph=True)
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_the_first_step_before_a_broadcast_is_refused(job, in_graph) -> None:
+    model = OneWeight([0.0])
+    optimizer = job.optimizer(keras.optimizers.SGD(1.0))
+    apply = tf.function(optimizer.apply) if in_graph else optimizer.apply
+    with pytest.raises(DistributionError, match=r"never broadcast.*job\.callbacks.*job\.broadcast"):
+        apply([tf.constant([1.0])], model.trainable_variables)
+    assert int(optimizer.iterations.numpy()) == 0
+
+
+@pytest.mark.parametrize("wrapped", ["by the script", "by compile"])
+def test_an_overflow_on_one_rank_makes_all_skip(job, same_on_all, wrapped) -> None:
+    last = job.size - 1
+    data = np.ones((6, 1), "float32"), np.zeros((6, 1), "float32")
+    if job.rank == last:
+        data[0][2:4] = 1e38  # of three steps the second overflows, on this rank alone
+    batch = job.batch(per_replica=2, base_batch=2, samples_per_epoch=6 * job.size)
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        plain = keras.optimizers.SGD(0.01)
+        if wrapped == "by the script":
+            plain = keras.optimizers.LossScaleOptimizer(plain)
+        model.compile(job.optimizer(plain, batch), "mse")
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    model.fit(tf.data.Dataset.from_tensor_slices(data).batch(2), verbose=0, shuffle=False, callbacks=job.callbacks())
+    weights = [weight.numpy().tolist() for weight in model.weights]
+    assert np.isfinite(weights[0]).all()
+    assert weights[0] != [[1.0]]
+    same_on_all(weights)
+    core = model.optimizer.inner_optimizer
+    assert int(core.iterations.numpy()) == 2
+    assert core.samples_seen == 4 * job.size
+    assert float(model.optimizer.dynamic_scale.numpy()) == 2.0**14
+
+
+def test_jit_compile_is_refused_and_auto_switched_off(job, caplog) -> None:
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse", jit_compile=True)
+    with pytest.raises(ConfigurationError, match=r"jit_compile=True cannot work on \d ranks \(horovod\)"):
+        model.fit(np.ones((4, 1)), np.ones((4, 1)), verbose=0, callbacks=job.callbacks())
+    assert int(model.optimizer.iterations.numpy()) == 0
+    model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    model.jit_compile = True  # what 'auto' becomes on a machine with a GPU
+    model.fit(np.ones((4, 1)), np.ones((4, 1)), batch_size=2, verbose=0, callbacks=job.callbacks())
+    assert model.jit_compile is False
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_ranks_together_equal_one_process_on_the_whole_batch(job, accumulation) -> None:
+    """Twenty updates of a model without batch normalization and dropout, clipped by global norm."""
+    size, updates, features = 6 * job.size, 20, 5
+    generator = np.random.default_rng(1)
+    x = generator.normal(size=(updates * accumulation, size, features)).astype("float32")
+    y = generator.normal(size=(updates * accumulation, size, 1)).astype("float32")
+
+    def model():
+        keras.utils.set_random_seed(3)
+        layers = [keras.layers.Dense(8, "tanh"), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)]
+        return keras.Sequential([keras.Input((features,)), *layers])
+
+    def sgd():
+        steps = accumulation if accumulation > 1 else None
+        return keras.optimizers.SGD(0.05, momentum=0.9, global_clipnorm=0.7, gradient_accumulation_steps=steps)
+
+    whole = model()
+    whole.compile(sgd(), "mse")
+    shared = model()
+    shared.compile(job.optimizer(sgd()), "mse")
+    whole.fit(x.reshape(-1, features), y.reshape(-1, 1), batch_size=size, shuffle=False, verbose=0)
+    own = slice(job.rank * 6, job.rank * 6 + 6)
+    mine = x[:, own].reshape(-1, features), y[:, own].reshape(-1, 1)
+    shared.fit(*mine, batch_size=6, shuffle=False, verbose=0, callbacks=job.callbacks())
+    assert int(shared.optimizer.iterations.numpy()) == updates * accumulation
+    for a, b in zip(whole.weights, shared.weights, strict=True):
+        error = np.linalg.norm(a.numpy() - b.numpy()) / np.linalg.norm(a.numpy())
+        assert error < 1e-5

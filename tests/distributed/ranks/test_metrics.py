@@ -1,0 +1,187 @@
+"""Plateau under fire: the metric is that of all data in one process, the decision is rank 0's, and nothing hangs."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import distlr
+from distlr.errors import ConfigurationError, DistlrError
+
+FEATURES = 3
+
+
+def samples(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(count, FEATURES)).astype("float32")
+    return x, (x.sum(axis=1, keepdims=True) + generator.normal(size=(count, 1)) > 0).astype("float32")
+
+
+def compiled(job, *, normalized: bool = False):
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.BatchNormalization()] if normalized else []
+    model = keras.Sequential(
+        [keras.Input((FEATURES,)), *layers, keras.layers.Dense(4, "relu"), keras.layers.Dense(1, "sigmoid")]
+    )
+    batch = job.batch(per_replica=4, base_batch=4, samples_per_epoch=8 * job.size)
+    model.compile(
+        job.optimizer(keras.optimizers.SGD(0.1), batch),
+        "binary_crossentropy",
+        metrics=["accuracy", keras.metrics.AUC(name="auc"), keras.metrics.Precision(name="precision")],
+    )
+    return model
+
+
+def dataset(arrays):
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(4)
+
+
+def shard_sizes(job, case: str) -> list[int]:
+    """The number of validation samples of each rank."""
+    if case == "uneven":
+        return [100, *[10] * (job.size - 1)]
+    if case == "one empty":
+        return [*[12] * (job.size - 1), 0]
+    return [12] * job.size  # "equal"
+
+
+@pytest.mark.parametrize("case", ["equal", "uneven", "one empty", "one without", "root without"])
+def test_the_metrics_are_those_of_one_process_on_all_data(job, same_on_all, case) -> None:
+    sizes = shard_sizes(job, case)
+    absent = {"one without": job.size - 1, "root without": 0}.get(case)
+    shards = [samples(count, seed=10 + rank) for rank, count in enumerate(sizes)]
+    model = compiled(job, normalized=True)
+    plateau = distlr.callbacks.ReduceLROnPlateau("val_auc", factor=0.5, patience=1, min_delta=10.0)
+    options = {} if job.rank == absent else {"validation_data": dataset(shards[job.rank])}
+    train = samples(8, seed=job.rank)
+    history = model.fit(
+        dataset(train), epochs=3, verbose=0, shuffle=False, callbacks=job.callbacks([plateau]), **options
+    ).history
+    # One process, all data, the weights that every rank has now; the last epoch's validation came after its last step.
+    kept = [shard for rank, shard in enumerate(shards) if rank != absent]
+    whole = tuple(np.concatenate(parts) for parts in zip(*kept, strict=True))
+    expected = model.evaluate(*whole, batch_size=len(whole[0]), verbose=0, return_dict=True)
+    for name, value in expected.items():
+        assert history[f"val_{name}"][-1] == pytest.approx(value, abs=1e-6), name
+    # No epoch is better by 10, so the second and the third one are cut.
+    assert [decision["epoch"] for decision in plateau.decisions] == [1, 2]
+    assert model.optimizer.multiplier == 0.25
+    same_on_all([history, plateau.decisions, model.optimizer.rate_digests()])
+
+
+def test_training_metrics_are_over_all_ranks_and_statistics_are_their_mean(job, same_on_all) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(1)])
+    model.compile(job.optimizer(keras.optimizers.SGD(0.0)), "mse", metrics=["mae"])
+    x = np.full((4, 1), float(job.rank), "float32")
+    history = model.fit(x, np.ones((4, 1)), batch_size=4, verbose=0, shuffle=False, callbacks=job.callbacks()).history
+    same_on_all([history["loss"], history["mae"]])
+    # One step: each rank's moving mean is 0.5 * rank, and the mean over the ranks is the same on each.
+    moving = model.layers[0].moving_mean.numpy().item()
+    assert moving == pytest.approx(0.5 * (job.size - 1) / 2)
+
+
+def test_a_nan_metric_on_one_rank_is_every_ranks(job, same_on_all) -> None:
+    model = compiled(job)
+    x, y = samples(8, seed=5)
+    if job.rank == job.size - 1:
+        x[0, 0] = math.nan
+    plateau = distlr.callbacks.ReduceLROnPlateau("val_loss", patience=1)
+    raised = None
+    try:
+        model.fit(
+            dataset(samples(8, seed=job.rank)),
+            epochs=2,
+            verbose=0,
+            shuffle=False,
+            validation_data=dataset((x, y)),
+            callbacks=job.callbacks([plateau]),
+        )
+    except DistlrError as error:
+        raised = type(error).__name__
+    assert raised == "NonFiniteMetricError"
+    same_on_all([raised, model.optimizer.multiplier])
+
+
+def test_the_decision_is_rank_0s_whatever_the_others_see(job, same_on_all) -> None:
+    class Local(keras.callbacks.Callback):
+        """A metric of the script's own, which nobody synchronizes."""
+
+        def on_epoch_end(self, epoch, logs=None):
+            logs["mine"] = [5.0, 4.0, 3.0, 2.0][epoch] if job.rank == 0 else 1.0
+
+    model = compiled(job)
+    plateau = distlr.callbacks.ReduceLROnPlateau("mine", factor=0.5, patience=1)
+    train = dataset(samples(8, seed=job.rank))
+    model.fit(train, epochs=4, verbose=0, shuffle=False, callbacks=job.callbacks([Local(), plateau]))
+    assert plateau.decisions == []  # rank 0's improves every epoch
+    same_on_all(model.optimizer.multiplier)
+
+
+def test_a_metric_that_is_no_sum_says_how_it_combines_or_is_refused(job, same_on_all) -> None:
+    class Largest(keras.metrics.Metric):
+        def __init__(self) -> None:
+            super().__init__(name="largest")
+            self.value = self.add_variable((), keras.initializers.Constant(-1e9), name="value")
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            self.value.assign(keras.ops.maximum(self.value, keras.ops.max(y_true)))
+
+        def result(self):
+            return self.value
+
+        def reset_state(self):
+            self.value.assign(-1e9)
+
+    class Declared(Largest):
+        distlr_combine = "max"
+
+    def fit(metric):
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse", metrics=[metric])
+        x = np.ones((4, 1), "float32")
+        return model, model.fit(x, x * job.rank, batch_size=2, verbose=0, shuffle=False, callbacks=job.callbacks())
+
+    with pytest.raises(ConfigurationError, match=r"'largest' \(Largest\) cannot be computed over several ranks"):
+        fit(Largest())
+    _, history = fit(Declared())
+    assert history.history["largest"] == [job.size - 1]
+
+
+def test_evaluate_and_result_are_over_all_ranks(job, same_on_all) -> None:
+    model = compiled(job)
+    batch = job.batch(per_replica=4, base_batch=4)
+    whole = samples(4 * job.size + 3, seed=2)
+    found = job.evaluate(model, job.shard(whole, batch, training=False))
+    expected = model.evaluate(*whole, batch_size=len(whole[0]), verbose=0, return_dict=True)
+    assert found == pytest.approx(expected, abs=1e-6)
+    metric = keras.metrics.Mean(name="mean")
+    metric.update_state([job.rank] * (job.rank + 1))
+    expected_mean = sum(rank * (rank + 1) for rank in range(job.size)) / sum(rank + 1 for rank in range(job.size))
+    assert job.result([metric])["mean"] == pytest.approx(expected_mean)
+    assert float(metric.result()) == job.rank  # its own again
+
+
+@pytest.mark.parametrize("metrics", [1, 20])
+def test_at_most_four_collectives_at_an_epochs_end(job, metrics) -> None:
+    model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization(), keras.layers.Dense(1)])
+    given = [keras.metrics.MeanAbsoluteError(name=f"mae{i}") for i in range(metrics)]
+    model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse", metrics=given)
+    x = np.ones((4, 1), "float32")
+    totals: list[int] = []
+
+    class Count(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            totals.append(job.communicator.log.total)
+
+        def on_train_end(self, logs=None):
+            totals.append(job.communicator.log.total)
+
+    plateau = distlr.callbacks.ReduceLROnPlateau("val_loss")
+    callbacks = [*job.callbacks([plateau]), Count()]
+    model.fit(x, x, batch_size=2, epochs=3, verbose=0, shuffle=False, validation_data=(x, x), callbacks=callbacks)
+    assert np.diff(totals).tolist() == [4, 4, 4]

@@ -1,0 +1,41 @@
+"""Runs the tests that every rank takes part in, under the real launchers."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(420)]
+
+CONFORMANCE = "tests/communicators/test_conformance.py"
+
+
+def passed(finished, size: int) -> list[int]:
+    """How many tests each rank passed; all ranks have run the same ones."""
+    counts = [int(count) for count in re.findall(r"(\d+) passed", finished.output)]
+    assert len(counts) == size, finished.output[-8000:]
+    return counts
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("launcher", ["gloo", "horovod-mpi", "mpirun"])
+def test_conformance(launching, launcher, size) -> None:
+    backend = "mpi" if launcher == "mpirun" else "horovod"
+    finished = launching.launch(
+        launcher,
+        size,
+        ["tests/distributed/scripts/in_ranks.py", CONFORMANCE],
+        environ={"DISTLR_TEST_COMMUNICATOR": backend},
+    )
+    counts = passed(finished.check(), size)
+    assert len(set(counts)) == 1
+    assert counts[0] >= 60
+
+
+@pytest.mark.parametrize(("launcher", "size"), [("gloo", 2), ("horovod-mpi", 2), ("mpirun", 3)])
+def test_each_rank(launching, launcher, size) -> None:
+    script = ["tests/distributed/scripts/in_ranks.py", "tests/distributed/ranks"]
+    counts = passed(launching.launch(launcher, size, script, limit=400).check(), size)
+    assert len(set(counts)) == 1
+    assert counts[0] >= 40

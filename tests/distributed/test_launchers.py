@@ -1,0 +1,105 @@
+"""Whole jobs under the real launchers: the reference script, a rank that dies, the drop-in for Horovod."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+
+TRAIN = ["launch/train.py", "--data", "digits", "--epochs", "6", "--patience", "2"]
+GLOBAL_BATCH = 48  # two ranks of 24, three of 16
+
+
+def summary_of(run_dir) -> dict:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> dict:
+    """The reference script on two simulated replicas, with the same global batch and seed."""
+    run_dir = tmp_path_factory.mktemp("simulated")
+    subprocess.run(
+        [sys.executable, *TRAIN, "--per-replica", str(GLOBAL_BATCH // 2), "--run-dir", str(run_dir)],
+        env={**os.environ, "DISTLR_SIMULATE": "2"},
+        check=True,
+        timeout=200,
+        capture_output=True,
+    )
+    return summary_of(run_dir)
+
+
+@pytest.mark.parametrize(("launcher", "size"), [("gloo", 2), ("horovod-mpi", 2), ("mpirun", 3)])
+def test_the_reference_script(launching, simulated, tmp_path, launcher, size) -> None:
+    options = ["--per-replica", str(GLOBAL_BATCH // size), "--run-dir", str(tmp_path)]
+    finished = launching.launch(launcher, size, [*TRAIN, *options], limit=200).check()
+    summary = summary_of(tmp_path)
+    assert (summary["backend"], summary["ranks"], summary["replicas"]) == ("horovod", size, size)
+    assert (summary["global_batch"], summary["factor"], summary["steps"]) == (GLOBAL_BATCH, 3, simulated["steps"])
+    assert len(summary["weights_digests"]) == len(summary["rate_digests"]) == size
+    assert len(set(summary["weights_digests"])) == len(set(summary["rate_digests"])) == 1
+    assert abs(summary["test_accuracy"] - simulated["test_accuracy"]) <= 0.01 + 1e-9
+    assert summary["test_accuracy"] > 0.95
+    if not summary["decisions"] and not simulated["decisions"]:
+        assert summary["learning_rates"] == simulated["learning_rates"]
+    assert finished.output.count("[distlr] SGD: rate 0.05 x 3 (linear) = 0.15") == 1  # rank 0's line
+    assert (tmp_path / "learning_rate.png").stat().st_size > 0
+
+
+def test_distlr_run_starts_the_ranks(launching, tmp_path) -> None:
+    options = ["--epochs", "1", "--run-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "distlr.cli.main", "run", "-n", "2", "--backend", "horovod"]
+    launching.run([*command, "launch/train.py", *options], limit=120).check()
+    assert (summary_of(tmp_path)["backend"], summary_of(tmp_path)["ranks"]) == ("horovod", 2)
+
+
+def test_the_drop_in_for_horovods_keras_api(launching, tmp_path) -> None:
+    launching.launch("gloo", 2, ["tests/distributed/scripts/horovod_script.py", str(tmp_path)], limit=200).check()
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["val_accuracy"] > 0.95
+    assert result["sums"][0] == result["sums"][1]  # the ranks' weights
+    # At the epochs' ends: up to 0.06 over three epochs from 0.03, then 0.06, and 0.006 from the 8th on.
+    expected = [0.04, 0.05, 0.06, 0.06, 0.06, 0.06, 0.06, 0.06, 0.006, 0.006, 0.006, 0.006]
+    assert result["lr"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("launcher", ["gloo", "horovod-mpi", "mpirun"])
+def test_a_rank_that_is_killed_ends_the_job(launching, tmp_path, launcher) -> None:
+    """In mid-epoch: the job ends non-zero within a minute and says who died, and nothing is half-written."""
+    killed: dict[str, float] = {}
+
+    def kill_rank_1(ranks) -> None:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            if (tmp_path / "learning_rate.jsonl").is_file() and 1 in ranks():
+                os.kill(ranks()[1], signal.SIGKILL)
+                killed["at"] = time.monotonic()
+                return
+            time.sleep(0.05)
+
+    options = ["--epochs", "500", "--per-replica", "8", "--run-dir", str(tmp_path)]
+    script = ["launch/train.py", *options]
+    finished = launching.launch(launcher, 2, script, limit=200, watch=kill_rank_1)
+    assert "at" in killed, finished.output[-4000:]
+    assert finished.code not in (0, None), finished.output[-4000:]
+    assert time.monotonic() - killed["at"] < 60
+    lines = (tmp_path / "learning_rate.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(len(lines)))
+    assert not (tmp_path / "summary.json").exists()
+    assert launching.names_rank(finished.output, 1), finished.output[-4000:]
+
+
+@pytest.mark.parametrize("launcher", ["gloo", "mpirun"])
+def test_a_rank_that_stays_away_ends_the_job(launching, launcher) -> None:
+    """In a loop of one's own, where nobody compares the batches: the watchdog, on every rank."""
+    finished = launching.launch(launcher, 2, ["tests/distributed/scripts/uneven_loop.py"], limit=120)
+    assert finished.code not in (0, None), finished.output[-4000:]
+    assert finished.seconds < 60
+    for rank in (0, 1):
+        assert f"[rank {rank}] ended with" in finished.output, finished.output[-4000:]
