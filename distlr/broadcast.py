@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import distlr._environment  # noqa: F401  (checks the installation first)
@@ -17,7 +17,9 @@ from distlr.optimizer import ScaledOptimizer, inner
 __all__ = ["broadcast_state", "broadcast_variables", "check_equal"]
 
 
-def broadcast_state(communicator: Communicator, model: Any, optimizer: Any = None, terms: Any = None) -> None:
+def broadcast_state(
+    communicator: Communicator, model: Any, optimizer: Any = None, terms: Mapping[str, Any] | None = None
+) -> None:
     """Gives every rank rank 0's weights and optimizer variables, and lets the optimizer take steps from then on.
 
     Broadcast are `model.weights` (batch normalization's moving statistics among them) and all variables of the
@@ -31,7 +33,7 @@ def broadcast_state(communicator: Communicator, model: Any, optimizer: Any = Non
         communicator: the job's.
         model: a built model.
         optimizer: its optimizer, built; or None.
-        terms: a JSON value that must be equal on all ranks, beside the variables.
+        terms: JSON values that must be equal on all ranks too, by the name that a message gives them.
 
     Raises:
         DistributionError: the ranks differ in the number, the shapes or the types of the variables, in the parts of
@@ -51,7 +53,7 @@ def broadcast_state(communicator: Communicator, model: Any, optimizer: Any = Non
         {
             "variables": [f"{variable.dtype} {tuple(variable.shape)}" for variable in variables],
             "formula": formula,
-            "terms": terms,
+            **(terms or {}),
         },
         tag="what the ranks have built",
     )
@@ -83,12 +85,13 @@ def check_equal(communicator: Communicator, parts: dict[str, Any], *, tag: str) 
         return
     everyone = communicator.gather_json(texts, tag=f"{tag}, which differs")
     different = [name for name in texts if len({said.get(name) for said in everyone}) > 1]
-    shown = "; ".join(
-        f"{name}: {by_rank([_first_difference(everyone, name, i) for i in everyone], 'with')}" for name in different
-    )
+    shown = []
+    for name in different:
+        values = [_first_difference(everyone, name, said) for said in everyone]
+        shown.append(f"{name}: {by_rank(values, 'with')}")
     raise DistributionError(
-        f"[rank {communicator.rank}] The ranks have built different things: {shown}. To mend it: run the same script "
-        "with the same arguments on every rank."
+        f"[rank {communicator.rank}] The ranks are not about to train the same: they differ in {'; '.join(shown)}. To "
+        "mend it: run the same script with the same arguments on every rank."
     )
 
 

@@ -22,6 +22,11 @@ class DistlrError(Exception):
     """Base of every exception that distlr raises on purpose."""
 
 
+# While TensorFlow traces a function it gives an error in it a longer message, and keeps the error's class only where
+# the class is made as plain exceptions are.
+setattr(DistlrError, "__init__", Exception.__init__)  # noqa: B010
+
+
 class ConfigurationError(DistlrError, ValueError):
     """An argument, or a combination of arguments, that cannot be right."""
 

@@ -12,7 +12,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from distlr.errors import ConfigurationError, received
 
@@ -89,12 +91,18 @@ def _variables(metrics: Sequence[Any], prefix: str = "metric") -> list[tuple[str
     found: list[tuple[str, Any, Any]] = []
     for i, metric in enumerate(metrics):
         name = f"{prefix}/{i}:{metric.name}"
-        inner = getattr(metric, "metrics", None)
+        inner = getattr(metric, "metrics", None) or _given(metric)
         if inner:  # Keras' wrapper around what `compile` was given
             found += _variables(inner, name)
         else:
             found += [(f"{name}/{j}", metric, variable) for j, variable in enumerate(metric.variables)]
     return found
+
+
+def _given(metric: Any) -> list[Any]:
+    """The metric objects that `compile` was given, while Keras has not put them to use: before the first batch."""
+    given = tf.nest.flatten(getattr(metric, "_user_metrics", None))
+    return [item for item in given if isinstance(item, keras.metrics.Metric)]
 
 
 def _sendable(value: np.ndarray) -> np.ndarray:

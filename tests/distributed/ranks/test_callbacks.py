@@ -88,7 +88,7 @@ def test_ranks_draw_different_dropout_masks(job) -> None:
 def test_different_models_are_refused_on_every_rank(job) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1 + (job.rank == 1)), keras.layers.Dense(1)])
     model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
-    with pytest.raises(DistributionError, match=r"built different things.*\(2, 1\).*\(2, 2\)"):
+    with pytest.raises(DistributionError, match=r"they differ in variables: .*\(2, 1\).*\(2, 2\)"):
         fit(job, model, epochs=1)
     assert int(model.optimizer.iterations.numpy()) == 0
 
@@ -107,6 +107,7 @@ def test_different_numbers_of_steps_are_refused_before_the_first(job) -> None:
     assert int(model.optimizer.iterations.numpy()) == 0
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_data_of_unknown_length_is_compared_at_the_epochs_end(job) -> None:
     def generator(batches):
         for _ in range(batches):
@@ -217,22 +218,19 @@ def test_a_stop_at_an_epochs_end_on_one_rank(job, same_on_all) -> None:
 
 
 def test_terminate_on_nan_of_one_rank_ends_all(job, same_on_all) -> None:
-    model = made(job)
-
-    class Spoil(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1 and job.rank == 1:
-                self.model.trainable_variables[0].assign(np.full((2, 1), math.nan))
-
-    history = fit(job, model, [Spoil(), keras.callbacks.TerminateOnNaN()])
-    assert same_on_all(len(history.history["loss"])) == 2
-    assert same_on_all(int(model.optimizer.iterations.numpy())) < 3 * EPOCHS
+    x = np.ones((10, 2), "float32")
+    if job.rank == 1:
+        x[2:4] = math.nan  # its second batch of five
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse")
+    stop = keras.callbacks.TerminateOnNaN()
+    history = model.fit(x, x[:, :1], batch_size=2, verbose=0, epochs=3, shuffle=False, callbacks=job.callbacks([stop]))
+    # Rank 1 asks after its second step; the others' losses are NaN in the third, which is the last for all.
+    assert same_on_all([int(model.optimizer.iterations.numpy()), len(history.history["loss"])]) == [3, 1]
 
 
 def test_early_stopping_acts_on_the_metric_of_all(job, same_on_all) -> None:
-    class Spread(keras.callbacks.Callback):
-        """Makes the ranks' losses different: one improves, the other gets worse."""
-
     model = made(job, rate=0.0)
     stop = keras.callbacks.EarlyStopping("loss", patience=1, min_delta=1e-3)
     history = fit(job, model, [stop], epochs=6)
