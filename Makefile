@@ -17,30 +17,36 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .DELETE_ON_ERROR:
 # TensorFlow fills the cores by itself: two of its processes at a time only slow each other down.
 .NOTPARALLEL:
-.PHONY: help demo test fast processes oldest lint format bench horovod clean
+.PHONY: help demo test fast processes oldest distributed slurm lint format bench horovod clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12 picks the interpreter, TF=gpu the TensorFlow build, DEMO_ARGS=\"...\" the demo's options."
 
 demo: $(VENV)/.installed-$(TF)-demo ## train on real data with four simulated replicas (runs/demo/)
 	@DISTLR_SIMULATE=4 $(VENV)/bin/python launch/train.py $(DEMO_ARGS)
 
-test: lint fast processes oldest ## lint, the tests, and the tests again on the oldest TensorFlow
+test: lint fast processes oldest distributed ## lint, and all tests: also on the oldest TensorFlow and under the launchers
 
 fast: $(VENV)/.installed-$(TF)-dev ## the tests alone, without the launchers
-	$(call lane,fast,$(VENV),not distributed and not processes)
+	$(call lane,fast,$(VENV),not distributed and not slurm and not processes)
 
 processes: $(VENV)/.installed-$(TF)-dev ## the tests that start Python anew
 	$(call lane,processes,$(VENV),processes)
 
 oldest: $(OLDEST)/.installed ## the same tests on TensorFlow 2.16
-	$(call lane,oldest,$(OLDEST),not distributed)
+	$(call lane,oldest,$(OLDEST),not distributed and not slurm)
+
+distributed: $(VENV)/.horovod-$(TF) ## the tests under horovodrun and mpirun, on a Horovod built once
+	$(call lane,distributed,$(VENV),distributed)
+
+slurm: $(VENV)/.horovod-$(TF) ## the tests under Slurm, of which .ci/slurm makes one of a node (as root, on Debian)
+	$(call timed,slurm,.ci/slurm $(VENV)/bin/python -m pytest -m slurm --junitxml=$(REPORTS)/slurm.xml $(PYTEST_ARGS))
 
 lint: $(VENV)/.installed-$(TF)-dev ## formatting, lint and types, of scripts and images too
 	$(call timed,lint,$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy && \
-	  $(VENV)/bin/shellcheck .ci/run docker/*.sh && $(VENV)/bin/hadolint docker/Dockerfile.*)
+	  $(VENV)/bin/shellcheck .ci/run .ci/slurm docker/*.sh launch/*.sh launch/slurm.sbatch && $(VENV)/bin/hadolint docker/Dockerfile.*)
 
 format: $(VENV)/.installed-$(TF)-dev ## rewrite the files as lint wants them
 	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .

@@ -20,7 +20,7 @@ Watch = Callable[[Callable[[], dict[int, int]]], None]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 _MARK = "DISTLR_TEST_LAUNCH"
-_INHERITED = re.compile("HOROVOD_|OMPI_|PRTE_|PMIX_|PMI_|SLURM_|DISTLR_")
+_INHERITED = re.compile("HOROVOD_|OMPI_|PRTE_|PMIX_|PMI_|SLURM_(?!CONF$)|DISTLR_")
 
 LAUNCHERS = {
     "gloo": ["launch/horovodrun.sh", "--gloo"],

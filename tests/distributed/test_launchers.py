@@ -53,7 +53,7 @@ def test_the_reference_script(launching, simulated, tmp_path, launcher, size) ->
 
 
 def test_distlr_run_starts_the_ranks(launching, tmp_path) -> None:
-    options = ["--epochs", "1", "--run-dir", str(tmp_path)]
+    options = ["--epochs", "1", "--warmup", "0ep", "--run-dir", str(tmp_path)]
     command = [sys.executable, "-m", "distlr.cli.main", "run", "-n", "2", "--backend", "horovod"]
     launching.run([*command, "launch/train.py", *options], limit=120).check()
     assert (summary_of(tmp_path)["backend"], summary_of(tmp_path)["ranks"]) == ("horovod", 2)
