@@ -325,6 +325,8 @@ class Job:
         optimizer.connect(self._gradients)
 
     def _combined(self, metrics: Sequence[Any], compute: Callable[[], Mapping[str, Any]], tag: str) -> dict[str, float]:
+        if self.size == 1:
+            return {name: float(value) for name, value in compute().items()}
         states = read_states(metrics)
         bundles = exchange_bundles(self.communicator, Bundle(states.arrays), tag=tag)
         return results(metrics, reduce_over(bundles, states.how), compute)

@@ -37,8 +37,8 @@ class MetricStates:
 def read_states(metrics: Sequence[Any]) -> MetricStates:
     """What the metrics have counted on this rank.
 
-    The names come from the metrics' places and names, so they are the same on ranks with the same model, though
-    one of them has not made all its variables yet.
+    The names come from the metrics' places, so they are the same on ranks with the same model, though one of them has
+    made other metrics before (whose names Keras then numbers), or has not made all its variables yet.
     """
     arrays: dict[str, np.ndarray] = {}
     how: dict[str, str] = {}
@@ -90,7 +90,7 @@ def _variables(metrics: Sequence[Any], prefix: str = "metric") -> list[tuple[str
     """Each state's name, the metric that it belongs to, and its variable."""
     found: list[tuple[str, Any, Any]] = []
     for i, metric in enumerate(metrics):
-        name = f"{prefix}/{i}:{metric.name}"
+        name = f"{prefix}/{i}"
         inner = getattr(metric, "metrics", None) or _given(metric)
         if inner:  # Keras' wrapper around what `compile` was given
             found += _variables(inner, name)

@@ -26,7 +26,7 @@ CONTROL = (
     "plateau",
     "scaling",
     "communicators.base",
-    "communicators.connect",
+    "communicators.engines",
     "communicators.detect",
     "communicators.frames",
     "communicators.fused",

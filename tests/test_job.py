@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import distlr
 from distlr.callbacks import Audit, LearningRateLogger, SyncStatistics
-from distlr.communicators import SingleCommunicator
+from distlr.communicators import SingleCommunicator, ThreadCommunicator
 from distlr.errors import DistributionError
 from distlr.job import Job
 from distlr.start import SIMULATE
@@ -104,7 +104,7 @@ def test_a_strategy_in_several_processes_is_refused(mirrored):
 
 def test_an_engine_that_sees_other_ranks_than_the_launcher_started_is_refused(monkeypatch):
     """As under `srun --mpi=none`, which starts separate jobs of one rank that all end with 0."""
-    monkeypatch.setattr("distlr.communicators.connect._start", lambda *_: SingleCommunicator())
+    monkeypatch.setattr("distlr.communicators.engines._start", lambda *_: SingleCommunicator())
     with pytest.raises(DistributionError, match=r"mpirun started 2 processes and horovod sees 1.*2 separate trainings"):
         distlr.init(environ=OPEN_MPI)
 
@@ -191,7 +191,9 @@ def test_every_explanation_is_json(options, samples):
     json.dumps(job.explain(), allow_nan=False)
 
 
-def test_the_start_line_is_that_of_rank_0(caplog):
+def test_the_start_line_is_that_of_rank_0(caplog, monkeypatch):
+    monkeypatch.setattr(ThreadCommunicator, "gradients", lambda *_: None, raising=False)
+
     def fn(comm):
         job = Job(tf.distribute.get_strategy(), "threads", comm)
         assert job.is_root == (comm.rank == 0)
@@ -204,6 +206,19 @@ def test_the_start_line_is_that_of_rank_0(caplog):
         run_ranks(fn, 3)
     assert len(caplog.records) == 1
     assert "on 3 replicas" in caplog.text
+
+
+def test_an_engine_that_averages_nothing_takes_no_optimizer():
+    """The communicator over MPI, and threads, are for control alone."""
+
+    def fn(comm):
+        with pytest.raises(
+            DistributionError, match=r"Nothing would average the gradients of 2 ranks: the mpi"
+        ):
+            Job(tf.distribute.get_strategy(), "mpi", comm).optimizer(keras.optimizers.SGD(0.1))
+        return True
+
+    assert run_ranks(fn, 2) == [True, True]
 
 
 # -- ranks -------------------------------------------------------------------------------------------------
@@ -257,7 +272,7 @@ def test_callbacks_adds_the_audit_and_the_logger_and_orders_all(four):
     single = distlr.init(environ={}).callbacks([saver, own, plateau])
     assert [type(callback) for callback in single[:2]] == [Audit, LearningRateLogger]
     assert single[2:] == [own, plateau, saver]
-    assert [type(callback) for callback in four.callbacks()] == [Audit, LearningRateLogger, SyncStatistics]
+    assert [type(callback) for callback in four.callbacks()] == [Audit, SyncStatistics, LearningRateLogger]
     logger = LearningRateLogger()
     assert [callback for callback in single if isinstance(callback, LearningRateLogger)] != [logger]
     assert four.callbacks([logger]).count(logger) == 1
@@ -269,7 +284,9 @@ def test_callbacks_know_the_jobs_ranks():
         job = Job(tf.distribute.get_strategy(), "threads", comm)
         return [callback.communicator is comm for callback in job.callbacks([distlr.callbacks.ReduceLROnPlateau()])]
 
-    assert run_ranks(fn, 2) == [[True] * 3] * 2
+    for known in run_ranks(fn, 2):
+        assert len(known) == 7
+        assert all(known)
 
 
 def test_result_reads_metrics_by_name(four):

@@ -6,8 +6,8 @@ Importing this package imports neither TensorFlow nor an engine.
 from __future__ import annotations
 
 from distlr.communicators.base import CollectiveLog, CollectiveRecord, Communicator
-from distlr.communicators.connect import ENGINES, connect
 from distlr.communicators.detect import Launch, detect
+from distlr.communicators.engines import ENGINES, connect
 from distlr.communicators.single import SingleCommunicator
 from distlr.communicators.threads import ThreadCommunicator, ThreadGroup, run_ranks
 

@@ -5,9 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import pytest
 import tensorflow as tf
 
-from distlr.callbacks import Audit, LearningRateLogger, ReduceLROnPlateau, SyncStatistics, ordered
+from distlr.callbacks import (
+    Audit,
+    BroadcastState,
+    EqualBatches,
+    LearningRateLogger,
+    ReduceLROnPlateau,
+    ReplicaGuard,
+    SyncMetrics,
+    SyncStatistics,
+    for_ranks,
+    ordered,
+)
+from distlr.communicators import run_ranks
 
 K = keras.callbacks
 
@@ -24,7 +37,9 @@ def _stages(tmp_path: Any) -> list[list[Any]]:
     strategy = tf.distribute.get_strategy()
     return [
         [Audit(strategy)],
-        [SyncStatistics(strategy), LearningRateLogger()],
+        [EqualBatches()],
+        [SyncMetrics(), SyncStatistics(strategy)],
+        [LearningRateLogger()],
         [
             ReduceLROnPlateau(),
             K.ReduceLROnPlateau(),
@@ -33,8 +48,10 @@ def _stages(tmp_path: Any) -> list[list[Any]]:
             K.TerminateOnNaN(),
             Decider(),
         ],
+        [ReplicaGuard()],
         [K.ModelCheckpoint(tmp_path / "a.keras"), K.BackupAndRestore(tmp_path / "backup"), Saver(tmp_path / "b.keras")],
         [K.TensorBoard(tmp_path), K.CSVLogger(tmp_path / "log.csv")],
+        [BroadcastState()],
     ]
 
 
@@ -50,7 +67,7 @@ def test_every_callback_comes_after_those_of_the_stages_before_it(tmp_path) -> N
 
 
 def test_within_a_stage_the_order_given_stays(tmp_path) -> None:
-    deciders = _stages(tmp_path)[2]
+    deciders = _stages(tmp_path)[4]
     assert ordered(deciders) == deciders
     assert ordered(deciders[::-1]) == deciders[::-1]
 
@@ -69,3 +86,35 @@ def test_a_saver_saves_the_cut_of_its_epoch(recording, tmp_path) -> None:
         bench.model.load_weights(tmp_path / f"{epoch}.weights.h5")
         assert bench.optimizer.multiplier == multiplier
         assert bench.optimizer.samples_seen == 4 * epoch
+
+
+def _on_two_ranks(given: list[Any]) -> list[list[Any]]:
+    """What each of two ranks trains with."""
+    return run_ranks(lambda comm: for_ranks(given, comm), 2, timeout=5.0)
+
+
+def test_several_ranks_get_what_they_need_and_rank_0_alone_writes_files(tmp_path) -> None:
+    writers = [K.ModelCheckpoint(tmp_path / "a.keras"), K.CSVLogger(tmp_path / "log.csv"), K.TensorBoard(tmp_path)]
+    first, second = _on_two_ranks([*writers, Decider()])
+    assert [type(callback) for callback in first[:4]] == [*map(type, writers), Decider]
+    assert [type(callback) for callback in second[:1]] == [Decider]
+    for callbacks in (first[4:], second[1:]):
+        assert [type(callback) for callback in callbacks] == [SyncMetrics, EqualBatches, ReplicaGuard, BroadcastState]
+
+
+def test_a_guard_of_the_users_is_the_one(tmp_path) -> None:
+    guard = ReplicaGuard(every=10)
+    for callbacks in _on_two_ranks([guard]):
+        assert [callback for callback in callbacks if isinstance(callback, ReplicaGuard)] == [guard]
+    assert guard.async_safe is False
+
+
+@pytest.mark.parametrize(
+    ("given", "may_stop"),
+    [([K.EarlyStopping()], False), ([K.TerminateOnNaN()], True), ([Audit(tf.distribute.get_strategy())], False)],
+)
+def test_batches_are_watched_only_where_a_callback_may_stop_in_an_epoch(given, may_stop) -> None:
+    for callbacks in _on_two_ranks(given):
+        (guard,) = [callback for callback in callbacks if isinstance(callback, ReplicaGuard)]
+        assert guard.stops_within_epoch is may_stop
+        assert guard.async_safe is not may_stop

@@ -1,0 +1,77 @@
+"""`distlr run`: the command that it becomes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distlr.cli import run
+from distlr.cli.main import main
+from distlr.errors import ConfigurationError, DistributionError
+
+
+@pytest.fixture
+def script(tmp_path) -> str:
+    path = tmp_path / "train.py"
+    path.write_text("import os, sys\nprint(os.environ.get('DISTLR_SIMULATE'), sys.argv[1:])\n")
+    return str(path)
+
+
+def test_simulated_replicas_are_one_process(script) -> None:
+    words, variables = run.command(4, "tf", script, ["--epochs", "3"])
+    assert words == [sys.executable, script, "--epochs", "3"]
+    assert variables == {"DISTLR_SIMULATE": "4"}
+
+
+def test_ranks_are_started_by_the_interpreters_own_horovodrun(monkeypatch, tmp_path, script) -> None:
+    for name in ("python", "horovodrun"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    words, variables = run.command(3, "horovod", script, ["-v"])
+    launcher = [str(tmp_path / "horovodrun"), "--gloo", "-np", "3", "-H", "localhost:3", "--network-interface", "lo"]
+    assert words == [*launcher, str(tmp_path / "python"), script, "-v"]
+    assert int(variables["TF_NUM_INTRAOP_THREADS"]) >= 1
+
+
+def test_threads_that_the_user_set_stay(monkeypatch, tmp_path, script) -> None:
+    (tmp_path / "horovodrun").touch()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert "OMP_NUM_THREADS" not in run.command(2, "horovod", script, [])[1]
+
+
+def test_without_horovodrun_it_says_how_to_build_it(monkeypatch, tmp_path, script) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DistributionError, match=r"horovodrun is not installed.*build-horovod\.sh.*--backend tf"):
+        run.command(2, "horovod", script, [])
+
+
+@pytest.mark.parametrize(("n", "path", "argument"), [(0, "train.py", "-n"), (2, "absent.py", "script")])
+def test_bad_arguments(tmp_path, n, path, argument) -> None:
+    (tmp_path / "train.py").touch()
+    with pytest.raises(ConfigurationError, match=f"`{argument}`"):
+        run.command(n, "tf", str(tmp_path / path), [])
+
+
+def test_an_error_is_one_line(capsys) -> None:
+    assert main(["run", "-n", "2", "no/such/script.py"]) == 2
+    assert capsys.readouterr().err.startswith("distlr: error: `script` must be a file.")
+
+
+@pytest.mark.processes
+def test_it_becomes_the_script_with_its_arguments(script) -> None:
+    root = Path(__file__).resolve().parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-m", "distlr.cli.main", "run", "-n", "2", script, "--backend", "x", "-n", "9"],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stdout.splitlines()[-1] == "2 ['--backend', 'x', '-n', '9']"

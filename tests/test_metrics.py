@@ -1,0 +1,106 @@
+"""Metrics over ranks: exact for shards of any size, and refused where they cannot be combined."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from distlr.communicators import run_ranks
+from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
+from distlr.errors import ConfigurationError
+from distlr.metrics import check_additive, read_states, results
+
+M = keras.metrics
+
+BINARY = {
+    "accuracy": M.BinaryAccuracy,
+    "auc": M.AUC,
+    "auc-pr": lambda: M.AUC(curve="PR"),
+    "precision": M.Precision,
+    "recall": M.Recall,
+    "sensitivity": lambda: M.SensitivityAtSpecificity(0.5),
+    "crossentropy": M.BinaryCrossentropy,
+    "mse": M.MeanSquaredError,
+    "rmse": M.RootMeanSquaredError,
+    "r2": M.R2Score,
+    "f1": lambda: M.F1Score(threshold=0.5),
+    "iou": lambda: M.BinaryIoU(target_class_ids=[0, 1]),
+    "cosine": M.CosineSimilarity,
+    "false negatives": M.FalseNegatives,
+}
+SHARDS = {"uneven": (100, 10, 1), "one empty": (20, 0, 7)}
+
+
+def shard(rank: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(rank)
+    labels = generator.integers(0, 2, (count, 1)).astype("float32")
+    return labels, np.clip(labels + generator.normal(0, 0.6, (count, 1)), 0, 1).astype("float32")
+
+
+@pytest.mark.parametrize("case", SHARDS)
+@pytest.mark.parametrize("name", BINARY)
+def test_sums_of_states_are_the_metric_of_all_samples(name, case) -> None:
+    shards = [shard(rank, count) for rank, count in enumerate(SHARDS[case])]
+    whole = BINARY[name]()
+    whole.update_state(*(np.concatenate(parts) for parts in zip(*shards, strict=True)))
+    metrics = [BINARY[name]() for _ in shards]
+    for metric, (labels, predictions) in zip(metrics, shards, strict=True):
+        if len(labels):
+            metric.update_state(labels, predictions)
+
+    def rank(comm):
+        states = read_states([metrics[comm.rank]])
+        return reduce_over(exchange_bundles(comm, Bundle(states.arrays), tag="t"), states.how)
+
+    own = np.asarray(metrics[0].result())
+    for combined in run_ranks(rank, len(shards), timeout=5.0):
+        found = results([metrics[0]], combined, lambda: {"it": metrics[0].result()})["it"]
+        np.testing.assert_allclose(found, np.asarray(whole.result()), atol=1e-6)
+    np.testing.assert_array_equal(metrics[0].result(), own)  # the rank's own is put back
+
+
+class Range(M.Metric):
+    """Largest value so far: no sum."""
+
+    def __init__(self, start: float = -np.inf) -> None:
+        super().__init__(name="range")
+        self.start = start
+        self.largest = self.add_variable((), keras.initializers.Constant(start), name="largest")
+
+    def update_state(self, y_true, y_pred, sample_weight=None) -> None:
+        self.largest.assign(keras.ops.maximum(self.largest, keras.ops.max(y_pred)))
+
+    def result(self):
+        return self.largest
+
+    def reset_state(self) -> None:
+        self.largest.assign(self.start)
+
+
+def test_a_state_that_does_not_start_at_0_is_refused_and_named() -> None:
+    check_additive([M.Mean(), M.AUC(), Range(start=0.0)])
+    with pytest.raises(
+        ConfigurationError, match=r"'range' \(Range\).*'largest' does not start at 0.*distlr_combine = "
+    ):
+        check_additive([M.Mean(), Range()])
+
+
+def test_a_metric_declares_how_its_states_combine() -> None:
+    class Declared(Range):
+        distlr_combine = "max"
+
+    class Wrong(Range):
+        distlr_combine = "mean"
+
+    check_additive([Declared()])
+    assert set(read_states([Declared()]).how.values()) == {"max"}
+    with pytest.raises(ConfigurationError, match=r"Wrong\.distlr_combine` must be one of 'sum', 'max', 'min'"):
+        check_additive([Wrong()])
+
+
+def test_a_metric_given_to_compile_is_checked_before_the_first_batch() -> None:
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae", Range()])
+    with pytest.raises(ConfigurationError, match="'range'"):
+        check_additive(model.metrics)
