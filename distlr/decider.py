@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, NoReturn
 
-from distlr.communicators import Communicator, SingleCommunicator
+from distlr.communicators import Communicator, alone
 from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.optimizer import handle
 from distlr.plateau import Decision, NonFiniteMetricError, PlateauPolicy, PlateauState
@@ -34,6 +34,7 @@ class Plateau:
 
     Raises:
         ConfigurationError: an argument is out of range, or the optimizer's rate cannot be cut.
+        DistributionError: a launcher started several ranks and `communicator` was not given.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class Plateau:
         **arguments: Any,
     ) -> None:
         self.policy = PlateauPolicy(monitor, **arguments) if policy is None else policy
-        self.communicator = SingleCommunicator() if communicator is None else communicator
+        if communicator is None:
+            communicator = alone(type(self).__name__, "pass communicator=job.communicator")
+        self.communicator = communicator
         self.decisions: list[dict[str, Any]] = []
         self._handle = handle(optimizer)
         self._steps = 0

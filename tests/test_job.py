@@ -212,9 +212,7 @@ def test_an_engine_that_averages_nothing_takes_no_optimizer():
     """The communicator over MPI, and threads, are for control alone."""
 
     def fn(comm):
-        with pytest.raises(
-            DistributionError, match=r"Nothing would average the gradients of 2 ranks: the mpi"
-        ):
+        with pytest.raises(DistributionError, match=r"Nothing would average the gradients of 2 ranks: the mpi"):
             Job(tf.distribute.get_strategy(), "mpi", comm).optimizer(keras.optimizers.SGD(0.1))
         return True
 

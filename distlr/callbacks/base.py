@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, NoReturn
 
 import keras
 
 import distlr._environment  # noqa: F401  (checks the installation first)
-from distlr.communicators import Communicator, SingleCommunicator, detect
-from distlr.errors import ConfigurationTypeError, DistributionError
+from distlr.communicators import Communicator, alone
+from distlr.errors import ConfigurationTypeError
 
 __all__ = ["JobCallback"]
 
@@ -32,14 +31,7 @@ class JobCallback(keras.callbacks.Callback):
     def communicator(self) -> Communicator:
         """The job's communicator, or that of a single process."""
         if self._communicator is None:
-            launch = detect(os.environ)
-            if launch is not None and launch.size > 1:
-                raise DistributionError(
-                    f"[rank {launch.rank}] {type(self).__name__} runs on {launch.size} ranks ({launch.launcher}) "
-                    "without knowing them, so each rank would decide for itself and their rates would drift apart. "
-                    "To mend it: model.fit(callbacks=job.callbacks([...]))."
-                )
-            self._communicator = SingleCommunicator()
+            self._communicator = alone(type(self).__name__, "model.fit(callbacks=job.callbacks([...]))")
         return self._communicator
 
     def __call__(self, *_: Any) -> NoReturn:

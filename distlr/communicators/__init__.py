@@ -8,7 +8,7 @@ from __future__ import annotations
 from distlr.communicators.base import CollectiveLog, CollectiveRecord, Communicator
 from distlr.communicators.detect import Launch, detect
 from distlr.communicators.engines import ENGINES, connect
-from distlr.communicators.single import SingleCommunicator
+from distlr.communicators.single import SingleCommunicator, alone
 from distlr.communicators.threads import ThreadCommunicator, ThreadGroup, run_ranks
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "SingleCommunicator",
     "ThreadCommunicator",
     "ThreadGroup",
+    "alone",
     "connect",
     "detect",
     "run_ranks",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from distlr.communicators.base import Communicator
+from distlr.communicators.detect import detect
 from distlr.communicators.frames import Frame
+from distlr.errors import DistributionError
 
-__all__ = ["SingleCommunicator"]
+__all__ = ["SingleCommunicator", "alone"]
 
 
 class SingleCommunicator(Communicator):
@@ -45,3 +48,22 @@ class SingleCommunicator(Communicator):
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         return [frame]
+
+
+def alone(who: str, hint: str) -> SingleCommunicator:
+    """The communicator of what was told of no other ranks; refused where a launcher says that there are some.
+
+    Args:
+        who: what would take itself for the only rank.
+        hint: how to tell it of the others.
+
+    Raises:
+        DistributionError: a launcher started several processes.
+    """
+    launch = detect(os.environ)
+    if launch is not None and launch.size > 1:
+        raise DistributionError(
+            f"[rank {launch.rank}] {who} runs on {launch.size} ranks ({launch.launcher}) without knowing them, so each "
+            f"rank would decide for itself and their rates would drift apart. To mend it: {hint}."
+        )
+    return SingleCommunicator()

@@ -311,6 +311,16 @@ def test_a_callback_of_distlr_past_job_callbacks_is_refused(job) -> None:
         model.fit(data(job), verbose=0, shuffle=False, callbacks=[distlr.callbacks.ReduceLROnPlateau("loss")])
 
 
+def test_a_plateau_that_knows_no_ranks_is_refused(job, same_on_all) -> None:
+    model = made(job)
+    with pytest.raises(DistributionError, match=r"Plateau runs on \d ranks.*communicator=job\.communicator"):
+        distlr.Plateau(model.optimizer, "loss")
+    plateau = distlr.Plateau(model.optimizer, "loss", patience=1, factor=0.5, communicator=job.communicator)
+    for value in (1.0, 1.0 if job.rank == 0 else 0.0):  # rank 0's counts
+        plateau.step(value)
+    assert same_on_all(model.optimizer.multiplier) == 0.5
+
+
 def test_a_loop_of_ones_own(job, same_on_all) -> None:
     keras.utils.set_random_seed(job.rank)
     batch = job.batch(per_replica=2, base_batch=2, samples_per_epoch=6 * job.size)
