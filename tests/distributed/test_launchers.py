@@ -59,6 +59,15 @@ def test_distlr_run_starts_the_ranks(launching, tmp_path) -> None:
     assert (summary_of(tmp_path)["backend"], summary_of(tmp_path)["ranks"]) == ("horovod", 2)
 
 
+def test_control_over_mpi(launching) -> None:
+    """Any communicator of mpi4py; and a collective that one rank skips ends on the others, and with them the job."""
+    finished = launching.launch("mpirun", 3, ["tests/distributed/scripts/mpi_communicators.py"], limit=60)
+    assert finished.output.count("] all right") == 3, finished.output
+    assert "waited 2 s in barrier 'without rank 1' for the other ranks of 3" in finished.output
+    assert finished.code not in (0, None)
+    assert finished.seconds < 30
+
+
 def test_the_drop_in_for_horovods_keras_api(launching, tmp_path) -> None:
     launching.launch("gloo", 2, ["tests/distributed/scripts/horovod_script.py", str(tmp_path)], limit=200).check()
     result = json.loads((tmp_path / "result.json").read_text())

@@ -175,17 +175,21 @@ def test_jit_compile_is_refused_and_auto_switched_off(job, caplog) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_ranks_together_equal_one_process_on_the_whole_batch(job, accumulation) -> None:
+@pytest.mark.parametrize("kind", ["dense", "embedding"])
+def test_ranks_together_equal_one_process_on_the_whole_batch(job, kind, accumulation) -> None:
     """Twenty updates of a model without batch normalization and dropout, clipped by global norm."""
     size, updates, features = 6 * job.size, 20, 5
     generator = np.random.default_rng(1)
-    x = generator.normal(size=(updates * accumulation, size, features)).astype("float32")
-    y = generator.normal(size=(updates * accumulation, size, 1)).astype("float32")
+    shape = (updates * accumulation, size, features)
+    x = generator.normal(size=shape) if kind == "dense" else generator.integers(0, 7, shape)
+    x = x.astype("float32" if kind == "dense" else "int32")
+    y = generator.normal(size=(*shape[:2], 1)).astype("float32")
 
     def model():
         keras.utils.set_random_seed(3)
-        layers = [keras.layers.Dense(8, "tanh"), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)]
-        return keras.Sequential([keras.Input((features,)), *layers])
+        first = [] if kind == "dense" else [keras.layers.Embedding(7, 3), keras.layers.Flatten()]
+        layers = [*first, keras.layers.Dense(8, "tanh"), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)]
+        return keras.Sequential([keras.Input((features,), dtype=x.dtype.name), *layers])
 
     def sgd():
         steps = accumulation if accumulation > 1 else None
