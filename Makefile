@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .DELETE_ON_ERROR:
 # TensorFlow fills the cores by itself: two of its processes at a time only slow each other down.
 .NOTPARALLEL:
-.PHONY: help demo test fast processes oldest distributed slurm lint format bench horovod clean
+.PHONY: help demo test fast replicas processes oldest distributed slurm lint format bench horovod clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,15 +27,18 @@ help: ## show this
 demo: $(VENV)/.installed-$(TF)-demo ## train on real data with four simulated replicas (runs/demo/)
 	@DISTLR_SIMULATE=4 $(VENV)/bin/python launch/train.py $(DEMO_ARGS)
 
-test: lint fast processes oldest distributed ## lint, and all tests: also on the oldest TensorFlow and under the launchers
+test: lint fast replicas processes oldest distributed ## lint, and all tests: also on the oldest TensorFlow and under the launchers
 
-fast: $(VENV)/.installed-$(TF)-dev ## the tests alone, without the launchers
-	$(call lane,fast,$(VENV),not distributed and not slurm and not processes)
+fast: $(VENV)/.installed-$(TF)-dev ## most of the tests, in under three minutes
+	$(call lane,fast,$(VENV),not distributed and not slurm and not processes and not replicas)
+
+replicas: $(VENV)/.installed-$(TF)-dev ## the tests that train on four replicas again and again
+	$(call lane,replicas,$(VENV),replicas)
 
 processes: $(VENV)/.installed-$(TF)-dev ## the tests that start Python anew
 	$(call lane,processes,$(VENV),processes)
 
-oldest: $(OLDEST)/.installed ## the same tests on TensorFlow 2.16
+oldest: $(OLDEST)/.installed ## all of these on TensorFlow 2.16
 	$(call lane,oldest,$(OLDEST),not distributed and not slurm)
 
 distributed: $(VENV)/.horovod-$(TF) ## the tests under horovodrun and mpirun, on a Horovod built once

@@ -17,6 +17,8 @@ from distlr.callbacks import ReduceLROnPlateau
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistlrError, DistributionError, StateError
 from distlr.plateau import NonFiniteMetricError
 
+pytestmark = pytest.mark.replicas
+
 Cosine = keras.optimizers.schedules.CosineDecay
 
 

@@ -15,6 +15,8 @@ import distlr
 from distlr.callbacks import ReduceLROnPlateau
 from distlr.errors import ConfigurationError, DistributionError
 
+pytestmark = pytest.mark.replicas
+
 EPOCH, SIZE, BASE = 9, 4, 2  # two updates an epoch, one sample left over, k = 2
 DECAY = 12
 

@@ -13,6 +13,8 @@ import pytest
 from distlr.callbacks import ReduceLROnPlateau
 from distlr.errors import ConfigurationError
 
+pytestmark = pytest.mark.replicas
+
 BASE_RATE, CUT, SIZE, EPOCHS = 0.1, 0.3, 24, 3
 
 

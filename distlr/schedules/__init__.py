@@ -1,9 +1,48 @@
-"""Pure schedules: functions of time in base steps, computed in float64. They know no rank and no optimizer."""
+"""Pure schedules: functions of time in base steps, computed in float64. They know no rank and no optimizer.
+
+Keras' own (`ExponentialDecay`, `PolynomialDecay`, `InverseTimeDecay`, ...) are used as they are, wherever one is taken.
+"""
 
 from distlr.schedules.base import Schedule
+from distlr.schedules.compose import Floor, Join, Repeat, Scale, Shift
 from distlr.schedules.constant import Constant
+from distlr.schedules.cosine import Cosine
+from distlr.schedules.cosine_restarts import CosineRestarts
+from distlr.schedules.cyclic import Cyclic
+from distlr.schedules.interpolated import Interpolated
+from distlr.schedules.inverse_sqrt import InverseSqrt
+from distlr.schedules.multi_step import MultiStep
+from distlr.schedules.of_progress import OfProgress
+from distlr.schedules.one_cycle import OneCycle
 from distlr.schedules.per_epoch import PerEpoch
+from distlr.schedules.registry import get, to_dict
 from distlr.schedules.scaled import Scaled, scale
+from distlr.schedules.tanh import Tanh
 from distlr.schedules.warmup import Warmup
+from distlr.schedules.warmup_stable_decay import WarmupStableDecay
 
-__all__ = ["Constant", "PerEpoch", "Scaled", "Schedule", "Warmup", "scale"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "CosineRestarts",
+    "Cyclic",
+    "Floor",
+    "Interpolated",
+    "InverseSqrt",
+    "Join",
+    "MultiStep",
+    "OfProgress",
+    "OneCycle",
+    "PerEpoch",
+    "Repeat",
+    "Scale",
+    "Scaled",
+    "Schedule",
+    "Shift",
+    "Tanh",
+    "Warmup",
+    "WarmupStableDecay",
+    "get",
+    "scale",
+    "to_dict",
+]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import abc
 import copy
+import inspect
+import itertools
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -13,9 +15,20 @@ import numpy as np
 import tensorflow as tf
 
 import distlr._environment  # noqa: F401  (checks the installation first)
+from distlr._numbers import not_negative_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
-__all__ = ["Schedule", "as_float64", "check_has_no_warmup", "check_is_schedule", "has_warmup"]
+__all__ = [
+    "Schedule",
+    "as_float64",
+    "check_has_no_warmup",
+    "check_is_schedule",
+    "has_warmup",
+    "increasing",
+    "one_of",
+    "passed",
+    "progress",
+]
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
@@ -35,9 +48,61 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
     def at(self, t: tf.Tensor) -> tf.Tensor:
         """The rate at time `t`: float64 of any shape in, float64 of the same shape out."""
 
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, each from the attribute of its name; schedules in them as Keras saves them."""
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: _saved(getattr(self, name)) for name in names}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Schedule:
+        """The schedule whose `get_config` this is."""
+        return cls(**{name: _loaded(value) for name, value in config.items()})
+
     def __call__(self, step: Any) -> tf.Tensor:
         """The rate at `step`, in Keras' float type (float32 unless configured otherwise)."""
         return tf.cast(self.at(tf.cast(step, tf.float64)), keras.config.floatx())
+
+
+def _saved(value: Any) -> Any:
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        return keras.saving.serialize_keras_object(value)
+    return [_saved(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _loaded(value: Any) -> Any:
+    if isinstance(value, dict) and "class_name" in value:
+        return keras.saving.deserialize_keras_object(value)
+    return [_loaded(item) for item in value] if isinstance(value, list) else value
+
+
+def progress(t: tf.Tensor, steps: float) -> tf.Tensor:
+    """The share of `steps` that has passed at `t`, held at 0 and at 1."""
+    return tf.clip_by_value(t / steps, 0.0, 1.0)
+
+
+def passed(t: tf.Tensor, boundaries: Sequence[float]) -> tf.Tensor:
+    """How many of the boundaries have been reached: a value changes at `t >= boundary`."""
+    if not boundaries:
+        return tf.zeros_like(t, tf.int64)
+    return tf.reduce_sum(tf.cast(t[..., None] >= tf.constant(boundaries, tf.float64), tf.int64), axis=-1)
+
+
+def increasing(argument: str, values: Any) -> list[float]:
+    """A list of times, each a finite number above the one before, the first at least 0."""
+    expected, hint = "a list of increasing times of at least 0", "write [30, 60, 80], for example"
+    if not isinstance(values, (list, tuple)):
+        raise ConfigurationTypeError(received(argument, values, expected, hint))
+    times = [not_negative_real(f"{argument}[{i}]", value) for i, value in enumerate(values)]
+    if any(later <= earlier for earlier, later in itertools.pairwise(times)):
+        raise ConfigurationError(received(argument, values, expected, hint))
+    return times
+
+
+def one_of(argument: str, value: Any, choices: Sequence[str]) -> str:
+    """A name among the choices."""
+    if value not in choices:
+        raise ConfigurationError(received(argument, value, f"one of {', '.join(map(repr, choices))}"))
+    return str(value)
 
 
 def as_float64(schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:

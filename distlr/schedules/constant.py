@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import tensorflow as tf
 
@@ -29,6 +27,3 @@ class Constant(Schedule):
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
         return tf.fill(tf.shape(t), tf.constant(self.learning_rate, tf.float64))
-
-    def get_config(self) -> dict[str, Any]:
-        return {"learning_rate": self.learning_rate}

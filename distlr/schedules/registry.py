@@ -1,0 +1,191 @@
+"""Schedules by name, from and to plain dicts: for the command line, for JSON and TOML, and for tests."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from distlr.batch import GlobalBatch
+from distlr.errors import ConfigurationError, ConfigurationTypeError, DistlrError
+from distlr.schedules.compose import Floor, Join, Repeat, Scale, Shift
+from distlr.schedules.constant import Constant
+from distlr.schedules.cosine import Cosine
+from distlr.schedules.cosine_restarts import CosineRestarts
+from distlr.schedules.cyclic import Cyclic
+from distlr.schedules.interpolated import Interpolated
+from distlr.schedules.inverse_sqrt import InverseSqrt
+from distlr.schedules.multi_step import MultiStep
+from distlr.schedules.one_cycle import OneCycle
+from distlr.schedules.per_epoch import PerEpoch
+from distlr.schedules.tanh import Tanh
+from distlr.schedules.warmup import Warmup
+from distlr.schedules.warmup_stable_decay import WarmupStableDecay
+
+__all__ = ["NAMES", "get", "to_dict"]
+
+_KERAS = keras.optimizers.schedules
+
+NAMES: dict[str, Any] = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "cosine-restarts": CosineRestarts,
+    "cyclic": Cyclic,
+    "exponential": _KERAS.ExponentialDecay,
+    "floor": Floor,
+    "interpolated": Interpolated,
+    "inverse-sqrt": InverseSqrt,
+    "inverse-time": _KERAS.InverseTimeDecay,
+    "join": Join,
+    "multi-step": MultiStep,
+    "one-cycle": OneCycle,
+    "per-epoch": PerEpoch,
+    "polynomial": _KERAS.PolynomialDecay,
+    "repeat": Repeat,
+    "scale": Scale,
+    "shift": Shift,
+    "tanh": Tanh,
+    "warmup": Warmup,
+    "warmup-stable-decay": WarmupStableDecay,
+}
+"""The class by each name. Keras' own shapes are Keras' own classes."""
+
+_SHORT = {
+    "initial": ("initial_learning_rate", "learning_rate", "base_learning_rate"),
+    "peak": ("peak_learning_rate",),
+    "steps": ("decay_steps", "steps"),
+    "rate": ("decay_rate",),
+    "end": ("end_learning_rate",),
+}
+"""Shorter words for arguments; the first that the class has is meant."""
+
+# Lengths and times: these may be durations ("90ep") where a batch is there to turn them into base steps.
+_TIMES = {
+    "boundaries",
+    "decay_steps",
+    "down",
+    "every",
+    "first_steps",
+    "stable_steps",
+    "start",
+    "steps",
+    "steps_per_epoch",
+    "times",
+    "timescale",
+    "up",
+    "warmup_steps",
+}
+_SHARES = {("one-cycle", "up"), ("warmup", "start")}  # the same words, and no times
+
+
+def get(spec: Any, batch: GlobalBatch | None = None, *, path: str = "schedule") -> Any:
+    """The schedule that a plain dict describes: its name, and the arguments of its class.
+
+    Args:
+        spec: `{"name": "cosine", "initial": 0.1, "steps": 1000}`, with schedules inside as dicts again; a number is
+            a constant rate, and a schedule is itself.
+        batch: turns durations into base steps: `"steps": "90ep"`.
+        path: what to call it in messages.
+
+    Raises:
+        ConfigurationError, ConfigurationTypeError: with the path to what cannot be right.
+
+    >>> schedule = get({"name": "floor", "floor": 0.01, "schedule": {"name": "cosine", "initial": 0.1, "steps": 10}})
+    >>> [round(float(schedule(t)), 4) for t in (0, 5, 10)]
+    [0.1, 0.05, 0.01]
+    """
+    if isinstance(spec, _KERAS.LearningRateSchedule):
+        return spec
+    if isinstance(spec, (int, float)) and not isinstance(spec, bool):
+        spec = {"name": "constant", "learning_rate": spec}
+    if not isinstance(spec, Mapping):
+        raise ConfigurationTypeError(
+            f'{path} must be a dict with a "name". Received: {path}={spec!r}. To mend it: write '
+            '{"name": "cosine", "initial": 0.1, "steps": 1000}, for example.'
+        )
+    name = spec.get("name")
+    if name not in NAMES:
+        close = difflib.get_close_matches(str(name), NAMES, n=1)
+        hint = f"did you mean {close[0]!r}" if close else "write one of these"
+        raise ConfigurationError(
+            f"{path}.name must be one of {', '.join(NAMES)}. Received: {path}.name={name!r}. To mend it: {hint}."
+        )
+    arguments = {
+        argument: _value(name, argument, value, batch, f"{path}.{given}")
+        for given, value in spec.items()
+        if given != "name"
+        for argument in [_argument(name, given, path)]
+    }
+    try:
+        return NAMES[name](**arguments)
+    except DistlrError as error:
+        raise type(error)(f"{path} ({name}): {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{path} ({name}) cannot be made: {error}") from error
+
+
+def to_dict(schedule: Any) -> dict[str, Any]:
+    """The plain dict that `get` makes this schedule from.
+
+    Raises:
+        ConfigurationTypeError: its class has no name here.
+
+    >>> to_dict(MultiStep(0.1, [30, 60]))
+    {'name': 'multi-step', 'initial_learning_rate': 0.1, 'boundaries': [30.0, 60.0], 'gamma': 0.1}
+    """
+    for name, known in NAMES.items():
+        if type(schedule) is known:
+            config = schedule.get_config()
+            arguments = {argument: _plain(getattr(schedule, argument, value)) for argument, value in config.items()}
+            drop = {argument for argument, value in arguments.items() if value is None or argument == "name"}
+            return {"name": name, **{key: value for key, value in arguments.items() if key not in drop}}
+    raise ConfigurationTypeError(
+        f"{type(schedule).__name__} has no name among {', '.join(NAMES)}. To mend it: save it with keras.saving."
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _KERAS.LearningRateSchedule):
+        return to_dict(value)
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _argument(name: str, given: str, path: str) -> str:
+    """The argument of the class that a word means."""
+    known = [
+        argument for argument in inspect.signature(NAMES[name].__init__).parameters if argument not in ("self", "name")
+    ]
+    if given in known:
+        return given
+    meant = [argument for argument in _SHORT.get(given, ()) if argument in known]
+    if meant:
+        return meant[0]
+    close = difflib.get_close_matches(given, [*known, *_SHORT], n=1)
+    hint = f"did you mean {close[0]!r}" if close else f"it takes {', '.join(known)}"
+    raise ConfigurationError(f"{path}.{given} is no argument of '{name}'. To mend it: {hint}.")
+
+
+def _value(name: str, argument: str, value: Any, batch: GlobalBatch | None, path: str) -> Any:
+    if argument == "schedule":
+        return get(value, batch, path=path)
+    if argument == "schedules" and isinstance(value, (list, tuple)):
+        return [get(item, batch, path=f"{path}[{i}]") for i, item in enumerate(value)]
+    if argument in _TIMES and (name, argument) not in _SHARES:
+        if isinstance(value, (list, tuple)):
+            return [_time(item, batch, f"{path}[{i}]") for i, item in enumerate(value)]
+        return _time(value, batch, path)
+    return value
+
+
+def _time(value: Any, batch: GlobalBatch | None, path: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    if batch is None:
+        raise ConfigurationError(
+            f"{path} is a duration, and only a batch says how many base steps that is. Received: {path}={value!r}. To "
+            "mend it: pass the batch, get(spec, batch), or write a number of base steps."
+        )
+    return batch.to_base_steps(value, argument=path)

@@ -1,0 +1,216 @@
+"""Schedules from and to plain dicts, and what holds for every one of them."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distlr import GlobalBatch
+from distlr.errors import ConfigurationError, ConfigurationTypeError
+from distlr.schedules import Constant, Cosine, OfProgress, Scaled, Schedule, Warmup, get, scale, to_dict
+from distlr.schedules.base import as_float64
+from distlr.schedules.registry import NAMES
+
+rates = st.floats(1e-6, 10.0)
+lengths = st.floats(1.0, 1e5)
+shares = st.floats(0.0, 1.0)
+
+ARGUMENTS: dict[str, st.SearchStrategy] = {
+    "constant": st.fixed_dictionaries({"initial": rates}),
+    "cosine": st.fixed_dictionaries({"initial": rates, "steps": lengths, "k": st.floats(0.5, 3.0)}),
+    "cosine-restarts": st.fixed_dictionaries(
+        {"initial": rates, "first_steps": lengths, "t_mul": st.floats(1.0, 3.0), "m_mul": st.floats(0.5, 1.0)}
+    ),
+    "cyclic": st.fixed_dictionaries(
+        {"initial": st.just(0.1), "peak": st.floats(0.1, 5.0), "up": lengths, "down": lengths}
+        | {"mode": st.sampled_from(["triangular", "triangular2", "exp_range"]), "gamma": st.floats(0.99, 1.0)}
+    ),
+    "exponential": st.fixed_dictionaries(
+        {"initial": rates, "steps": lengths, "rate": st.floats(0.1, 1.0), "staircase": st.booleans()}
+    ),
+    "interpolated": st.fixed_dictionaries(
+        {"times": st.just([0.0, 5.0, 50.0]), "values": st.lists(rates, min_size=3, max_size=3)}
+        | {"way": st.sampled_from(["linear", "cosine"])}
+    ),
+    "inverse-sqrt": st.fixed_dictionaries({"initial": rates, "timescale": lengths, "start": lengths}),
+    "inverse-time": st.fixed_dictionaries({"initial": rates, "steps": lengths, "rate": shares}),
+    "multi-step": st.fixed_dictionaries(
+        {"initial": rates, "boundaries": st.just([3.0, 30.0]), "gamma": shares.map(lambda g: g + 0.01)}
+    ),
+    "one-cycle": st.fixed_dictionaries(
+        {"peak": rates, "steps": lengths, "up": st.floats(0.1, 0.5), "three_phase": st.booleans()}
+        | {"anneal": st.sampled_from(["cosine", "linear"])}
+    ),
+    "per-epoch": st.fixed_dictionaries(
+        {"function": st.lists(rates, min_size=1, max_size=5), "steps_per_epoch": lengths}
+    ),
+    "polynomial": st.fixed_dictionaries({"initial": st.floats(0.1, 1.0), "steps": lengths, "end": st.floats(0, 0.1)}),
+    "tanh": st.fixed_dictionaries({"initial": rates, "steps": lengths}),
+    "warmup-stable-decay": st.fixed_dictionaries(
+        {
+            "initial": rates,
+            "warmup_steps": lengths,
+            "stable_steps": lengths,
+            "decay_steps": lengths,
+            "warmup_from": shares,
+        }
+        | {"tail": st.sampled_from(["linear", "cosine", "exponential", "1-sqrt"])}
+    ),
+}
+SHAPES = st.one_of(*(arguments.map(lambda a, n=name: {"name": n, **a}) for name, arguments in ARGUMENTS.items()))
+WRAPPERS = {
+    "floor": st.fixed_dictionaries({"floor": rates}),
+    "repeat": st.fixed_dictionaries({"every": lengths}),
+    "scale": st.fixed_dictionaries({"factor": st.floats(0.0, 5.0)}),
+    "shift": st.fixed_dictionaries({"steps": st.floats(-100.0, 100.0)}),
+}
+WRAPPED = st.one_of(
+    *(
+        st.tuples(arguments, SHAPES).map(lambda pair, n=name: {"name": n, **pair[0], "schedule": pair[1]})
+        for name, arguments in WRAPPERS.items()
+    ),
+    st.tuples(SHAPES, SHAPES).map(lambda pair: {"name": "join", "schedules": list(pair), "boundaries": [40.0]}),
+)
+SPECS = st.one_of(SHAPES, WRAPPED)
+# Not all at a boundary, and some past every length.
+TIMES = np.unique(np.concatenate([np.arange(0.0, 60.0, 1.7), np.geomspace(1, 1e6, 40), [2.0**31]]))
+
+
+def test_the_properties_know_every_name() -> None:
+    assert set(NAMES) == {*ARGUMENTS, *WRAPPERS, "join", "warmup"}
+
+
+@settings(max_examples=150)
+@given(SPECS)
+def test_finite_and_not_negative_and_vectorized_equals_pointwise(spec) -> None:
+    at = as_float64(get(spec))
+    values = at(tf.constant(TIMES)).numpy()
+    assert values.shape == TIMES.shape
+    assert np.isfinite(values).all()
+    assert (values >= -1e-15).all()
+    pointwise = [at(tf.constant(t)).numpy() for t in TIMES[[0, 7, -1]]]
+    # Many at once take another path through the processor, whose last bits may differ.
+    np.testing.assert_array_max_ulp(np.array(pointwise), values[[0, 7, -1]], maxulp=4)
+
+
+@settings(max_examples=100)
+@given(SPECS)
+def test_a_round_trip_through_dicts_json_and_keras(spec) -> None:
+    schedule = get(spec)
+    plain = json.loads(json.dumps(to_dict(schedule)))
+    saved = json.loads(json.dumps(keras.saving.serialize_keras_object(schedule)))
+    expected = as_float64(schedule)(tf.constant(TIMES)).numpy()
+    for again in (get(plain), keras.saving.deserialize_keras_object(saved)):
+        assert type(again) is type(schedule)
+        np.testing.assert_array_equal(as_float64(again)(tf.constant(TIMES)).numpy(), expected)
+
+
+@settings(max_examples=60)
+@given(SPECS, st.floats(1.0, 1000.0), shares)
+def test_a_warmup_over_anything_is_continuous_at_its_end(spec, steps, start) -> None:
+    inner = get(spec)
+    if getattr(inner, "warmup_steps", 0):
+        return  # has one of its own: refused
+    warm = Warmup(inner, steps, start)
+    joint = tf.constant([np.nextafter(steps, 0), steps, 3 * steps], tf.float64)
+    without = as_float64(inner)(joint).numpy()
+    np.testing.assert_allclose(warm.at(joint).numpy(), without, rtol=1e-9, atol=1e-15)
+
+
+@settings(max_examples=60)
+@given(SPECS, st.floats(0.0, 100.0))
+def test_scaling_commutes_with_evaluation(spec, factor) -> None:
+    inner = get(spec)
+    scaled = get({"name": "scale", "factor": factor, "schedule": inner})
+    expected = factor * as_float64(inner)(tf.constant(TIMES)).numpy()
+    np.testing.assert_array_equal(scaled.at(tf.constant(TIMES)).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_eager_graph_and_xla_agree_in_float32(name, data) -> None:
+    """To the last bit but one: XLA fuses multiplications and additions, and has its own cosine."""
+    schedule = get({"name": name, **data.draw(ARGUMENTS[name])})
+    at = as_float64(schedule)
+
+    def rates(t):
+        return tf.cast(at(t), tf.float32)
+
+    t = tf.constant(TIMES[:40])
+    eager = rates(t).numpy()
+    np.testing.assert_array_equal(tf.function(rates)(t).numpy(), eager)
+    compiled = tf.function(rates, jit_compile=True)(t).numpy()
+    np.testing.assert_array_max_ulp(np.maximum(compiled, 1e-30), np.maximum(eager, 1e-30), maxulp=2)
+
+
+def test_short_words_and_numbers_and_schedules() -> None:
+    assert isinstance(get(0.1), Constant)
+    inner = Cosine(0.1, 10)
+    assert get(inner) is inner
+    assert get({"name": "floor", "floor": 0.01, "schedule": inner}).schedule is inner
+    assert to_dict(get({"name": "exponential", "initial": 0.1, "steps": 10, "rate": 0.5})) == {
+        "name": "exponential",
+        "initial_learning_rate": 0.1,
+        "decay_steps": 10,
+        "decay_rate": 0.5,
+        "staircase": False,
+    }
+
+
+def test_durations_become_base_steps_of_the_batch() -> None:
+    batch = GlobalBatch(8, replicas=4, base_batch=16, samples_per_epoch=1600, duration="10ep")
+    assert get({"name": "cosine", "initial": 0.1, "steps": "10ep"}, batch).steps == 1000
+    joined = get({"name": "join", "schedules": [0.1, 0.2], "boundaries": ["0.5dur"]}, batch)
+    assert joined.boundaries == [500]
+    assert get({"name": "one-cycle", "peak": 1, "steps": "1ep", "up": 0.25}, batch).up == 0.25
+
+
+@pytest.mark.parametrize(
+    ("spec", "path"),
+    [
+        ("cosine", "schedule must be a dict"),
+        ({}, "schedule.name"),
+        ({"name": "cosin"}, "did you mean 'cosine'"),
+        ({"name": "cosine", "step": 3}, "schedule.step is no argument of 'cosine'. To mend it: did you mean 'steps'"),
+        ({"name": "cosine", "initial": 0.1}, "schedule (cosine) cannot be made"),
+        ({"name": "cosine", "initial": 0.1, "steps": -1}, "schedule (cosine): `steps`"),
+        ({"name": "cosine", "initial": 0.1, "steps": "9ep"}, "schedule.steps is a duration"),
+        (
+            {"name": "join", "boundaries": [1], "schedules": [0.1, {"name": "floor", "schedule": {"name": "x"}}]},
+            "schedule.schedules[1].schedule.name",
+        ),
+        ({"name": "multi-step", "initial": 0.1, "boundaries": ["1ep"]}, "schedule.boundaries[0] is a duration"),
+        ({"name": "warmup", "steps": 3, "schedule": True}, "schedule.schedule must be a dict"),
+    ],
+)
+def test_what_is_rejected_is_named_with_its_path(spec, path) -> None:
+    with pytest.raises((ConfigurationError, ConfigurationTypeError)) as info:
+        get(spec)
+    assert path in str(info.value)
+
+
+def test_a_class_without_a_name_says_so() -> None:
+    with pytest.raises(ConfigurationTypeError, match="OfProgress has no name"):
+        to_dict(OfProgress(lambda p: 1 - p, 10))
+
+
+@pytest.mark.parametrize("name", sorted({*ARGUMENTS, "join"}))
+@settings(max_examples=2)
+@given(data=st.data())
+def test_every_shape_is_scaled_for_the_batch(name, data) -> None:
+    spec = {"schedules": [0.1, 0.2], "boundaries": [5]} if name == "join" else data.draw(ARGUMENTS[name])
+    inner = get({"name": name, **spec})
+    batch = GlobalBatch(4, base_batch=2, samples_per_epoch=1000)
+    scaled = scale(inner, batch)
+    assert isinstance(scaled, Scaled)
+    step = 7
+    t = batch.samples_at(step) / 2
+    assert float(scaled.at_step(step)) == pytest.approx(2 * float(as_float64(inner)(tf.constant(t, tf.float64))))
+    assert isinstance(inner, (Schedule, keras.optimizers.schedules.LearningRateSchedule))
