@@ -7,6 +7,7 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?=
 VENV       := .venv
 OLDEST     := .venv-oldest
+PARITY     := .venv-parity
 REPORTS    := reports
 comma      := ,
 
@@ -17,7 +18,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .DELETE_ON_ERROR:
 # TensorFlow fills the cores by itself: two of its processes at a time only slow each other down.
 .NOTPARALLEL:
-.PHONY: help demo test fast replicas processes oldest distributed slurm lint format bench horovod clean
+.PHONY: help demo test fast replicas processes oldest distributed slurm lint format bench parity horovod clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,10 +58,13 @@ format: $(VENV)/.installed-$(TF)-dev ## rewrite the files as lint wants them
 bench: $(VENV)/.installed-$(TF)-dev ## what a step costs beside plain Keras
 	@$(VENV)/bin/python benchmarks/step_overhead.py $(BENCH_ARGS)
 
+parity: $(PARITY)/.installed ## measure the peers' schedules anew (torch, transformers, timm, optax, ignite): tests/parity/
+	@$(PARITY)/bin/python -W ignore tests/parity/generate.py
+
 horovod: $(VENV)/.horovod-$(TF) ## build Horovod into the environment (some minutes, once; the wheel is kept)
 
 clean: ## remove all that make made, but for runs/
-	@rm -rf $(VENV) $(OLDEST) $(REPORTS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(OLDEST) $(PARITY) $(REPORTS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-%-demo: pyproject.toml
@@ -68,6 +72,9 @@ $(VENV)/.installed-%-demo: pyproject.toml
 
 $(VENV)/.installed-%-dev: pyproject.toml
 	$(call install,$(VENV),$(PYTHON),-e ".[$*$(comma)dev]")
+
+$(PARITY)/.installed:
+	$(call install,$(PARITY),$(PYTHON),optax pytorch-ignite timm torch transformers)
 
 # An environment made anew, or with another TensorFlow, gets its Horovod anew: from the cached wheel where it fits.
 $(VENV)/.horovod-%: docker/build-horovod.sh $(VENV)/.installed-%-dev

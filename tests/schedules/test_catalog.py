@@ -255,7 +255,9 @@ def test_every_cycle_begins_at_its_own_step(t_mul) -> None:
         if begin > 2**50:
             break
         # A sum of powers is rounded where t_mul is no whole number.
-        after, before = (begin, np.nextafter(begin, 0)) if t_mul % 1 == 0 else (begin * (1 + 1e-12), begin * (1 - 1e-12))
+        after, before = (
+            (begin, np.nextafter(begin, 0)) if t_mul % 1 == 0 else (begin * (1 + 1e-12), begin * (1 - 1e-12))
+        )
         assert float(schedule.at(tf.constant(after, tf.float64))) == pytest.approx(1.0, abs=1e-9)
         if begin:
             assert float(schedule.at(tf.constant(before, tf.float64))) == pytest.approx(0.0, abs=1e-9)
