@@ -20,6 +20,7 @@ from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
 from distlr.metrics import read_states, results
+from distlr.moving_averages import scale_moving_averages
 from distlr.optimizer import ScaledOptimizer, adopt, inner
 from distlr.scaling import Rule
 
@@ -121,6 +122,8 @@ class Job:
         warmup_from: float | None = None,
         warmup_shape: str | None = None,
         clock: str | None = None,
+        scale: Sequence[str] = (),
+        momentum_correction: bool = False,
         exchange: bool = True,
         compression: str = "none",
     ) -> Any:
@@ -137,6 +140,9 @@ class Job:
             warmup_from: the share of the full rate at the start; by default the base rate.
             warmup_shape: "linear" (the default), "exponential", "cosine" or "polynomial".
             clock: "samples" (the default) or "steps", which leaves time as Keras counts it.
+            scale: what else is scaled: "betas" (Adam's, and epsilon, under the sqrt rule), "weight_decay" (so that the
+                decay by the epoch stays), "ema" (the optimizer's); see `distlr.scaling`.
+            momentum_correction: multiply SGD's velocity by the ratio of the rates while the warmup climbs.
             exchange: under Horovod, False where a tape of your own (`hvd.DistributedGradientTape`) averages the
                 gradients already.
             compression: under Horovod, "none", or "fp16" to send the gradients in half precision.
@@ -169,13 +175,27 @@ class Job:
         }
         gradients = self._gradients(compression) if self._exchanges_gradients and exchange else None
         given = {name: value for name, value in scaling.items() if value is not None}
-        adopted = adopt(optimizer, batch, exchange=gradients, **given)
+        adopted = adopt(
+            optimizer, batch, exchange=gradients, scale=scale, momentum_correction=momentum_correction, scaling=given
+        )
         if not exchange:
             inner(adopted).refuse_exchange()
         self._optimizers.append(inner(adopted))
         if self.is_root:
             _log.info("%s", _start_line(self._optimizers[-1].explain(), self))
         return adopted
+
+    def scale_moving_averages(
+        self, model: Any, batch: GlobalBatch, layers: Mapping[str, str] | None = None
+    ) -> dict[str, tuple[float, float]]:
+        """Brings batch normalization's momentum to `momentum^k`; see `distlr.moving_averages`. Before the training."""
+        self._check_batch(batch)
+        found = scale_moving_averages(model, batch, layers)
+        if self.is_root and found:
+            pairs = sorted(set(found.values()))
+            said = ", ".join(f"{base:g} -> {scaled:.4g}" for base, scaled in pairs)
+            _log.info("The momentum of %d moving averages is scaled for the batch: %s.", len(found), said)
+        return found
 
     def shard(
         self,
@@ -357,5 +377,12 @@ def _start_line(parts: Mapping[str, Any], job: Job) -> str:
     return (
         f"{name}: rate {parts['base_rate']:g} x {parts['factor']:g} ({parts['rule']}) = {parts['peak_rate']:g}; "
         f"batch {parts['base_batch']} x {parts['ratio']:g} = {parts['global_batch']} on {job.replicas} replicas "
-        f"({job.backend}); {warmup}; the schedule counts {clock}."
+        f"({job.backend}); {warmup}; the schedule counts {clock}{_also(parts)}."
     )
+
+
+def _also(parts: Mapping[str, Any]) -> str:
+    """What is scaled beside the rate."""
+    also = [f"{name} {base:g} -> {scaled:.4g}" for name, (base, scaled) in parts["scaled"].items()]
+    also += ["momentum corrected while the rate climbs"] if parts["momentum_correction"] else []
+    return f"; also scaled: {', '.join(also)}" if also else ""

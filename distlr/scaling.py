@@ -15,7 +15,19 @@ from typing import Any
 from distlr._numbers import positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
-__all__ = ["RULES", "Rule", "factor", "linear", "none", "rule_name", "sqrt"]
+__all__ = [
+    "RULES",
+    "Rule",
+    "adam_beta",
+    "adam_epsilon",
+    "factor",
+    "linear",
+    "moving_average",
+    "none",
+    "rule_name",
+    "sqrt",
+    "weight_decay",
+]
 
 
 def linear(k: float) -> float:
@@ -81,6 +93,8 @@ def none(k: float) -> float:
     return 1.0
 
 
+_ROUNDING = 1e-12
+
 #: The rules that go by a name.
 RULES: dict[str, Callable[[float], float]] = {"linear": linear, "sqrt": sqrt, "none": none}
 
@@ -142,6 +156,82 @@ def rule_name(rule: Rule) -> str:
         if function is known:
             return name
     return str(getattr(function, "__name__", type(function).__name__))
+
+
+def adam_beta(beta: float, k: float, argument: str = "beta") -> float:
+    """A decay rate of Adam's moments at k times the batch: `1 - k (1 - beta)`, so that a moment forgets by the sample.
+
+    Goes with the `sqrt` rule for the rate and `adam_epsilon`. Source: Malladi et al. 2022, arXiv 2205.10287, section 5.
+
+    Args:
+        beta: at the base batch, in [0, 1).
+        k: base steps that one update stands for; above 0.
+        argument: its name, for messages.
+
+    Raises:
+        ConfigurationError: the result would be below 0: the largest k is `1 / (1 - beta)`.
+
+    Example:
+        >>> round(adam_beta(0.9, 4), 12)
+        0.6
+    """
+    scaled = 1 - k * (1 - beta)
+    if abs(scaled) < _ROUNDING:  # at the largest k itself
+        scaled = 0.0
+    if not 0 <= scaled < 1:
+        raise ConfigurationError(
+            f"`{argument}`={beta:g} cannot be scaled to k={k:g}: 1 - k (1 - {argument}) = {scaled:.4g} must be in "
+            f"[0, 1). To mend it: use a k of at most {1 / (1 - beta):.6g}, or leave the betas out of `scale`."
+        )
+    return scaled
+
+
+def adam_epsilon(epsilon: float, k: float) -> float:
+    """Adam's epsilon at k times the batch: `epsilon / sqrt(k)`.
+
+    Source: Malladi et al. 2022, arXiv 2205.10287, section 5.
+
+    Example:
+        >>> adam_epsilon(1e-7, 4)
+        5e-08
+    """
+    return epsilon / math.sqrt(k)
+
+
+def weight_decay(decay: float, k: float, factor: float) -> float:
+    """Decoupled weight decay at k times the batch: `decay * k / factor`.
+
+    What is kept constant is the decay of a weight by the sample, hence by the epoch: an update multiplies a weight by
+    `1 - rate * decay`, the rate is `factor` times as large, and there are k times fewer updates. Under linear scaling
+    nothing changes. Decoupled: Loshchilov and Hutter 2019, arXiv 1711.05101.
+
+    Args:
+        decay: at the base batch.
+        k: global batch / base batch.
+        factor: of the rate.
+
+    Example:
+        >>> weight_decay(0.01, k=16, factor=4)
+        0.04
+    """
+    return decay * k / factor
+
+
+def moving_average(momentum: float, k: float) -> float:
+    """The momentum of a moving average at k times the batch: `momentum^k`, so that it forgets by the sample.
+
+    Batch normalization's statistics, a model's averaged weights. Source: Busbridge et al. 2023, "How to Scale Your
+    EMA", arXiv 2307.13813, section 3.
+
+    Args:
+        momentum: at the base batch, in [0, 1].
+        k: base steps that one update of the average stands for.
+
+    Example:
+        >>> moving_average(0.5, 3)
+        0.125
+    """
+    return float(momentum**k)
 
 
 def _resolve(rule: Rule) -> Callable[[float], float]:

@@ -78,6 +78,7 @@ def main() -> None:
 
     with job.scope():
         model = build_model(train[0].shape[1:], classes=10)
+        job.scale_moving_averages(model, batch)
         rate = base_rate(args, steps=args.epochs * samples // args.base_batch)
         plain = keras.optimizers.SGD(rate, momentum=0.9) if args.optimizer == "sgd" else keras.optimizers.Adam(rate)
         optimizer = job.optimizer(plain, batch, rule=args.rule, warmup=args.warmup)

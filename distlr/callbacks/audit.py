@@ -10,11 +10,14 @@ import tensorflow as tf
 
 from distlr.callbacks.base import JobCallback
 from distlr.errors import ConfigurationError, DistributionError
+from distlr.moving_averages import averaging_layers, is_scaled
 from distlr.optimizer import ScaledOptimizer, agree, inner, strategy_of
 
 __all__ = ["Audit"]
 
 _log = logging.getLogger("distlr")
+
+_MANY = 4  # base steps a step, from which on moving averages that are not scaled are worth a word
 
 
 class Audit(JobCallback):
@@ -53,6 +56,7 @@ class Audit(JobCallback):
         self._check_engine(model)
         self._check_exchange(model)
         agree(model.optimizer)
+        self._hint_at_moving_averages(model)
         if self.padding and _unweighted_metrics(model):
             _log.warning(
                 "The validation data is padded with %d samples of weight 0, and Keras computes what is given as "
@@ -149,6 +153,22 @@ class Audit(JobCallback):
             raise ConfigurationError(
                 f"steps_per_execution={model.steps_per_execution} cannot work on {replicas} mirrored CPUs: Keras' "
                 "compiled loop holds the exchange. To mend it: leave steps_per_execution out."
+            )
+
+    def _hint_at_moving_averages(self, model: Any) -> None:
+        optimizer = inner(model.optimizer)
+        batch = optimizer.batch if isinstance(optimizer, ScaledOptimizer) else None
+        if batch is None or batch.ratio / batch.accumulation < _MANY or not self.communicator.is_root:
+            return
+        lagging = [layer for layer, _ in averaging_layers(model) if not is_scaled(layer)]
+        if lagging:
+            _log.warning(
+                "The moving averages of %d layers (%s) are not scaled for a batch %g times the base batch: they lag "
+                "behind the weights, which costs more accuracy than anything else. To mend it: "
+                "job.scale_moving_averages(model, batch), before compile.",
+                len(lagging),
+                lagging[0].name,
+                batch.ratio,
             )
 
     def _check_exchange(self, model: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ import tensorflow as tf
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, StateError, received
 from distlr.optimizer.adoption import Adoption
+from distlr.optimizer.hyperparameters import check_momentum_correction, scaled_values
 from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, agree
 from distlr.optimizer.mixin import ScaledOptimizer, derived_class
 from distlr.schedules.base import Schedule, as_float64, check_is_schedule
@@ -63,12 +64,22 @@ def strategy_of(optimizer: Any) -> tf.distribute.Strategy:
     return inner(optimizer)._distribution_strategy
 
 
-def adopt(optimizer: Any, batch: GlobalBatch | None = None, *, exchange: Any = None, **scaling: Any) -> Any:
+def adopt(
+    optimizer: Any,
+    batch: GlobalBatch | None = None,
+    *,
+    scaling: Mapping[str, Any] | None = None,
+    scale: Sequence[str] = (),
+    momentum_correction: bool = False,
+    exchange: Any = None,
+) -> Any:
     """Adopts a Keras optimizer in place: the same object, of a class derived from its own.
 
-    `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`; see `schedules.Scaled` for the arguments after
-    `batch`. Without a batch nothing is scaled and time stays Keras' own, and the rate can still be set and cut.
+    `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`; see `schedules.Scaled` for what is in `scaling`.
+    Without a batch nothing is scaled and time stays Keras' own, and the rate can still be set and cut.
     `exchange` averages the gradients over the ranks, where the engine does not (`communicators.horovod_gradients`).
+    `scale` names what else is scaled (`optimizer.hyperparameters`); `momentum_correction` multiplies SGD's velocity by
+    the ratio of the new rate to the old one while the warmup climbs (Goyal et al. 2017, arXiv 1706.02677, section 3).
 
     Raises:
         ConfigurationError: it is adopted already, its schedule is scaled already, its accumulation is not the
@@ -77,7 +88,8 @@ def adopt(optimizer: Any, batch: GlobalBatch | None = None, *, exchange: Any = N
     """
     _check_optimizer(optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        adopt(optimizer.inner_optimizer, batch, exchange=exchange, **scaling)
+        more = {"scale": scale, "momentum_correction": momentum_correction, "exchange": exchange}
+        adopt(optimizer.inner_optimizer, batch, scaling=scaling, **more)
         return agree(optimizer)
     _check_strategy(optimizer)
     _check_accumulation(optimizer, batch)
@@ -90,10 +102,11 @@ def adopt(optimizer: Any, batch: GlobalBatch | None = None, *, exchange: Any = N
     else:
         schedule = rate
     if batch is not None:
-        scaled = Scaled(schedule, batch, **scaling)
+        scaled = Scaled(schedule, batch, **(scaling or {}))
         law: Callable[[tf.Tensor], tf.Tensor] = scaled.at
-    elif any(value is not None for value in scaling.values()):
-        given = {name: value for name, value in scaling.items() if value is not None}
+    elif any(value is not None for value in (scaling or {}).values()) or scale or momentum_correction:
+        asked = {**(scaling or {}), "scale": scale or None, "momentum_correction": momentum_correction or None}
+        given = {name: value for name, value in asked.items() if value is not None}
         raise ConfigurationError(
             f"Scaling needs to know the batch. Received: batch=None with {given}. To mend it: pass "
             "batch=job.batch(per_replica=..., base_batch=...)."
@@ -101,10 +114,21 @@ def adopt(optimizer: Any, batch: GlobalBatch | None = None, *, exchange: Any = N
     else:
         # What is scaled already counts its base steps itself; `at` would take Keras' steps for them.
         scaled, law = None, schedule.at_step if isinstance(schedule, Scaled) else as_float64(schedule)
+    values: dict[str, float] = {}
+    if scaled is not None:
+        values = scaled_values(optimizer, scale, scaled.batch, scaled.rule, scaled.factor)
+        if momentum_correction:
+            check_momentum_correction(optimizer, scaled.warmup)
     adoption = Adoption(optimizer, law, scaled, exchange)
+    adoption.scale = list(scale)
+    adoption.bases = {name: getattr(optimizer, name) for name in values}
+    if momentum_correction:
+        adoption.correct_momentum(optimizer)
     optimizer.__dict__["_distlr"] = adoption
     base: type = type(optimizer)
     optimizer.__class__ = derived_class(base)
+    for name, value in values.items():
+        setattr(optimizer, name, value)
     return optimizer
 
 
@@ -113,14 +137,16 @@ def adopt_from_config(config: dict[str, Any], custom_objects: Any = None) -> Any
     plain = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects)
     if config["scaling"] is None:
         return adopt(plain)
-    return adopt(plain, **options_from_config(config["scaling"]))
+    options = options_from_config(config["scaling"])
+    more = {name: config[name] for name in ("scale", "momentum_correction") if name in config}
+    return adopt(plain, options.pop("batch"), scaling=options, **more)
 
 
 def strip(model: Any) -> Any:
     """Gives back the plain Keras optimizer, in place, so that a saved model loads without distlr.
 
-    The slots are kept. A float rate becomes the current rate; a schedule is the user's own again, at the
-    base batch, with `iterations` at the base step that the clock shows, so that it goes on from there.
+    The slots are kept, and what `scale=` scaled is as it was. A float rate becomes the current rate; a schedule is the
+    user's own again, at the base batch, with `iterations` at the base step that the clock shows, so that it goes on.
 
     Args:
         model: a compiled model, or an optimizer.
@@ -162,6 +188,8 @@ def _give_back(optimizer: Any) -> None:
     if adoption.scaled is not None and adoption.scaled.clock == "samples":
         batch = adoption.scaled.batch
         optimizer._iterations.assign(round(samples / batch.base_batch) * batch.accumulation)
+    for name, value in adoption.bases.items():
+        setattr(optimizer, name, value)
     adoption.untrack(optimizer)
     for name in ("_distlr", "agreed_loss_scale"):
         optimizer.__dict__.pop(name, None)

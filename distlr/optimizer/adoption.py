@@ -53,6 +53,9 @@ class Adoption:
         self.wants_exchange = True
         self.exchanged: list[str] = []  # the names of the gradients of the update in progress
         self.broadcast = False
+        self.scale: list[str] = []  # what else is scaled
+        self.bases: dict[str, float] = {}  # and what it was at the base batch, by attribute
+        self.previous_rate: Any = None  # where the momentum is corrected
         self.waits_for_agreement = False
         self.building = False
         self.held: Any = None  # what `saving` loaded before the optimizer was built
@@ -94,6 +97,21 @@ class Adoption:
             self.initial[name] = initial
             self.held_states.pop(name, None)
         return self.named[name]
+
+    def correct_momentum(self, optimizer: Any) -> None:
+        """Keeps the rate of the update before, which the velocity holds."""
+        self.previous_rate = self._add(optimizer, "previous_rate", np.float64(0))
+
+    def remember(self, rate: tf.Tensor, t: tf.Tensor, updates: tf.Tensor | None) -> None:
+        """Keeps the rate of this update for the next one, while the warmup climbs; then 0."""
+        assert self.scaled is not None
+        kept = tf.where(self.scaled.climbs(t), tf.cast(rate, tf.float64), 0.0)
+        self.previous_rate.assign(kept if updates is None else tf.where(updates, kept, self.previous_rate))
+
+    def momentum_factor(self, rate: tf.Tensor) -> tf.Tensor:
+        """What the velocity is multiplied by before an update at `rate`: rate / previous rate, 1 before the first."""
+        previous = tf.cast(self.previous_rate, tf.float64)
+        return tf.where(previous > 0, tf.cast(rate, tf.float64) / tf.where(previous > 0, previous, 1.0), 1.0)
 
     def untrack(self, optimizer: Any) -> None:
         """Takes the variables of distlr out of the optimizer's TensorFlow checkpoints."""

@@ -32,6 +32,7 @@ class ScaledOptimizer:
     _distlr: Adoption
     _iterations: Any
     _get_variable_index: Any
+    momentums: Any
     built: bool
     gradient_accumulation_steps: int | None
     agreed_loss_scale = False  # set by loss_scale.agree
@@ -110,6 +111,8 @@ class ScaledOptimizer:
         parts = adoption.scaled.explain() if adoption.scaled is not None else {"factor": 1.0, "clock": "steps"}
         return {
             **parts,
+            "scaled": {name: [base, getattr(self, name)] for name, base in adoption.bases.items()},
+            "momentum_correction": adoption.previous_rate is not None,
             "optimizer": adoption.base_class.__name__,
             "multiplier": self.multiplier,
             "samples_seen": self.samples_seen,
@@ -165,9 +168,20 @@ class ScaledOptimizer:
         with adoption.rate_cache.holding(rate):
             super().apply(grads, trainable_variables)  # type: ignore[misc]
         adoption.record(rate, updates)
+        if adoption.previous_rate is not None:
+            adoption.remember(rate, self._time(samples), updates)
         if adoption.batch is not None:
             after = adoption.batch.advance(samples)
             adoption.samples_seen.assign(after if updates is None else tf.where(updates, after, samples))
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """As in Keras, of a velocity that has been brought to the new rate, where that was asked for."""
+        adoption = self._distlr
+        if adoption.previous_rate is not None:
+            velocity = self.momentums[self._get_variable_index(variable)]
+            factor = tf.cast(adoption.momentum_factor(learning_rate), velocity.dtype)
+            super().assign(velocity, velocity * factor)  # type: ignore[misc]
+        super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
 
     def _updates(self) -> tf.Tensor | None:
         """Whether this step updates the weights; None where every step does."""
@@ -262,13 +276,22 @@ class ScaledOptimizer:
     def get_config(self) -> dict[str, Any]:
         """The plain optimizer, as Keras serializes it, and the arguments of its scaling."""
         adoption = self._distlr
-        derived = type(self)
-        self.__class__ = adoption.base_class  # so that Keras serializes the plain optimizer
+        derived, scaled = type(self), {name: getattr(self, name) for name in adoption.bases}
         try:
+            for name, base in adoption.bases.items():  # never the scaled values, or a reload would scale them again
+                setattr(self, name, base)
+            self.__class__ = adoption.base_class  # so that Keras serializes the plain optimizer
             plain = keras.saving.serialize_keras_object(self)
         finally:
             self.__class__ = derived
-        return {"optimizer": plain, "scaling": None if adoption.scaled is None else adoption.scaled.options()}
+            for name, value in scaled.items():
+                setattr(self, name, value)
+        return {
+            "optimizer": plain,
+            "scaling": None if adoption.scaled is None else adoption.scaled.options(),
+            "scale": adoption.scale,
+            "momentum_correction": adoption.previous_rate is not None,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:

@@ -110,7 +110,11 @@ class Scaled(Schedule):
 
     def in_warmup(self, t: float) -> bool:
         """Whether the rate still climbs at time `t`."""
-        return self._warmup is not None and t < self._warmup.warmup_steps
+        return bool(self.climbs(tf.constant(t, tf.float64)))
+
+    def climbs(self, t: tf.Tensor) -> tf.Tensor:
+        """The same in a graph."""
+        return t < (0.0 if self._warmup is None else self._warmup.warmup_steps)
 
     def explain(self) -> dict[str, Any]:
         """The parts of the formula as plain numbers; `job.explain()` and the start line show them."""

@@ -87,7 +87,7 @@ class Lab:
 
     def adopted(self, kind: str = "SGD-momentum", rate: str = "float", **options: Any) -> Any:
         batch = self.batch(options.get("gradient_accumulation_steps", 1))
-        return adopt(self.plain(kind, rate, **options), batch, warmup="2ep")
+        return adopt(self.plain(kind, rate, **options), batch, scaling={"warmup": "2ep"})
 
     def compiled(self, optimizer: Any, units: int = 2, built: bool = False, model: Any = None) -> Any:
         model = self.model(units) if model is None else model

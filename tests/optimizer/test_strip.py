@@ -130,7 +130,7 @@ def test_the_rate_goes_on_as_documented(lab):
     distlr.strip(model)
     assert samples == 32
     assert int(model.optimizer._iterations) == 32 // 8 * 2
-    model = lab.compiled(adopt(lab.plain(), lab.batch(), clock="steps"))
+    model = lab.compiled(adopt(lab.plain(), lab.batch(), scaling={"clock": "steps"}))
     lab.train(model, 3)
     assert int(distlr.strip(model).optimizer.iterations) == 3
 

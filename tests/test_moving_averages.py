@@ -1,0 +1,107 @@
+"""The momentum of a model's moving averages: scaled from the base, hinted at where it is not."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import distlr
+from distlr.errors import ConfigurationError, ConfigurationTypeError
+from distlr.moving_averages import scale_moving_averages
+
+BATCH = distlr.GlobalBatch(32, base_batch=8)  # k = 4
+
+
+@keras.saving.register_keras_serializable("tests")
+class Smoothed(keras.layers.Layer):
+    """A layer with a moving average of its own."""
+
+    def __init__(self, decay: float = 0.9, **options) -> None:
+        super().__init__(**options)
+        self.decay = decay
+
+    def call(self, inputs):
+        return inputs
+
+    def get_config(self):
+        return {**super().get_config(), "decay": self.decay}
+
+
+def model():
+    inner = keras.Sequential([keras.layers.Dense(3), keras.layers.BatchNormalization(momentum=0.8, name="inside")])
+    layers = [keras.layers.BatchNormalization(momentum=0.9, name="outside"), inner, Smoothed(name="smoothed")]
+    return keras.Sequential([keras.Input((2,)), *layers])
+
+
+def momenta(of):
+    return of.get_layer("outside").momentum, of.layers[1].get_layer("inside").momentum, of.get_layer("smoothed").decay
+
+
+def test_the_momentum_to_the_kth_power_however_often_it_is_asked_for() -> None:
+    scaled = model()
+    for _ in range(3):
+        found = scale_moving_averages(scaled, BATCH)
+    assert momenta(scaled) == (pytest.approx(0.9**4), pytest.approx(0.8**4), 0.9)
+    assert found == {"outside.momentum": (0.9, pytest.approx(0.9**4)), "inside.momentum": (0.8, pytest.approx(0.8**4))}
+    scale_moving_averages(scaled, distlr.GlobalBatch(8, base_batch=8))
+    assert momenta(scaled) == (0.9, 0.8, 0.9)
+
+
+def test_accumulated_steps_move_the_average_each() -> None:
+    scaled = model()
+    scale_moving_averages(scaled, distlr.GlobalBatch(8, base_batch=8, accumulation=4))
+    assert momenta(scaled)[0] == 0.9
+
+
+def test_layers_that_are_named_are_scaled_too() -> None:
+    scaled = model()
+    scale_moving_averages(scaled, BATCH, {"smoothed": "decay"})
+    assert momenta(scaled)[2] == pytest.approx(0.9**4)
+
+
+def test_a_saved_model_holds_the_base(tmp_path) -> None:
+    scaled = model()
+    scale_moving_averages(scaled, BATCH, {"smoothed": "decay"})
+    scaled.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")
+    assert momenta(again) == (0.9, 0.8, 0.9)
+    scale_moving_averages(again, BATCH, {"smoothed": "decay"})
+    assert momenta(again) == momenta(scaled)
+    assert momenta(keras.models.clone_model(scaled)) == (0.9, 0.8, 0.9)
+
+
+def test_the_statistics_move_by_the_scaled_momentum() -> None:
+    scaled = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(1)])
+    scaled.compile("sgd", "mse")
+    x = np.full((4, 1), 8.0, "float32")
+    scaled.train_on_batch(x, x)  # traced with the momentum that was
+    scaled.layers[0].moving_mean.assign([0.0])
+    scale_moving_averages(scaled, BATCH)
+    scaled.train_on_batch(x, x)
+    np.testing.assert_allclose(scaled.layers[0].moving_mean.numpy(), [8 * (1 - 0.5**4)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        (("x", BATCH), ConfigurationTypeError, "a Keras model"),
+        ((model(), BATCH, {"absent": "decay"}), ConfigurationError, "named after layers: .*outside"),
+        ((model(), BATCH, {"smoothed": "name"}), ConfigurationError, r"smoothed.name is 'smoothed'"),
+    ],
+)
+def test_bad_arguments(arguments, kind, text) -> None:
+    with pytest.raises(kind, match=text):
+        scale_moving_averages(*arguments)
+
+
+@pytest.mark.parametrize(("per_step", "scale", "hint"), [(32, False, True), (32, True, False), (24, False, False)])
+def test_a_hint_where_they_are_not_scaled(caplog, per_step, scale, hint) -> None:
+    job = distlr.init(environ={})
+    batch = job.batch(per_step, base_batch=8)
+    trained = model()
+    if scale:
+        job.scale_moving_averages(trained, batch)
+    trained.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
+    trained.fit(np.ones((8, 2)), np.ones((8, 3)), verbose=0, shuffle=False, callbacks=job.callbacks())
+    assert ("The moving averages of 2 layers (outside) are not scaled" in caplog.text) is hint
