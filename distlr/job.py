@@ -16,6 +16,7 @@ from distlr.broadcast import broadcast_state
 from distlr.callbacks import Audit, JobCallback, LearningRateLogger, SyncStatistics, for_ranks, ordered
 from distlr.communicators import Communicator, SingleCommunicator
 from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
+from distlr.communicators.horovod_gradients import check_compression
 from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
@@ -158,6 +159,7 @@ class Job:
                 f"[rank {self.rank}] Nothing would average the gradients of {self.size} ranks: the {self.backend} "
                 'engine is for control alone. To mend it: distlr.init("horovod").'
             )
+        check_compression(compression)
         current = tf.distribute.get_strategy()
         if current is not self.strategy:
             raise DistributionError(

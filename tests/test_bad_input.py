@@ -139,6 +139,8 @@ CASES = [
     (VALUE, "engine", "'nccl'", "one of 'horovod', 'mpi'", init(engine="nccl")),
     (VALUE, "simulate", "4", "leave one of them out", init(engine="horovod", simulate=4)),
     (VALUE, "timeout", "0", "To mend it", init(timeout=0)),
+    (VALUE, "compression", "'int8'", "'none', 'fp16'", adopt(lambda: keras.optimizers.SGD(0.1), compression="int8")),
+    (VALUE, "scale", "'beta'", "'weight_decay'", adopt(lambda: keras.optimizers.SGD(0.1), scale=["beta"])),
     (VALUE, "timeout", "nan", "To mend it", init(timeout=NAN)),
     (WORLD, "mpirun", "simulate 4 replicas", "without a launcher", init(environ={**OPEN_MPI, SIMULATE: "4"})),
     # batch

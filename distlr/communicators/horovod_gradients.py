@@ -7,12 +7,19 @@ from typing import Any
 
 from distlr.errors import ConfigurationError, received
 
-__all__ = ["COMPRESSIONS", "HorovodGradients"]
+__all__ = ["COMPRESSIONS", "HorovodGradients", "check_compression"]
 
 COMPRESSIONS = ("none", "fp16")
 
 # `hvd.elastic.run` restarts a job on an error that names one of these, and swallows the error of any other op.
 _ALLREDUCE, _ALLGATHER = "HorovodAllreduce.distlr", "HorovodAllgather.distlr"
+
+
+def check_compression(compression: Any) -> None:
+    """Refuses an unknown name; also where nothing is exchanged, so that a script that runs alone runs on many ranks."""
+    if compression not in COMPRESSIONS:
+        expected = f"one of {', '.join(map(repr, COMPRESSIONS))}"
+        raise ConfigurationError(received("compression", compression, expected))
 
 
 class HorovodGradients:
@@ -30,9 +37,7 @@ class HorovodGradients:
     """
 
     def __init__(self, hvd: Any, prefix: str, compression: str = "none") -> None:
-        if compression not in COMPRESSIONS:
-            expected = f"one of {', '.join(map(repr, COMPRESSIONS))}"
-            raise ConfigurationError(received("compression", compression, expected))
+        check_compression(compression)
         import tensorflow as tf
 
         self._hvd = hvd
