@@ -125,6 +125,9 @@ class Job:
         clock: str | None = None,
         scale: Sequence[str] = (),
         momentum_correction: bool = False,
+        weight_decay_schedule: Any = None,
+        momentum_schedule: Any = None,
+        multipliers: Mapping[str, float] | None = None,
         exchange: bool = True,
         compression: str = "none",
     ) -> Any:
@@ -144,6 +147,10 @@ class Job:
             scale: what else is scaled: "betas" (Adam's, and epsilon, under the sqrt rule), "weight_decay" (so that the
                 decay by the epoch stays), "ema" (the optimizer's); see `distlr.scaling`.
             momentum_correction: multiply SGD's velocity by the ratio of the rates while the warmup climbs.
+            weight_decay_schedule: a schedule, in base steps as the rate's, in place of the optimizer's weight decay.
+            momentum_schedule: likewise of SGD's momentum (one-cycle lets it fall while the rate climbs).
+            multipliers: factors on the rate, and so on the decoupled weight decay, of the variables whose path a
+                regular expression finds: `{"encoder/layer_0/": 0.1}`; the first that matches counts.
             exchange: under Horovod, False where a tape of your own (`hvd.DistributedGradientTape`) averages the
                 gradients already.
             compression: under Horovod, "none", or "fp16" to send the gradients in half precision.
@@ -178,7 +185,15 @@ class Job:
         gradients = self._gradients(compression) if self._exchanges_gradients and exchange else None
         given = {name: value for name, value in scaling.items() if value is not None}
         adopted = adopt(
-            optimizer, batch, exchange=gradients, scale=scale, momentum_correction=momentum_correction, scaling=given
+            optimizer,
+            batch,
+            scaling=given,
+            scale=scale,
+            momentum_correction=momentum_correction,
+            weight_decay_schedule=weight_decay_schedule,
+            momentum_schedule=momentum_schedule,
+            multipliers=multipliers,
+            exchange=gradients,
         )
         if not exchange:
             inner(adopted).refuse_exchange()

@@ -12,7 +12,7 @@ import tensorflow as tf
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, StateError, received
 from distlr.optimizer.adoption import Adoption
-from distlr.optimizer.hyperparameters import check_momentum_correction, scaled_values
+from distlr.optimizer.hyperparameters import Multipliers, check_follows, check_momentum_correction, scaled_values
 from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, agree
 from distlr.optimizer.mixin import ScaledOptimizer, derived_class
 from distlr.schedules.base import Schedule, as_float64, check_is_schedule
@@ -71,6 +71,9 @@ def adopt(
     scaling: Mapping[str, Any] | None = None,
     scale: Sequence[str] = (),
     momentum_correction: bool = False,
+    weight_decay_schedule: Any = None,
+    momentum_schedule: Any = None,
+    multipliers: Mapping[str, float] | None = None,
     exchange: Any = None,
 ) -> Any:
     """Adopts a Keras optimizer in place: the same object, of a class derived from its own.
@@ -88,7 +91,14 @@ def adopt(
     """
     _check_optimizer(optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        more = {"scale": scale, "momentum_correction": momentum_correction, "exchange": exchange}
+        more = {
+            "scale": scale,
+            "momentum_correction": momentum_correction,
+            "weight_decay_schedule": weight_decay_schedule,
+            "momentum_schedule": momentum_schedule,
+            "multipliers": multipliers,
+            "exchange": exchange,
+        }
         adopt(optimizer.inner_optimizer, batch, scaling=scaling, **more)
         return agree(optimizer)
     _check_strategy(optimizer)
@@ -124,6 +134,11 @@ def adopt(
     adoption.bases = {name: getattr(optimizer, name) for name in values}
     if momentum_correction:
         adoption.correct_momentum(optimizer)
+    check_follows(optimizer, weight_decay_schedule, momentum_schedule)
+    follows = {"weight_decay": weight_decay_schedule, "momentum": momentum_schedule}
+    adoption.follows = {name: schedule for name, schedule in follows.items() if schedule is not None}
+    adoption.follow_factors = {name: value / adoption.bases[name] for name, value in values.items() if name in follows}
+    adoption.multipliers = None if multipliers is None else Multipliers(multipliers)
     optimizer.__dict__["_distlr"] = adoption
     base: type = type(optimizer)
     optimizer.__class__ = derived_class(base)
@@ -135,11 +150,12 @@ def adopt(
 def adopt_from_config(config: dict[str, Any], custom_objects: Any = None) -> Any:
     """Makes an adopted optimizer from what `get_config` gave."""
     plain = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects)
-    if config["scaling"] is None:
-        return adopt(plain)
-    options = options_from_config(config["scaling"])
-    more = {name: config[name] for name in ("scale", "momentum_correction") if name in config}
-    return adopt(plain, options.pop("batch"), scaling=options, **more)
+    options = {} if config["scaling"] is None else options_from_config(config["scaling"])
+    named = ("scale", "momentum_correction", "multipliers")
+    more: dict[str, Any] = {name: config[name] for name in named if name in config}
+    for name, schedule in config.get("follows", {}).items():
+        more[f"{name}_schedule"] = keras.saving.deserialize_keras_object(schedule, custom_objects)
+    return adopt(plain, options.pop("batch", None), scaling=options, **more)
 
 
 def strip(model: Any) -> Any:

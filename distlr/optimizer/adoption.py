@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, unquote
@@ -12,8 +14,10 @@ import tensorflow as tf
 
 from distlr.batch import GlobalBatch
 from distlr.errors import DistributionError, StateError
+from distlr.optimizer.hyperparameters import Multipliers
 from distlr.optimizer.rate import RateCache
 from distlr.schedules import Scaled
+from distlr.schedules.base import as_float64
 
 __all__ = ["PREFIX", "Adoption", "name_of", "saved_name"]
 
@@ -56,6 +60,11 @@ class Adoption:
         self.scale: list[str] = []  # what else is scaled
         self.bases: dict[str, float] = {}  # and what it was at the base batch, by attribute
         self.previous_rate: Any = None  # where the momentum is corrected
+        self.follows: dict[str, Any] = {}  # schedules of weight_decay and momentum
+        self.follow_factors: dict[str, float] = {}
+        self.decay_cache = RateCache()
+        self.momentum_cache = RateCache()
+        self.multipliers: Multipliers | None = None
         self.waits_for_agreement = False
         self.building = False
         self.held: Any = None  # what `saving` loaded before the optimizer was built
@@ -112,6 +121,23 @@ class Adoption:
         """What the velocity is multiplied by before an update at `rate`: rate / previous rate, 1 before the first."""
         previous = tf.cast(self.previous_rate, tf.float64)
         return tf.where(previous > 0, tf.cast(rate, tf.float64) / tf.where(previous > 0, previous, 1.0), 1.0)
+
+    def follow(self, t: tf.Tensor) -> contextlib.AbstractContextManager[Any]:
+        """Holds what the schedules of weight decay and momentum give at time `t`, for the update in progress."""
+        holding = contextlib.ExitStack()
+        for name, cache in (("weight_decay", self.decay_cache), ("momentum", self.momentum_cache)):
+            if name in self.follows:
+                value = as_float64(self.follows[name])(t)
+                holding.enter_context(cache.holding(value * self.follow_factors.get(name, 1.0)))
+        return holding
+
+    def velocity_factor(self, rate: tf.Tensor, momentum: float) -> tf.Tensor | None:
+        """What SGD's velocity is multiplied by before Keras multiplies it by `momentum`; None for nothing."""
+        factors = [] if self.previous_rate is None else [self.momentum_factor(rate)]
+        scheduled = self.momentum_cache.get()
+        if scheduled is not None:
+            factors.append(scheduled / momentum)
+        return functools.reduce(tf.multiply, factors) if factors else None
 
     def untrack(self, optimizer: Any) -> None:
         """Takes the variables of distlr out of the optimizer's TensorFlow checkpoints."""

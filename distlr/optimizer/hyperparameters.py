@@ -1,17 +1,20 @@
-"""What of an optimizer is scaled for the global batch beside its rate, where the user asks for it."""
+"""What of an optimizer is scaled, or follows a schedule, beside its rate, where the user asks for it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from distlr import scaling
+from distlr._numbers import not_negative_real
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
+from distlr.schedules.base import check_is_schedule
 
-__all__ = ["SCALES", "check_momentum_correction", "scaled_values"]
+__all__ = ["SCALES", "Multipliers", "check_follows", "check_momentum_correction", "scaled_values"]
 
 SCALES = ("betas", "weight_decay", "ema")
 """What `scale=` may name."""
@@ -73,6 +76,59 @@ def check_momentum_correction(optimizer: Any, warmup: Any) -> None:
     if warmup is None:
         hint = "add `warmup=`: the correction is made while the rate climbs"
         raise ConfigurationError(received("momentum_correction", True, "left out where there is no warmup", hint))
+
+
+def check_follows(optimizer: Any, weight_decay: Any, momentum: Any) -> None:
+    """Refuses a schedule on what the optimizer does not have, or cannot change while it trains."""
+    if weight_decay is not None:
+        check_is_schedule(weight_decay, "weight_decay_schedule")
+        if not optimizer.weight_decay:
+            hint = "make the optimizer with a weight decay: the schedule takes its place"
+            name = type(optimizer).__name__
+            raise ConfigurationError(
+                received("weight_decay_schedule", weight_decay, f"left out for {name}, which has no weight decay", hint)
+            )
+    if momentum is not None:
+        check_is_schedule(momentum, "momentum_schedule")
+        if not isinstance(optimizer, keras.optimizers.SGD) or not optimizer.momentum or optimizer.nesterov:
+            hint = "use keras.optimizers.SGD(momentum=0.9), whose momentum the schedule takes the place of"
+            raise ConfigurationError(
+                received("momentum_schedule", momentum, "given with SGD with momentum and without nesterov", hint)
+            )
+
+
+class Multipliers:
+    """A factor on the rate of each variable, by patterns on its path; 1 where none matches.
+
+    Args:
+        patterns: regular expressions, searched for in `variable.path`, and their factors; the first match counts.
+    """
+
+    def __init__(self, patterns: Mapping[str, float]) -> None:
+        if not isinstance(patterns, Mapping):
+            hint = 'write {"encoder/": 0.1}'
+            raise ConfigurationTypeError(received("multipliers", patterns, "a dict of patterns and factors", hint))
+        self.patterns: dict[str, float] = {}
+        for pattern, factor in patterns.items():
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise ConfigurationError(
+                    received("multipliers", pattern, f"made of regular expressions ({error})")
+                ) from error
+            self.patterns[pattern] = not_negative_real(f"multipliers[{pattern!r}]", factor)
+
+    def of(self, path: str) -> float:
+        """The factor of the variable with this path."""
+        return next((factor for pattern, factor in self.patterns.items() if re.search(pattern, path)), 1.0)
+
+    def check(self, paths: Sequence[str]) -> None:
+        """Refuses a pattern that matches none of the variables: a mistake that nothing else would show."""
+        for pattern in self.patterns:
+            if not any(re.search(pattern, path) for path in paths):
+                raise ConfigurationError(
+                    received("multipliers", pattern, f"made of patterns that match a variable: {', '.join(paths)}")
+                )
 
 
 def _lacks(optimizer: Any, name: str, why: str) -> str:

@@ -33,6 +33,7 @@ class ScaledOptimizer:
     _iterations: Any
     _get_variable_index: Any
     momentums: Any
+    _trainable_variables: Any
     built: bool
     gradient_accumulation_steps: int | None
     agreed_loss_scale = False  # set by loss_scale.agree
@@ -165,7 +166,7 @@ class ScaledOptimizer:
         # does not wait for the data may run before: Keras' `iterations` counts it, and the clock must not.
         with tf.control_dependencies(_earliest(grads)):
             samples, rate = tf.identity(samples), tf.identity(rate)
-        with adoption.rate_cache.holding(rate):
+        with adoption.rate_cache.holding(rate), adoption.follow(self._time(samples)):
             super().apply(grads, trainable_variables)  # type: ignore[misc]
         adoption.record(rate, updates)
         if adoption.previous_rate is not None:
@@ -175,13 +176,44 @@ class ScaledOptimizer:
             adoption.samples_seen.assign(after if updates is None else tf.where(updates, after, samples))
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """As in Keras, of a velocity that has been brought to the new rate, where that was asked for."""
+        """As in Keras, at the variable's own rate, from a velocity for the new rate and momentum, where asked for."""
         adoption = self._distlr
-        if adoption.previous_rate is not None:
+        factor = adoption.velocity_factor(learning_rate, getattr(self, "momentum", 0.0))
+        if factor is not None:
             velocity = self.momentums[self._get_variable_index(variable)]
-            factor = tf.cast(adoption.momentum_factor(learning_rate), velocity.dtype)
-            super().assign(velocity, velocity * factor)  # type: ignore[misc]
+            super().assign(velocity, velocity * tf.cast(factor, velocity.dtype))  # type: ignore[misc]
+        if adoption.multipliers is not None:
+            learning_rate *= adoption.multipliers.of(self._path(variable))
         super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        """As in Keras, by the variables' own rates."""
+        adoption = self._distlr
+        rate = adoption.rate_cache.get()
+        if adoption.multipliers is None or rate is None:
+            super()._apply_weight_decay(variables)  # type: ignore[misc]
+            return
+        groups: dict[float, list[Any]] = {}
+        for variable in variables:
+            groups.setdefault(adoption.multipliers.of(self._path(variable)), []).append(variable)
+        for factor, group in groups.items():
+            with adoption.rate_cache.holding(rate * factor):
+                super()._apply_weight_decay(group)  # type: ignore[misc]
+
+    def _path(self, variable: Any) -> str:
+        """The path of a variable, which may come as one device's copy of it."""
+        return str(self._trainable_variables[self._get_variable_index(variable)].path)
+
+    @property
+    def weight_decay(self) -> Any:
+        """Keras' weight decay; during an update what its schedule gives, where it has one."""
+        if "_distlr" in self.__dict__ and self._distlr.decay_cache.get() is not None:
+            return self._distlr.decay_cache.get()
+        return self.__dict__.get("weight_decay")
+
+    @weight_decay.setter
+    def weight_decay(self, value: Any) -> None:
+        self.__dict__["weight_decay"] = value
 
     def _updates(self) -> tf.Tensor | None:
         """Whether this step updates the weights; None where every step does."""
@@ -246,6 +278,8 @@ class ScaledOptimizer:
         finally:
             adoption.building = False
         self.built = True
+        if adoption.multipliers is not None:
+            adoption.multipliers.check([variable.path for variable in self._trainable_variables])
         if not was_built:
             saving.load_held(self)
 
@@ -291,6 +325,8 @@ class ScaledOptimizer:
             "scaling": None if adoption.scaled is None else adoption.scaled.options(),
             "scale": adoption.scale,
             "momentum_correction": adoption.previous_rate is not None,
+            "follows": {name: keras.saving.serialize_keras_object(s) for name, s in adoption.follows.items()},
+            "multipliers": None if adoption.multipliers is None else adoption.multipliers.patterns,
         }
 
     @classmethod

@@ -67,11 +67,16 @@ class RateCache:
     @contextlib.contextmanager
     def holding(self, rate: tf.Tensor) -> Iterator[None]:
         """Holds the rate of this thread's update."""
-        self._rates[threading.get_ident()] = rate
+        own = threading.get_ident()
+        before = self._rates.get(own)
+        self._rates[own] = rate
         try:
             yield
         finally:
-            del self._rates[threading.get_ident()]
+            if before is None:
+                del self._rates[own]
+            else:
+                self._rates[own] = before
 
 
 def check_rate(value: Any) -> None:
