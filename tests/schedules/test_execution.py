@@ -30,6 +30,11 @@ class Table(SHAPES.LearningRateSchedule):
         return {"rates": self.rates}
 
 
+@keras.saving.register_keras_serializable("tests")
+def falling(p):
+    return 1 - p / 2
+
+
 CASES = {
     "constant": Constant(0.1),
     "per epoch": PerEpoch([0.4, 0.2, 0.1], steps_per_epoch=70),
@@ -44,6 +49,21 @@ CASES = {
     "scaled per epoch": scale(PerEpoch([0.4, 0.2, 0.1]), BATCH, warmup="1ep", warmup_shape="exponential"),
     "scaled function": scale(lambda epoch: 0.1 * 0.9**epoch, BATCH),
     "scaled user's": scale(Table([0.1, 0.2, 0.3]), BATCH, warmup="20ba"),
+    "multi-step": schedules.MultiStep(0.1, [50, 100]),
+    "inverse sqrt": schedules.InverseSqrt(0.1, 100),
+    "cosine": schedules.Cosine(0.1, 1000, floor=0.01),
+    "cosine restarts": schedules.CosineRestarts(0.1, 90, 1.5, floor=0.01, warmup_steps=10, warmup_from=0.1),
+    "one cycle": schedules.OneCycle(0.1, 400, anneal="linear"),
+    "cyclic": schedules.Cyclic(0.01, 0.1, 50, mode="triangular2"),
+    "warmup, stable, decay": schedules.WarmupStableDecay(0.1, 50, 100, 200, floor=0.01, warmup_from=0.1),
+    "tanh": schedules.Tanh(0.1, 400, floor=0.01),
+    "interpolated": schedules.Interpolated([0, 100, 400], [0.1, 0.3, 0.2]),
+    "of progress": schedules.OfProgress(falling, 400, 0.1),
+    "join": schedules.Join([Constant(0.1), schedules.Cosine(0.2, 100, floor=0.01)], [100]),
+    "floor": schedules.Floor(SHAPES.ExponentialDecay(0.1, 50, 0.9), 0.01),
+    "scale": schedules.Scale(Constant(0.1), 3),
+    "shift": schedules.Shift(schedules.Interpolated([0, 100], [0.1, 0.3]), 50),
+    "repeat": schedules.Repeat(schedules.Interpolated([0, 100], [0.1, 0.3]), 90),
 }
 STEPS = [0, 1, 2, 3, 49, 50, 51, 99, 100, 101, 199, 200, 399, 400, 1001, 2**24 + 1, 2**31]
 
