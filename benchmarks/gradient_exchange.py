@@ -30,6 +30,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+from _ratios import interval
 
 BATCH, FEATURES, CLASSES, WIDTH, DEPTH = 64, 64, 10, 256, 6
 INSIDE = "DISTLR_BENCHMARK_RANK"
@@ -116,15 +117,6 @@ def measure(arms: dict[str, Callable[[], Any]], job: Any, rounds: int) -> dict[s
             total = job.communicator.allreduce(np.array(own), tag="seconds")
             times[name].append([float(total[0]), float(total[1]) / job.size])
     return {name: np.array(values) for name, values in times.items()}
-
-
-def interval(over: np.ndarray, under: np.ndarray) -> list[float]:
-    """Low, median and high of the paired ratios."""
-    ratios = over / under
-    generator = np.random.default_rng(0)
-    medians = np.median(generator.choice(ratios, (2000, len(ratios))), axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return [round(float(value), 4) for value in (low, np.median(ratios), high)]
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "launch"))
 import keras
 import numpy as np
 import tensorflow as tf
+from _ratios import interval
 from train import build_model
 
 import distlr
@@ -108,15 +109,6 @@ def measure(arms: dict[str, Arm], rounds: int) -> dict[str, dict[str, np.ndarray
     return {name: {clock: np.array(values) for clock, values in clocks.items()} for name, clocks in pairs.items()}
 
 
-def ratio(pairs: np.ndarray) -> list[float]:
-    """Low, median and high: the median of paired ratios and its 95% interval."""
-    ratios = pairs[:, 0] / pairs[:, 1]
-    generator = np.random.default_rng(0)
-    medians = np.median(generator.choice(ratios, (2000, len(ratios))), axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return [round(float(value), 4) for value in (low, np.median(ratios), high)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
@@ -129,7 +121,7 @@ def main() -> None:
         arms = {arm: make_arm(arm, model_name, optimizer_name, options.steps) for arm in ARMS}
         times = measure(arms, options.rounds)
         for arm in ARMS[1:]:
-            row = {clock: ratio(times[arm][clock]) for clock in ("wall", "cpu")}
+            row = {clock: interval(*times[arm][clock].T) for clock in ("wall", "cpu")}
             results.setdefault(arm, {})[f"{model_name}_{optimizer_name}"] = row
             cells = ["  ".join(f"{value:.3f}" for value in row[clock]) for clock in ("wall", "cpu")]
             step = 1e3 * float(np.median(times[arm]["wall"][:, 0])) / options.steps

@@ -10,7 +10,7 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 # Before anything can import TensorFlow: its start-up lines would drown the reports.
@@ -116,13 +116,22 @@ def _running_since(before: set[threading.Thread], grace: float = 1.0) -> set[thr
 
 
 @pytest.fixture(scope="session")
-def recording() -> ModuleType:
+def load_helper() -> Callable[[pathlib.Path], ModuleType]:
+    """Loads a module of the tests' own by its path, once: pytest's import mode puts none of them on `sys.path`."""
+
+    def load(path: pathlib.Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def recording(load_helper: Callable[[pathlib.Path], ModuleType]) -> ModuleType:
     """The module `_recording.py` beside this file, which imports TensorFlow and Keras."""
-    path = pathlib.Path(__file__).with_name("_recording.py")
-    spec = importlib.util.spec_from_file_location("_recording", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_helper(pathlib.Path(__file__).with_name("_recording.py"))

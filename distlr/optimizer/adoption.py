@@ -122,12 +122,12 @@ class Adoption:
         previous = tf.cast(self.previous_rate, tf.float64)
         return tf.where(previous > 0, tf.cast(rate, tf.float64) / tf.where(previous > 0, previous, 1.0), 1.0)
 
-    def follow(self, t: tf.Tensor) -> contextlib.AbstractContextManager[Any]:
-        """Holds what the schedules of weight decay and momentum give at time `t`, for the update in progress."""
+    def follow(self, time: Callable[[], tf.Tensor]) -> contextlib.AbstractContextManager[Any]:
+        """Holds what the schedules of weight decay and momentum give now, for the update in progress."""
         holding = contextlib.ExitStack()
         for name, cache in (("weight_decay", self.decay_cache), ("momentum", self.momentum_cache)):
             if name in self.follows:
-                value = as_float64(self.follows[name])(t)
+                value = as_float64(self.follows[name])(time())
                 holding.enter_context(cache.holding(value * self.follow_factors.get(name, 1.0)))
         return holding
 

@@ -166,7 +166,7 @@ class ScaledOptimizer:
         # does not wait for the data may run before: Keras' `iterations` counts it, and the clock must not.
         with tf.control_dependencies(_earliest(grads)):
             samples, rate = tf.identity(samples), tf.identity(rate)
-        with adoption.rate_cache.holding(rate), adoption.follow(self._time(samples)):
+        with adoption.rate_cache.holding(rate), adoption.follow(functools.partial(self._time, samples)):
             super().apply(grads, trainable_variables)  # type: ignore[misc]
         adoption.record(rate, updates)
         if adoption.previous_rate is not None:

@@ -75,7 +75,7 @@ def _loaded(value: Any) -> Any:
     return [_loaded(item) for item in value] if isinstance(value, list) else value
 
 
-def progress(t: tf.Tensor, steps: float) -> tf.Tensor:
+def progress(t: tf.Tensor, steps: float | tf.Tensor) -> tf.Tensor:
     """The share of `steps` that has passed at `t`, held at 0 and at 1."""
     return tf.clip_by_value(t / steps, 0.0, 1.0)
 

@@ -69,7 +69,7 @@ class CosineRestarts(Schedule):
         cycle, begin, length = self._cycle(t)
         s = t - begin
         peak = self.initial_learning_rate * tf.pow(tf.constant(self.m_mul, tf.float64), cycle)
-        share = tf.clip_by_value((s - self.warmup_steps) / (length - self.warmup_steps), 0.0, 1.0)
+        share = progress(s - self.warmup_steps, length - self.warmup_steps)
         rate = self.floor + (peak - self.floor) * (1.0 + tf.cos(math.pi * share)) / 2.0
         if self.warmup_steps == 0:
             return rate

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from distlr._numbers import not_negative_real
 from distlr.errors import ConfigurationError, received
-from distlr.schedules.base import Schedule, increasing, one_of, passed
+from distlr.schedules.base import Schedule, increasing, one_of, passed, progress
 
 __all__ = ["Interpolated"]
 
@@ -49,7 +49,7 @@ class Interpolated(Schedule):
         left = tf.clip_by_value(passed(t, self.times) - 1, 0, len(self.times) - 2)
         begin, end = tf.gather(times, left), tf.gather(times, left + 1)
         a, b = tf.gather(values, left), tf.gather(values, left + 1)
-        share = tf.clip_by_value((t - begin) / (end - begin), 0.0, 1.0)
+        share = progress(t - begin, end - begin)
         if self.way == "cosine":
             share = (1.0 - tf.cos(math.pi * share)) / 2.0
         return a + (b - a) * share

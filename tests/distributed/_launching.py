@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
-__all__ = ["ROOT", "Finished", "launch", "names_rank", "run"]
+__all__ = ["ROOT", "Finished", "Killer", "launch", "names_rank", "run"]
 
 Watch = Callable[[Callable[[], dict[int, int]]], None]
 
@@ -104,6 +104,35 @@ def run(
         _kill(mark)
         process.wait(timeout=30)
     return Finished(code, output, time.monotonic() - start)
+
+
+class Killer:
+    """A `watch` that kills one rank once the run is under way.
+
+    Attributes:
+        at: when it did, by the monotonic clock; None while it has not.
+    """
+
+    def __init__(self, rank: int, under_way: pathlib.Path, limit: float = 90) -> None:
+        self.rank, self.under_way, self.limit = rank, under_way, limit
+        self.at: float | None = None
+
+    def __call__(self, ranks: Callable[[], dict[int, int]]) -> None:
+        deadline = time.monotonic() + self.limit
+        while time.monotonic() < deadline:
+            pid = ranks().get(self.rank) if self.under_way.is_file() else None
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+                self.at = time.monotonic()
+                return
+            time.sleep(0.05)
+
+    def check(self, finished: Finished, within: float = 60) -> None:
+        """Fails the test unless the job ended by itself, soon after, with an error that names the rank."""
+        assert self.at is not None, finished.output[-4000:]
+        assert finished.code not in (0, None), finished.output[-4000:]
+        assert time.monotonic() - self.at < within
+        assert names_rank(finished.output, self.rank), finished.output[-4000:]
 
 
 def names_rank(output: str, rank: int) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pathlib
-import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -14,13 +13,6 @@ collect_ignore = ["scripts"] if "DISTLR_TEST_IN_RANKS" in os.environ else ["rank
 
 
 @pytest.fixture(scope="session")
-def launching() -> ModuleType:
+def launching(load_helper: Callable[[pathlib.Path], ModuleType]) -> ModuleType:
     """The module `_launching.py` beside this file."""
-    path = pathlib.Path(__file__).with_name("_launching.py")
-    spec = importlib.util.spec_from_file_location("_launching", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_helper(pathlib.Path(__file__).with_name("_launching.py"))

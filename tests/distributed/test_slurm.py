@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -54,23 +51,10 @@ def test_tasks_with_a_world_of_their_own_are_refused(launching, tmp_path) -> Non
 
 
 def test_a_task_that_is_killed_ends_the_job(launching, tmp_path) -> None:
-    killed: dict[str, float] = {}
-
-    def kill_rank_1(ranks) -> None:
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            if (tmp_path / "learning_rate.jsonl").is_file() and 1 in ranks():
-                os.kill(ranks()[1], signal.SIGKILL)
-                killed["at"] = time.monotonic()
-                return
-            time.sleep(0.05)
-
+    killer = launching.Killer(1, tmp_path / "learning_rate.jsonl")
     script = ["launch/train.py", "--epochs", "500", "--per-replica", "8", "--run-dir", str(tmp_path)]
-    finished = batch(launching, tmp_path, script, limit=200, watch=kill_rank_1)
-    assert "at" in killed, finished.output[-4000:]
-    assert finished.code not in (0, None)
-    assert time.monotonic() - killed["at"] < 60
-    assert launching.names_rank(finished.output, 1), finished.output[-4000:]
+    finished = batch(launching, tmp_path, script, limit=200, watch=killer)
+    killer.check(finished)
 
 
 def test_a_batch_script_outside_a_step_is_one_process(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import keras
@@ -19,7 +20,9 @@ from distlr.schedules.registry import NAMES
 
 rates = st.floats(1e-6, 10.0)
 lengths = st.floats(1.0, 1e5)
-shares = st.floats(0.0, 1.0)
+# TensorFlow flushes subnormal numbers to 0, and numpy does not.
+numbers = functools.partial(st.floats, allow_subnormal=False)
+shares = numbers(0.0, 1.0)
 
 ARGUMENTS: dict[str, st.SearchStrategy] = {
     "constant": st.fixed_dictionaries({"initial": rates}),
@@ -50,7 +53,7 @@ ARGUMENTS: dict[str, st.SearchStrategy] = {
     "per-epoch": st.fixed_dictionaries(
         {"function": st.lists(rates, min_size=1, max_size=5), "steps_per_epoch": lengths}
     ),
-    "polynomial": st.fixed_dictionaries({"initial": st.floats(0.1, 1.0), "steps": lengths, "end": st.floats(0, 0.1)}),
+    "polynomial": st.fixed_dictionaries({"initial": st.floats(0.1, 1.0), "steps": lengths, "end": numbers(0, 0.1)}),
     "tanh": st.fixed_dictionaries({"initial": rates, "steps": lengths}),
     "warmup-stable-decay": st.fixed_dictionaries(
         {
@@ -67,8 +70,8 @@ SHAPES = st.one_of(*(arguments.map(lambda a, n=name: {"name": n, **a}) for name,
 WRAPPERS = {
     "floor": st.fixed_dictionaries({"floor": rates}),
     "repeat": st.fixed_dictionaries({"every": lengths}),
-    "scale": st.fixed_dictionaries({"factor": st.floats(0.0, 5.0)}),
-    "shift": st.fixed_dictionaries({"steps": st.floats(-100.0, 100.0)}),
+    "scale": st.fixed_dictionaries({"factor": numbers(0.0, 5.0)}),
+    "shift": st.fixed_dictionaries({"steps": numbers(-100.0, 100.0)}),
 }
 WRAPPED = st.one_of(
     *(
@@ -95,8 +98,8 @@ def test_finite_and_not_negative_and_vectorized_equals_pointwise(spec) -> None:
     assert np.isfinite(values).all()
     assert (values >= -1e-15).all()
     pointwise = [at(tf.constant(t)).numpy() for t in TIMES[[0, 7, -1]]]
-    # Many at once take another path through the processor, whose last bits may differ.
-    np.testing.assert_array_max_ulp(np.array(pointwise), values[[0, 7, -1]], maxulp=4)
+    # Many at once take another path through the processor, whose last bits may differ; near 0 a difference shows them.
+    np.testing.assert_allclose(pointwise, values[[0, 7, -1]], rtol=1e-12, atol=1e-14 * values.max())
 
 
 @settings(max_examples=100)
@@ -124,12 +127,13 @@ def test_a_warmup_over_anything_is_continuous_at_its_end(spec, steps, start) -> 
 
 
 @settings(max_examples=60)
-@given(SPECS, st.floats(0.0, 100.0))
+@given(SPECS, numbers(0.0, 100.0))
 def test_scaling_commutes_with_evaluation(spec, factor) -> None:
     inner = get(spec)
     scaled = get({"name": "scale", "factor": factor, "schedule": inner})
     expected = factor * as_float64(inner)(tf.constant(TIMES)).numpy()
-    np.testing.assert_array_equal(scaled.at(tf.constant(TIMES)).numpy(), expected)
+    # Small rates times a small factor may be subnormal.
+    np.testing.assert_allclose(scaled.at(tf.constant(TIMES)).numpy(), expected, rtol=1e-15, atol=1e-300)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
