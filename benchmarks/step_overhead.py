@@ -4,8 +4,8 @@
 All arms run in this one process, in turns, in an order drawn anew each round. Each is paired with a run of the
 constant arm right beside it, and the table gives the median of the pairs' ratios with a 95% interval of that
 median (bootstrap). `control` is the constant arm against itself: what it shows is noise. CPU time is the
-process', wall time beside it. A run is one `fit` of one short epoch, so what is read at an epoch's end (about 10 ms)
-is in it.
+process', wall time beside it. A run is one `fit` of one epoch, less a `fit` of a few steps of the same arm right
+after it: what a `fit` and an epoch's end cost once, whatever their length, is no step's time; `ms a fit` shows it.
 
     python benchmarks/step_overhead.py [--rounds 20] [--steps 400]
 """
@@ -37,6 +37,7 @@ import distlr
 Arm = Callable[[], None]
 BATCH = 64
 SHAPES = {"cnn": (8, 8, 1), "mlp": (32,)}
+SHORT = 4  # steps of the short fit
 ARMS = ("constant", "control", "keras_schedule", "full_stack", "set_from_python")
 
 
@@ -61,7 +62,7 @@ def optimizer(name: str, rate: Any) -> Any:
 
 
 def make_arm(arm: str, model_name: str, optimizer_name: str, steps: int) -> Arm:
-    """One arm: a function that trains for `steps` steps."""
+    """One arm: a function that trains for `steps` steps, an epoch of them."""
     keras.utils.set_random_seed(0)
     job = distlr.init()
     samples = steps * BATCH
@@ -84,26 +85,35 @@ def make_arm(arm: str, model_name: str, optimizer_name: str, steps: int) -> Arm:
     return lambda: model.fit(data, verbose=0, shuffle=False, callbacks=callbacks) and None
 
 
-def seconds(arm: Arm) -> dict[str, float]:
-    """What one round of an arm took, by clock."""
+def seconds(arm: Arm) -> np.ndarray:
+    """What one run took: CPU and wall."""
     cpu, wall = time.process_time(), time.perf_counter()
     arm()
-    return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+    return np.array([time.process_time() - cpu, time.perf_counter() - wall])
 
 
-def measure(arms: dict[str, Arm], rounds: int) -> dict[str, dict[str, np.ndarray]]:
-    """By arm and clock, one a round: the pairs (seconds of the arm, seconds of the constant arm beside it)."""
-    for arm in arms.values():
-        arm()  # traces
-        arm()
-    pairs: dict[str, dict[str, list[Any]]] = {name: {"cpu": [], "wall": []} for name in arms if name != "constant"}
+def measure(arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str, dict[str, np.ndarray]]:
+    """By arm and clock, one a round: the pairs (seconds of the arm, seconds of the constant arm beside it).
+
+    `short` holds the seconds of the short fits likewise.
+    """
+    for both in arms.values():
+        for arm in (*both, *both):
+            arm()  # traces
+    pairs: dict[str, dict[str, list[Any]]] = {
+        name: {"cpu": [], "wall": [], "short": []} for name in arms if name != "constant"
+    }
     order = list(pairs)
     for _ in range(rounds):
         random.shuffle(order)
         for name in order:
             pair = [name, "constant"]
             random.shuffle(pair)
-            taken = {arm: seconds(arms[arm]) for arm in pair}
+            taken = {}
+            for arm in pair:
+                long, short = arms[arm]
+                whole, once = seconds(long), seconds(short)
+                taken[arm] = {"cpu": (whole - once)[0], "wall": (whole - once)[1], "short": once[0]}
             for clock, values in pairs[name].items():
                 values.append((taken[name][clock], taken["constant"][clock]))
     return {name: {clock: np.array(values) for clock, values in clocks.items()} for name, clocks in pairs.items()}
@@ -116,16 +126,20 @@ def main() -> None:
     options = parser.parse_args()
     random.seed(0)
     results: dict[str, Any] = {}
-    print(f"{'model':<10}{'arm':<18}{'wall: low median high':<26}{'cpu: low median high':<26}{'ms a step':>10}")
+    heads = ("wall: low median high", "cpu: low median high")
+    print(f"{'model':<10}{'arm':<18}{heads[0]:<26}{heads[1]:<26}{'ms a step':>10}{'ms a fit':>10}")
     for model_name, optimizer_name in (("cnn", "sgd"), ("mlp", "adamw")):
-        arms = {arm: make_arm(arm, model_name, optimizer_name, options.steps) for arm in ARMS}
+        lengths = (options.steps + SHORT, SHORT)
+        arms = {arm: tuple(make_arm(arm, model_name, optimizer_name, steps) for steps in lengths) for arm in ARMS}
         times = measure(arms, options.rounds)
         for arm in ARMS[1:]:
             row = {clock: interval(*times[arm][clock].T) for clock in ("wall", "cpu")}
             results.setdefault(arm, {})[f"{model_name}_{optimizer_name}"] = row
             cells = ["  ".join(f"{value:.3f}" for value in row[clock]) for clock in ("wall", "cpu")]
             step = 1e3 * float(np.median(times[arm]["wall"][:, 0])) / options.steps
-            print(f"{model_name + ' ' + optimizer_name:<10}{arm:<18}{cells[0]:<26}{cells[1]:<26}{step:>10.3f}")
+            once = 1e3 * float(np.median(times[arm]["short"][:, 0]))
+            name = f"{model_name} {optimizer_name}"
+            print(f"{name:<10}{arm:<18}{cells[0]:<26}{cells[1]:<26}{step:>10.3f}{once:>10.1f}")
     # One number an arm: the larger of the two models' wall-clock medians.
     worst = {arm: max(row["wall"][1] for row in rows.values()) for arm, rows in results.items()}
     versions = {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__}
