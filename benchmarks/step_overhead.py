@@ -123,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400, help="steps a round and arm")
+    parser.add_argument("--arms", nargs="+", choices=ARMS[1:], default=ARMS[1:], help="default: all")
     options = parser.parse_args()
     random.seed(0)
     results: dict[str, Any] = {}
@@ -130,9 +131,12 @@ def main() -> None:
     print(f"{'model':<10}{'arm':<18}{heads[0]:<26}{heads[1]:<26}{'ms a step':>10}{'ms a fit':>10}")
     for model_name, optimizer_name in (("cnn", "sgd"), ("mlp", "adamw")):
         lengths = (options.steps + SHORT, SHORT)
-        arms = {arm: tuple(make_arm(arm, model_name, optimizer_name, steps) for steps in lengths) for arm in ARMS}
+        arms = {
+            arm: tuple(make_arm(arm, model_name, optimizer_name, steps) for steps in lengths)
+            for arm in ("constant", *options.arms)
+        }
         times = measure(arms, options.rounds)
-        for arm in ARMS[1:]:
+        for arm in options.arms:
             row = {clock: interval(*times[arm][clock].T) for clock in ("wall", "cpu")}
             results.setdefault(arm, {})[f"{model_name}_{optimizer_name}"] = row
             cells = ["  ".join(f"{value:.3f}" for value in row[clock]) for clock in ("wall", "cpu")]

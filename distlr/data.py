@@ -71,28 +71,33 @@ def validation(
 
     Every replica gets an equal share of each batch: where the local replicas do not divide the number of
     samples, it is padded with samples of weight 0. Keras divides a weighted loss by the number of samples,
-    padding included, so all weights are then raised by (n + padding) / n: a loss with Keras' default
+    padding included, so all weights are then raised by (n + padding) / n, over all ranks: a loss with Keras' default
     reduction, the mean over the samples, and the `weighted_metrics` are exact.
     """
     _check_batch(batch)
     dataset = _dataset(data)
     if _cardinality(dataset) == 0:
         raise _empty()
-    dataset = dataset.shard(size, rank)
     if local_replicas == 1:
-        return _marked(dataset.batch(batch.feed).prefetch(tf.data.AUTOTUNE)), 0
+        return _marked(dataset.shard(size, rank).batch(batch.feed).prefetch(tf.data.AUTOTUNE)), 0
     samples = _cardinality(dataset)
     if samples is None:
         samples = int(dataset.reduce(np.int64(0), lambda count, *_: count + 1).numpy())
-        if samples == 0 and size == 1:
+        if samples == 0:
             raise _empty()
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(samples))
-    padding = -samples % local_replicas
-    if padding:
+    shares = [len(range(other, samples, size)) for other in range(size)]
+    paddings = [-share % local_replicas for share in shares]
+    padding, every = paddings[rank], sum(paddings)
+    whole, dataset = dataset, dataset.shard(size, rank)
+    if every:
         _check_labels(dataset)
-        weight = (samples + padding) / samples
-        dataset = dataset.map(lambda *sample: _weighted(sample, weight), num_parallel_calls=tf.data.AUTOTUNE)
-        blank = dataset.take(1).repeat(padding).map(lambda x, y, w: (x, y, tf.zeros_like(w)))
+        weight = (samples + every) / samples
+        whole, dataset = (
+            part.map(lambda *sample: _weighted(sample, weight), num_parallel_calls=tf.data.AUTOTUNE)
+            for part in (whole, dataset)
+        )
+        blank = whole.take(1).repeat(padding).map(lambda x, y, w: (x, y, tf.zeros_like(w)))
         dataset = dataset.concatenate(blank)
     # tf.distribute gives each replica ceil(n / replicas) of a smaller last batch: equal shares, now that it divides.
     return _marked(dataset.batch(batch.feed).prefetch(tf.data.AUTOTUNE)), padding
@@ -214,6 +219,10 @@ def _empty() -> ConfigurationError:
 
 
 def _marked(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    # This rank's share already: a strategy that spans the ranks must not shard it again.
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    dataset = dataset.with_options(options)
     setattr(dataset, _SHARDED, True)
     return dataset
 

@@ -38,7 +38,7 @@ def rank_state(model: Any, optimizer: Any) -> dict[str, Any]:
         state["samples seen"] = optimizer.samples_seen
         state["multiplier"] = optimizer.multiplier.hex()
         state["applied rates"] = optimizer.rate_digests()
-    state["weights"] = weights_digests(model, tf.distribute.get_strategy())
+    state["weights"] = weights_digests(model, model.distribute_strategy)
     return state
 
 

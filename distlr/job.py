@@ -15,12 +15,12 @@ from distlr.batch import GlobalBatch
 from distlr.broadcast import broadcast_state
 from distlr.callbacks import Audit, JobCallback, LearningRateLogger, SyncStatistics, for_ranks, ordered
 from distlr.communicators import Communicator, SingleCommunicator
-from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
+from distlr.communicators.fused import Bundle, exchange_bundles, first_of, reduce_over
 from distlr.communicators.horovod_gradients import check_compression
 from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
-from distlr.metrics import read_states, results
+from distlr.metrics import are_distributed, read_states, results
 from distlr.moving_averages import scale_moving_averages
 from distlr.optimizer import ScaledOptimizer, adopt, inner
 from distlr.scaling import Rule
@@ -38,7 +38,7 @@ class Job:
     Attributes:
         strategy: the `tf.distribute` strategy (TensorFlow's default one on a single device).
         communicator: what the ranks say to each other.
-        backend: "local", "simulated", "tf.distribute", "horovod" or "mpi".
+        backend: "local", "simulated", "tf.distribute", "multi-worker", "horovod" or "mpi".
     """
 
     def __init__(
@@ -74,9 +74,14 @@ class Job:
         return self.size * self.local_replicas
 
     @property
+    def _spans(self) -> bool:
+        """Whether one strategy spans the ranks: its replicas are those of the whole job."""
+        return self.communicator.strategy_spans_ranks
+
+    @property
     def local_replicas(self) -> int:
         """Number of copies of the model in this process."""
-        return int(self.strategy.num_replicas_in_sync)
+        return int(self.strategy.num_replicas_in_sync) // (self.size if self._spans else 1)
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Where to build the model, make the optimizer and compile."""
@@ -197,6 +202,8 @@ class Job:
         )
         if not exchange:
             inner(adopted).refuse_exchange()
+        if self._spans:
+            inner(adopted).mark_broadcast()  # TensorFlow gives every new variable the first worker's value
         self._optimizers.append(inner(adopted))
         if self.is_root:
             _log.info("%s", _start_line(self._optimizers[-1].explain(), self))
@@ -248,8 +255,8 @@ class Job:
 
         Checks come first, then what writes into the logs, then what decides, then what saves. On several ranks it adds
         exact metrics (`SyncMetrics`), rank 0's state before the first step (`BroadcastState`), the comparison
-        of ranks (`ReplicaGuard`) and of their numbers of batches (`EqualBatches`), and leaves what only writes files
-        (`ModelCheckpoint`, `BackupAndRestore`, `TensorBoard`, `CSVLogger`) to rank 0. A line on the console says so.
+        of ranks (`ReplicaGuard`), and leaves what only writes files (`ModelCheckpoint`, `BackupAndRestore`,
+        `TensorBoard`, `CSVLogger`) to rank 0. A line on the console says so.
         """
         given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [None]
         for callback in given:
@@ -279,7 +286,8 @@ class Job:
 
     def distribute(self, dataset: tf.data.Dataset) -> Any:
         """The batches of `job.shard`, split over the local replicas, for a loop of your own."""
-        return dataset if self.local_replicas == 1 else self.strategy.experimental_distribute_dataset(dataset)
+        one = self.strategy.num_replicas_in_sync == 1
+        return dataset if one else self.strategy.experimental_distribute_dataset(dataset)
 
     def run(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a step on each local replica; call it inside a `tf.function`.
@@ -290,15 +298,17 @@ class Job:
         return self.strategy.run(step, args=arguments)
 
     def mean_loss(self, losses: tf.Tensor, batch: GlobalBatch) -> tf.Tensor:
-        """The loss to differentiate: `sum(losses) / batch.feed`.
+        """The loss to differentiate: `sum(losses)` over the samples that a strategy's replicas take a step.
 
-        Keras' optimizers sum the gradients of a process' replicas, so each replica divides by the batch of all.
+        The optimizer sums the gradients of a strategy's replicas, so each replica divides by the batch of all of them;
+        over the ranks of Horovod it takes the mean.
 
         Args:
             losses: one loss a sample of this replica's batch, not reduced.
             batch: the global batch.
         """
-        return tf.reduce_sum(losses) / tf.cast(batch.feed, losses.dtype)
+        samples = batch.feed * (self.size if self._spans else 1)
+        return tf.reduce_sum(losses) / tf.cast(samples, losses.dtype)
 
     def result(self, metrics: Sequence[Any]) -> dict[str, float]:
         """The value of each Keras metric over all ranks' samples, by its name. Collective."""
@@ -309,6 +319,8 @@ class Job:
         own: dict[str, float] = model.evaluate(data, verbose=0, return_dict=True)
         if self.size == 1:
             return own
+        if self._spans:
+            return first_of(exchange_bundles(self.communicator, Bundle(own), tag="job.evaluate"))
         return self._combined(model.metrics, model.get_metrics_result, "job.evaluate")
 
     def broadcast(self, model: Any, optimizer: Any = None) -> None:
@@ -349,7 +361,7 @@ class Job:
 
     @property
     def _exchanges_gradients(self) -> bool:
-        """Whether distlr averages the gradients over the ranks; `tf.distribute` does its own."""
+        """Whether something of distlr's goes with the gradients from rank to rank."""
         return hasattr(self.communicator, "gradients")
 
     def _gradients(self, compression: str = "none") -> Any:
@@ -362,7 +374,7 @@ class Job:
         optimizer.connect(self._gradients)
 
     def _combined(self, metrics: Sequence[Any], compute: Callable[[], Mapping[str, Any]], tag: str) -> dict[str, float]:
-        if self.size == 1:
+        if self.size == 1 or (self._spans and are_distributed(metrics)):
             return {name: float(value) for name, value in compute().items()}
         states = read_states(metrics)
         bundles = exchange_bundles(self.communicator, Bundle(states.arrays), tag=tag)

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from distlr.errors import ConfigurationError, received
 
-__all__ = ["COMBINE", "MetricStates", "check_additive", "read_states", "results"]
+__all__ = ["COMBINE", "MetricStates", "are_distributed", "check_additive", "read_states", "results"]
 
 COMBINE = "distlr_combine"
 """The attribute by which a metric says how its states combine over ranks: "sum" (also without it), "max" or "min"."""
@@ -66,8 +66,17 @@ def results(
             variable.assign(value)
 
 
-def check_additive(metrics: Sequence[Any]) -> None:
+def are_distributed(metrics: Sequence[Any]) -> bool:
+    """Whether the metrics were made in the scope of a strategy of several replicas, which adds their states up."""
+    return any(isinstance(variable.value, tf.distribute.DistributedValues) for _, _, variable in _variables(metrics))
+
+
+def check_additive(metrics: Sequence[Any], sums_alone: bool = False) -> None:
     """Refuses a metric that cannot be combined; call it where the metrics have just been reset.
+
+    Args:
+        metrics: Keras metrics.
+        sums_alone: whether only sums can be: a `tf.distribute` strategy adds the states up by itself.
 
     Raises:
         ConfigurationError: states that do not start at 0 cannot be sums, and the metric does not say what they are.
@@ -77,6 +86,12 @@ def check_additive(metrics: Sequence[Any]) -> None:
         if way is not None and way not in _WAYS:
             raise ConfigurationError(
                 received(f"{type(metric).__name__}.{COMBINE}", way, f"one of {', '.join(map(repr, _WAYS))}")
+            )
+        if sums_alone and way in ("max", "min"):
+            raise ConfigurationError(
+                f"The states of the metric '{metric.name}' ({type(metric).__name__}) combine by their {way}, and a "
+                "tf.distribute strategy over several workers can only add them. To mend it: compute it in a callback "
+                "of your own, or use Horovod."
             )
         if way is None and np.any(variable.numpy()):
             raise ConfigurationError(

@@ -3,7 +3,6 @@
 from distlr.callbacks.audit import Audit
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.broadcast import BroadcastState
-from distlr.callbacks.equal_batches import EqualBatches
 from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.logger import LearningRateLogger
 from distlr.callbacks.order import for_ranks, ordered
@@ -14,7 +13,6 @@ from distlr.callbacks.sync_statistics import SyncStatistics
 __all__ = [
     "Audit",
     "BroadcastState",
-    "EqualBatches",
     "JobCallback",
     "LearningRateLogger",
     "ReduceLROnPlateau",

@@ -177,6 +177,8 @@ class Audit(JobCallback):
         optimizer = inner(model.optimizer)
         if isinstance(optimizer, ScaledOptimizer):
             self.connect(optimizer)
+        elif self.communicator.strategy_spans_ranks:
+            return  # the strategy averages
         elif type(optimizer).__module__.split(".")[0] == "keras" and self.communicator.size > 1:
             raise DistributionError(
                 f"[rank {self.communicator.rank}] Nothing averages the gradients of '{optimizer.name}': a plain Keras "

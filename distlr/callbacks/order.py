@@ -11,7 +11,6 @@ import keras
 from distlr.callbacks.audit import Audit
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.broadcast import BroadcastState
-from distlr.callbacks.equal_batches import EqualBatches
 from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.logger import LearningRateLogger
 from distlr.callbacks.plateau import ReduceLROnPlateau
@@ -28,7 +27,6 @@ _log = logging.getLogger("distlr")
 # A saver must see what the deciders of the same epoch changed, or a restart loses the last cut.
 _STAGES: tuple[tuple[type, ...], ...] = (
     (Audit,),
-    (EqualBatches,),
     (SyncMetrics, SyncStatistics),
     (LearningRateLogger,),
     (
@@ -43,7 +41,7 @@ _STAGES: tuple[tuple[type, ...], ...] = (
     (_KERAS.TensorBoard, _KERAS.CSVLogger),
     (BroadcastState,),
 )
-_USERS_STAGE = 4  # a callback that is not known may decide
+_USERS_STAGE = 3  # a callback that is not known may decide
 _WRITERS = (_KERAS.ModelCheckpoint, _KERAS.BackupAndRestore, _KERAS.TensorBoard, _KERAS.CSVLogger)
 
 
@@ -56,7 +54,7 @@ def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]
     """The callbacks of a job of several ranks: with those that it needs, without those that are rank 0's alone."""
     written = [callback for callback in callbacks if isinstance(callback, _WRITERS)]
     kept = [callback for callback in callbacks if communicator.is_root or callback not in written]
-    added: list[Any] = [SyncMetrics(), EqualBatches()]
+    added: list[Any] = [SyncMetrics()]
     if not any(isinstance(callback, ReplicaGuard) for callback in kept):
         added.append(ReplicaGuard())
     broadcast = BroadcastState()

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from distlr.callbacks.base import JobCallback
-from distlr.communicators.fused import Bundle, exchange_bundles, mean_over, reduce_over
-from distlr.metrics import check_additive, read_states, results
+from distlr.communicators.fused import Bundle, exchange_bundles, first_of, mean_over, reduce_over
+from distlr.metrics import MetricStates, check_additive, read_states, results
 
 __all__ = ["SyncMetrics"]
 
@@ -22,6 +22,10 @@ class SyncMetrics(JobCallback):
     that are not trained (batch normalization's moving statistics) become their mean over the ranks, before the
     validation uses them. One collective an epoch, and a second one where any rank validated,
     whatever the number of metrics. What other callbacks see in `on_epoch_end` is the same on every rank.
+
+    Where a `tf.distribute` strategy spans the ranks, Keras' own reading of a metric is the sum over them already: then
+    this only keeps the ranks in step, of which each must read whenever another does, and gives a rank that had
+    nothing to validate the others' results.
     """
 
     def __init__(self) -> None:
@@ -35,7 +39,7 @@ class SyncMetrics(JobCallback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Refuses, before the first step, a metric that cannot be combined."""
         if not self._checked:
-            check_additive(self.model.metrics)  # just reset
+            check_additive(self.model.metrics, self._spans)  # just reset
             self._checked = True
         self._epoch, self._in_fit = epoch, True
         self._training, self._validates = None, False
@@ -54,28 +58,44 @@ class SyncMetrics(JobCallback):
         assert self._training is not None
         logs.update({name: value for name, value in self._training.items() if name in logs})
         if self._any_validates:
-            own = read_states(self.model.metrics)
-            bundle = Bundle(own.arrays if self._validates else {})
-            bundles = exchange_bundles(self.communicator, bundle, tag=f"validation metrics of epoch {epoch + 1}")
-            combined = self._results(reduce_over(bundles, own.how))
-            logs.update({f"val_{name}": value for name, value in combined.items()})
+            tag = f"validation metrics of epoch {epoch + 1}"
+            if self._spans:
+                found = {name: np.float64(value) for name, value in logs.items() if name.startswith("val_")}
+                logs.update(first_of(exchange_bundles(self.communicator, Bundle(found), tag=tag)))
+            else:
+                own = read_states(self.model.metrics)
+                bundles = exchange_bundles(self.communicator, Bundle(own.arrays if self._validates else {}), tag=tag)
+                combined = self._results(reduce_over(bundles, own.how))
+                logs.update({f"val_{name}": value for name, value in combined.items()})
         self._in_fit = False
 
+    @property
+    def _spans(self) -> bool:
+        return self.communicator.strategy_spans_ranks
+
     def _sync_training(self) -> None:
-        states = read_states(self.model.metrics)
+        states = MetricStates({}, {}) if self._spans else read_states(self.model.metrics)
         weights = {
             f"weight/{i}": variable
             for i, variable in enumerate(self.model.non_trainable_weights)
             if tf.as_dtype(variable.dtype).is_floating
         }
-        statistics = {name: np.asarray(variable.numpy(), np.float64) for name, variable in weights.items()}
+        local = self.model.distribute_strategy.experimental_local_results
+        statistics = {name: np.asarray(local(v.value)[0].numpy(), np.float64) for name, v in weights.items()}
         bundle = Bundle({**states.arrays, **statistics}, note=self._validates)
         bundles = exchange_bundles(self.communicator, bundle, tag=f"training metrics of epoch {self._epoch + 1}")
         self._any_validates = any(other.note for other in bundles)
         counted = [Bundle({n: a for n, a in b.arrays.items() if n not in weights}) for b in bundles]
         for name, mean in mean_over([Bundle({n: b.arrays[n] for n in weights}) for b in bundles]).items():
             weights[name].assign(tf.cast(mean, weights[name].dtype))
-        self._training = self._results(reduce_over(counted, states.how))
+        if not self._spans:
+            self._training = self._results(reduce_over(counted, states.how))
+            return
+        self._training = {}  # the logs have the results of all ranks
+        if self._any_validates and not self._validates:
+            # The others read their metrics after the validation, and every rank must when one does.
+            self.model.reset_metrics()
+            self.model.get_metrics_result()
 
     def _results(self, combined: dict[str, Any]) -> dict[str, float]:
         return results(self.model.metrics, combined, self.model.get_metrics_result)

@@ -1,4 +1,4 @@
-"""`distlr run`: a script on n ranks or replicas of this machine, on one GPU or none: the simulator."""
+"""`distlr run`: a script on n ranks, workers or replicas of this machine, on one GPU or none: the simulator."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distlr.cli.local_workers import run_workers
 from distlr.errors import ConfigurationError, DistributionError, received
 
 if TYPE_CHECKING:
@@ -16,20 +17,20 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "register", "run"]
 
-BACKENDS = ("tf", "horovod")
+BACKENDS = ("tf", "horovod", "multi-worker")
 
 
 def register(subparsers: Subparsers) -> None:
     """Adds the subcommand to the parser of the `distlr` command."""
     parser = subparsers.add_parser(
         "run",
-        help="run a script on n simulated replicas (tf) or on n ranks of this machine (horovod)",
-        description="Runs a script that calls distlr.init() on n simulated replicas of one process (tf), or "
-        "on n ranks that share this machine and its GPU, if any (horovod: horovodrun over gloo). Everything but the "
-        "speed is as on n GPUs.",
+        help="run a script on n simulated replicas (tf) or n processes of this machine (horovod, multi-worker)",
+        description="Runs a script that calls distlr.init() on n simulated replicas of one process (tf), or on n "
+        "processes that share this machine and its GPUs, if any: Horovod's ranks (horovodrun over gloo) or the workers "
+        "of a tf.distribute strategy (multi-worker). Everything but the speed is as on n GPUs.",
         allow_abbrev=False,
     )
-    parser.add_argument("-n", type=int, required=True, metavar="N", help="replicas, or ranks")
+    parser.add_argument("-n", type=int, required=True, metavar="N", help="replicas, ranks or workers")
     parser.add_argument("--backend", choices=BACKENDS, default="tf", help="default: tf")
     parser.add_argument("script", help="the Python script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own arguments")
@@ -37,10 +38,13 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Becomes the script, or its launcher; returns only where it cannot start."""
+    """Becomes the script, or its launcher; returns the status of the workers that it started itself."""
     words, variables = command(args.n, args.backend, args.script, args.arguments)
     sys.stdout.flush()
-    os.execvpe(words[0], words, {**os.environ, **variables})
+    environ = {**os.environ, **variables}
+    if args.backend != "multi-worker":
+        os.execvpe(words[0], words, environ)
+    return run_workers(args.n, words, environ)
 
 
 def command(n: int, backend: str, script: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -57,6 +61,11 @@ def command(n: int, backend: str, script: str, arguments: list[str]) -> tuple[li
     words = [sys.executable, script, *arguments]
     if backend == "tf":
         return words, {"DISTLR_SIMULATE": str(n)}
+    threads = str(max(1, (os.cpu_count() or 1) // n))
+    variables = {"TF_NUM_INTRAOP_THREADS": threads, "OMP_NUM_THREADS": threads}
+    variables = {name: value for name, value in variables.items() if name not in os.environ}
+    if backend == "multi-worker":
+        return words, variables
     # Beside this interpreter first: that Horovod is the one the script imports.
     own = Path(sys.executable).with_name("horovodrun")
     horovodrun = str(own) if own.is_file() else shutil.which("horovodrun")
@@ -65,7 +74,5 @@ def command(n: int, backend: str, script: str, arguments: list[str]) -> tuple[li
             "horovodrun is not installed. To mend it: build Horovod with docker/build-horovod.sh (`make horovod` in a "
             "clone of distlr), or use --backend tf."
         )
-    threads = str(max(1, (os.cpu_count() or 1) // n))
-    variables = {"TF_NUM_INTRAOP_THREADS": threads, "OMP_NUM_THREADS": threads}
     launcher = [horovodrun, "--gloo", "-np", str(n), "-H", f"localhost:{n}", "--network-interface", "lo"]
-    return [*launcher, *words], {name: value for name, value in variables.items() if name not in os.environ}
+    return [*launcher, *words], variables

@@ -110,9 +110,12 @@ class Communicator(abc.ABC):
         timeout: seconds that a collective waits for the other ranks, or None where the backend has no
             deadline of its own.
         log: the collectives this rank entered.
+        strategy_spans_ranks: whether one `tf.distribute` strategy spans the ranks, which then averages the gradients
+            and reads metrics over all of them by itself.
     """
 
     timeout: float | None = None
+    strategy_spans_ranks: bool = False
 
     def __init__(self) -> None:
         self.log = CollectiveLog()
@@ -302,6 +305,14 @@ class Communicator(abc.ABC):
         if not 0 <= root < self.size:
             raise ConfigurationError(received("root", root, f"a rank in 0 to {self.size - 1}"))
 
+    def _meet(self) -> int:
+        """Waits until no rank averages gradients any more; returns how often this one did since the last time.
+
+        For an engine that averages gradients beside its collectives: there a rank whose data has ended would wait in
+        one of these, and another one in an update, for ever.
+        """
+        return 0
+
     def _refuse(self, kind: str, tag: str, error: DistlrError) -> NoReturn:
         """Tells the other ranks that this one refuses its argument, then raises the reason here."""
         self._send(kind, tag, {}, EMPTY, refused=str(error))
@@ -315,9 +326,14 @@ class Communicator(abc.ABC):
         parts = self._send(kind, tag, terms, data, length)
         here = f"this is rank {self.rank} of {self.size}"
         labels = [f"{part.kind} {part.tag!r}" for part in parts]
+        equal_updates = len({part.updates for part in parts}) == 1
         if len(set(labels)) > 1:
+            places = [
+                label if equal_updates else f"{label} after {part.updates} updates"
+                for label, part in zip(labels, parts, strict=True)
+            ]
             raise CollectiveTimeoutError(
-                f"The ranks are in different collectives ({here}): {by_rank(labels, 'in')}. Every rank must "
+                f"The ranks are in different collectives ({here}): {by_rank(places, 'in')}. Every rank must "
                 "call the same collectives in the same order: look for one that only some ranks reach, "
                 "such as under `if is_root`."
             )
@@ -325,6 +341,13 @@ class Communicator(abc.ABC):
         if refusals:
             raise DistributionError(
                 f"A rank refused its argument in {labels[0]} ({here}). On rank {' On rank '.join(refusals)}"
+            )
+        if not equal_updates:
+            said = [f"{part.updates} updates" for part in parts]
+            raise DistributionError(
+                f"The ranks' data ended at different batches before {labels[0]} ({here}): {by_rank(said, 'after')}. "
+                "The weights are no longer those of one training. To mend it: feed each rank with job.shard(data, "
+                "batch), or give every rank the same number of steps."
             )
         if any(part.terms != parts[0].terms for part in parts):
             said = [", ".join(f"{key}={value!r}" for key, value in part.terms.items()) for part in parts]
@@ -341,7 +364,7 @@ class Communicator(abc.ABC):
             raise ConfigurationTypeError(received("tag", tag, "a str"))
         if not tag:
             raise ConfigurationError(received("tag", tag, "a name that is not empty"))
-        frame = encode(Part(kind, tag, terms, length, refused, data))
+        frame = encode(Part(kind, tag, terms, length, refused, data, self._meet()))
         self.log.add(CollectiveRecord(kind, tag, frame.size))
         label = f"{kind} {tag!r}"
         frames = self._exchange(frame, label)

@@ -41,6 +41,7 @@ class Launch:
         size: number of processes.
         local_rank: number on this host, in 0 to `local_size - 1`.
         local_size: number of processes on this host.
+        addresses: "host:port" of each process, where TF_CONFIG gives them.
     """
 
     launcher: Launcher
@@ -48,6 +49,7 @@ class Launch:
     size: int
     local_rank: int
     local_size: int
+    addresses: tuple[str, ...] = ()
 
 
 def detect(environ: Mapping[str, str]) -> Launch | None:
@@ -55,7 +57,7 @@ def detect(environ: Mapping[str, str]) -> Launch | None:
 
     >>> detect({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2",
     ...         "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"})
-    Launch(launcher='mpirun', rank=1, size=2, local_rank=1, local_size=2)
+    Launch(launcher='mpirun', rank=1, size=2, local_rank=1, local_size=2, addresses=())
 
     Args:
         environ: the environment, such as `os.environ`. It is only read.
@@ -160,17 +162,22 @@ def _from_tf_config(environ: Mapping[str, str]) -> Launch | None:
     except ValueError as error:
         raise _bad_tf_config(text, f"it must be JSON ({error})") from error
     cluster = _section(config, "cluster", text)
-    hosts: list[str] = []
+    everyone: list[str] = []
     starts: dict[str, int] = {}
     # Chief before workers, and 'master' as the old name of the chief: the order in which TensorFlow counts.
     for kind in ("chief", "master", "worker"):
         addresses = cluster.get(kind, [])
         if not isinstance(addresses, list) or not all(isinstance(item, str) for item in addresses):
             raise _bad_tf_config(text, f"cluster.{kind} must be a list of 'host:port'")
-        starts[kind] = len(hosts)
-        hosts += [address.rpartition(":")[0] or address for address in addresses]
-    if len(hosts) <= 1:
+        starts[kind] = len(everyone)
+        everyone += addresses
+    if len(everyone) <= 1:
         return None
+    if cluster.get("ps"):
+        raise _bad_tf_config(
+            text, "a cluster with parameter servers updates the weights at different times on each worker"
+        )
+    hosts = [address.rpartition(":")[0] or address for address in everyone]
     task = _section(config, "task", text)
     role, index = task.get("type"), task.get("index")
     if role == "evaluator":
@@ -184,7 +191,7 @@ def _from_tf_config(environ: Mapping[str, str]) -> Launch | None:
         raise _bad_tf_config(text, f"task.index must be an int below the {count} of cluster.{role}")
     rank = starts[role] + index
     local_rank = hosts[:rank].count(hosts[rank])
-    return Launch("tf_config", rank, len(hosts), local_rank, hosts.count(hosts[rank]))
+    return Launch("tf_config", rank, len(hosts), local_rank, hosts.count(hosts[rank]), tuple(everyone))
 
 
 def _section(config: Any, name: str, text: str) -> dict[str, Any]:

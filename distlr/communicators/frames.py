@@ -1,6 +1,6 @@
 """Frames: how one rank's part of a collective travels, and how ranks are named in messages.
 
-A frame is a header (magic, two lengths), a signature as JSON (kind, tag, terms, length, refusal) and the data,
+A frame is a header (magic, two lengths), a signature as JSON (kind, tag, terms, length, refusal, updates) and the data,
 each padded to a multiple of 8 bytes. This module imports neither TensorFlow, Keras nor an engine.
 """
 
@@ -39,13 +39,16 @@ Frame = npt.NDArray[np.uint8]
 EMPTY: Frame = np.zeros(0, np.uint8)
 
 _DTYPES = ("float32", "float64", "int64", "bool", "uint8")
-_MAGIC = b"DLR1"
+_MAGIC = b"DLR2"
 _HEADER = struct.Struct("<4sIQ")  # magic, bytes of the signature, bytes of the payload
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One rank's decoded frame. `terms` must agree on all ranks; `length` is an allgather's leading size."""
+    """One rank's decoded frame. `terms` must agree on all ranks; `length` is an allgather's leading size.
+
+    `updates` is how often the rank has averaged gradients since the collective before, which must agree too.
+    """
 
     kind: str
     tag: str
@@ -53,6 +56,7 @@ class Part:
     length: int
     refused: str
     data: Frame
+    updates: int = 0
 
 
 def checked_array(array: npt.ArrayLike) -> Array:
@@ -104,7 +108,7 @@ def _padded(size: int) -> int:
 
 
 def encode(part: Part) -> Frame:
-    signature = json.dumps([part.kind, part.tag, part.terms, part.length, part.refused]).encode()
+    signature = json.dumps([part.kind, part.tag, part.terms, part.length, part.refused, part.updates]).encode()
     start = _HEADER.size + _padded(len(signature))
     frame: Frame = np.zeros(start + _padded(part.data.size), np.uint8)
     head = _HEADER.pack(_MAGIC, len(signature), part.data.size) + signature
@@ -142,8 +146,8 @@ def decode(frame: Frame, rank: int, label: str) -> Part:
     _size(frame, rank, label)
     _, signed, size = _HEADER.unpack(frame[: _HEADER.size].tobytes())
     start = _HEADER.size + _padded(signed)
-    kind, tag, terms, length, refused = json.loads(frame[_HEADER.size : _HEADER.size + signed].tobytes())
-    return Part(kind, tag, terms, length, refused, frame[start : start + size])
+    kind, tag, terms, length, refused, updates = json.loads(frame[_HEADER.size : _HEADER.size + signed].tobytes())
+    return Part(kind, tag, terms, length, refused, frame[start : start + size], updates)
 
 
 def by_rank(texts: Sequence[str], verb: str) -> str:

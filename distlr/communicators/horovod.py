@@ -5,8 +5,9 @@ Horovod is imported here and nowhere else in distlr.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ class HorovodCommunicator(Communicator):
 
     Every collective is one Horovod allgather of int64 words, of a size of its own on each rank: Horovod pairs eager
     calls by their order, whatever their names, so all being of one kind they always meet, and the frames
-    tell whether they mean the same.
+    tell whether they mean the same. Before it the rank joins (`hvd.join`): one whose data has ended comes here while
+    others still average gradients, and none must wait for the other.
 
     Args:
         timeout: seconds after which Horovod ends a job in which some ranks wait for others, if the variable
@@ -46,6 +48,7 @@ class HorovodCommunicator(Communicator):
         warning = _WARN_AFTER if self.timeout is None else max(1, min(_WARN_AFTER, round(self.timeout / 2)))
         os.environ.setdefault(_STALL_WARNING, str(warning))
         self._hvd.init()
+        self._exchanges: list[HorovodGradients] = []
 
     @property
     def name(self) -> str:
@@ -79,20 +82,38 @@ class HorovodCommunicator(Communicator):
 
     def gradients(self, prefix: str, compression: str = "none") -> HorovodGradients:
         """The exchange of gradients for one optimizer; see `HorovodGradients`."""
-        return HorovodGradients(self._hvd, prefix, compression)
+        self._exchanges.append(HorovodGradients(self._hvd, prefix, compression))
+        return self._exchanges[-1]
+
+    def _meet(self) -> int:
+        if self.size > 1 and self._exchanges:
+            import tensorflow as tf
+
+            with self._explaining("a join before a collective"):
+                # Until every rank has come, this one takes part in the others' exchanges of gradients with zeros. In a
+                # graph made anew: TensorFlow takes an operation without inputs for a constant, and runs it once.
+                tf.compat.v1.wrap_function(self._hvd.join, [])()
+        return sum(exchange.take_updates() for exchange in self._exchanges)
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         import tensorflow as tf
 
+        with self._explaining(label), tf.device("/CPU:0"):
+            everyone = self._hvd.allgather(tf.constant(frame.view(np.int64)), name="distlr")
+        return split(everyone.numpy().view(np.uint8), self.size, label)
+
+    @contextlib.contextmanager
+    def _explaining(self, label: str) -> Iterator[None]:
+        """Says what Horovod's error means."""
+        import tensorflow as tf
+
         try:
-            with tf.device("/CPU:0"):
-                everyone = self._hvd.allgather(tf.constant(frame.view(np.int64)), name="distlr")
+            yield
         except tf.errors.OpError as error:
             raise CollectiveTimeoutError(
                 f"[rank {self.rank}] {label} ended because a rank of {self.size} ended, or did not come within "
                 f"{self.timeout or float('inf'):g} s. Horovod says: {error.message.strip()}"
             ) from error
-        return split(everyone.numpy().view(np.uint8), self.size, label)
 
 
 def stop() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from distlr.communicators.stops import StopRequest
 from distlr.errors import ConfigurationError, received
 
 __all__ = ["COMPRESSIONS", "HorovodGradients", "check_compression"]
@@ -22,7 +23,7 @@ def check_compression(compression: Any) -> None:
         raise ConfigurationError(received("compression", compression, expected))
 
 
-class HorovodGradients:
+class HorovodGradients(StopRequest):
     """The mean over the ranks of an optimizer's gradients, and of what travels with them.
 
     Each tensor is an operation of its own, named after optimizer and variable: Horovod begins with those that
@@ -38,6 +39,7 @@ class HorovodGradients:
 
     def __init__(self, hvd: Any, prefix: str, compression: str = "none") -> None:
         check_compression(compression)
+        super().__init__()
         import tensorflow as tf
 
         self._hvd = hvd
@@ -45,8 +47,7 @@ class HorovodGradients:
         self._compression = getattr(hvd.Compression, compression)
         self.factor = 1.0  # on the mean; for Horovod's own argument meanings (distlr.horovod)
         self.sums = False
-        self._wanted = tf.Variable(0.0, trainable=False)
-        self._agreed = tf.Variable(0.0, trainable=False)
+        self._updates = tf.Variable(0, trainable=False, dtype=tf.int64)
 
     def average(self, gradients: Sequence[Any], names: Sequence[str]) -> list[Any]:
         """The mean over the ranks of each gradient: dense, sparse (`IndexedSlices`), or None, which stays None.
@@ -60,8 +61,9 @@ class HorovodGradients:
         # Not before a gradient is there: at the end of data of unknown length Keras runs one more step, which fails,
         # and what does not wait for the data would be sent all the same and meet nothing.
         with tf.control_dependencies([gradient for gradient in gradients if gradient is not None][:1]):
-            wanted = tf.identity(self._wanted)
-        self._agreed.assign(self._mean(wanted, "stop"))
+            wanted = tf.identity(self.wanted)
+            self._updates.assign_add(1)
+        self.agreed.assign(self._mean(wanted, "stop"))
         return [
             gradient if gradient is None else self._scaled(self._average(gradient, name))
             for gradient, name in zip(gradients, names, strict=True)
@@ -73,31 +75,11 @@ class HorovodGradients:
 
         return self._mean(tf.cast(flag, tf.float32), "finite") >= 1.0
 
-    def request_stop(self) -> None:
-        """Lets all ranks know, with the next update's gradients, that this one wants to stop."""
-        self._wanted.assign(1.0)
-
-    def take_back(self) -> None:
-        """Forgets this rank's request and what was agreed."""
-        self._wanted.assign(0.0)
-        self._agreed.assign(0.0)
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether this rank wants to stop."""
-        return bool(self._wanted.numpy() > 0)
-
-    @property
-    def stop_agreed(self) -> bool:
-        """Whether any rank wanted to stop before the last update; the same on all ranks."""
-        return bool(self._agreed.numpy() > 0)
-
-    def join(self) -> None:
-        """Returns when every rank has called it; until then this rank takes part in the others' exchanges with zeros.
-
-        So that a rank whose data has ended does not leave the others waiting.
-        """
-        self._hvd.join()
+    def take_updates(self) -> int:
+        """How many updates this rank has averaged for since it was last asked."""
+        updates = int(self._updates.numpy())
+        self._updates.assign(0)
+        return updates
 
     def _average(self, gradient: Any, name: str) -> Any:
         import tensorflow as tf

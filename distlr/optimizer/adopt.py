@@ -259,13 +259,3 @@ def _check_accumulation(optimizer: Any, batch: GlobalBatch | None) -> None:
             f"for {batch.accumulation / steps:g} times the batch that is trained. To mend it: give both the same "
             "number: gradient_accumulation_steps= of the optimizer and accumulation= of the batch."
         )
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    if steps > 1 and replicas > 1:
-        raise ConfigurationError(
-            received(
-                "gradient_accumulation_steps",
-                steps,
-                f"left out on {replicas} replicas of a tf.distribute strategy (Keras raises inside its merge call)",
-                "raise the batch per replica instead",
-            )
-        )

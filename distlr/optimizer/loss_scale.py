@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from distlr.strategies.replicas import sum_over_replicas
+
 __all__ = ["AgreedLossScaleOptimizer", "agree"]
 
 # An unbuilt LossScaleOptimizer of Keras numbers its iteration and rate, then its inner optimizer's.
@@ -29,14 +31,10 @@ class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     def check_finite(self, grads: Sequence[Any]) -> tf.Tensor:
         """Whether the gradients are finite on every replica of every rank, the same on each."""
         finite = super().check_finite(grads)
+        (failing,) = sum_over_replicas([tf.cast(tf.logical_not(finite), tf.float32)])
+        finite = tf.equal(failing, 0.0)
         exchange = getattr(self.inner_optimizer, "exchange", None)
-        if exchange is not None:
-            return exchange.all_true(finite)
-        context = tf.distribute.get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
-            return finite
-        agreeing = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(finite, tf.float32))
-        return tf.equal(agreeing, context.num_replicas_in_sync)
+        return finite if exchange is None else exchange.all_true(finite)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Sets all of `variables` (Keras' class leaves the inner optimizer's as they are)."""

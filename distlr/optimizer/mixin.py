@@ -13,8 +13,10 @@ import tensorflow as tf
 
 from distlr.errors import ConfigurationError
 from distlr.optimizer import saving
+from distlr.optimizer.accumulation import accumulate
 from distlr.optimizer.adoption import Adoption
 from distlr.optimizer.rate import LearningRate, check_rate
+from distlr.strategies.replicas import on_replicas, sum_over_replicas
 
 __all__ = ["ScaledOptimizer", "derived_class"]
 
@@ -254,14 +256,28 @@ class ScaledOptimizer:
         # By place, not by name: a rank that built another model first has other names for the same variables.
         adoption = self._distlr
         adoption.exchanged = [str(self._get_variable_index(variable)) for variable in trainable_variables]
-        super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
+        apply = super()._backend_apply_gradients  # type: ignore[misc]
+        if self.gradient_accumulation_steps and on_replicas():
+            accumulate(self, grads, trainable_variables, apply)
+        else:
+            apply(grads, trainable_variables)
 
     def _clip_gradients(self, grads: Sequence[Any]) -> Sequence[Any]:
-        """Averages over the ranks, then clips as Keras does; reached once an update, accumulated or not."""
+        """Averages over ranks and replicas, then clips as Keras does; reached once an update, accumulated or not.
+
+        Keras itself clips what each replica has, and sums after that: with clipping, another update than one device's.
+        """
         adoption = self._distlr
+        if not grads:
+            return grads
         if adoption.exchange is not None:
             grads = adoption.exchange.average(grads, adoption.exchanged)
+        else:
+            grads = sum_over_replicas(grads)
         return super()._clip_gradients(grads)  # type: ignore[misc]
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        return grads_and_vars  # `_clip_gradients` has summed them
 
     # -- state ---------------------------------------------------------------------------------------
 

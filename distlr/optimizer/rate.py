@@ -51,7 +51,8 @@ class RateCache:
     """The rate tensor of the update in progress, a slot a thread.
 
     `MirroredStrategy` runs each replica's step in a thread of its own and the update of the variables in
-    the main thread; there any replica's tensor will do, since all replicas compute the same rate.
+    the main thread, or in threads started from there; in those any replica's tensor will do, since all replicas compute
+    the same rate.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,7 @@ class RateCache:
     def get(self) -> tf.Tensor | None:
         """The tensor to use here, or None when no update is in progress."""
         rate = self._rates.get(threading.get_ident())
-        if rate is None and self._rates and tf.distribute.in_cross_replica_context():
+        if rate is None and self._rates and (tf.distribute.in_cross_replica_context() or not tf.executing_eagerly()):
             return next(iter(self._rates.values()))
         return rate
 

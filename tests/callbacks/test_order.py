@@ -11,7 +11,6 @@ import tensorflow as tf
 from distlr.callbacks import (
     Audit,
     BroadcastState,
-    EqualBatches,
     LearningRateLogger,
     ReduceLROnPlateau,
     ReplicaGuard,
@@ -37,7 +36,6 @@ def _stages(tmp_path: Any) -> list[list[Any]]:
     strategy = tf.distribute.get_strategy()
     return [
         [Audit(strategy)],
-        [EqualBatches()],
         [SyncMetrics(), SyncStatistics(strategy)],
         [LearningRateLogger()],
         [
@@ -99,7 +97,7 @@ def test_several_ranks_get_what_they_need_and_rank_0_alone_writes_files(tmp_path
     assert [type(callback) for callback in first[:4]] == [*map(type, writers), Decider]
     assert [type(callback) for callback in second[:1]] == [Decider]
     for callbacks in (first[4:], second[1:]):
-        assert [type(callback) for callback in callbacks] == [SyncMetrics, EqualBatches, ReplicaGuard, BroadcastState]
+        assert [type(callback) for callback in callbacks] == [SyncMetrics, ReplicaGuard, BroadcastState]
 
 
 def test_a_guard_of_the_users_is_the_one(tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -20,12 +21,13 @@ Watch = Callable[[Callable[[], dict[int, int]]], None]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 _MARK = "DISTLR_TEST_LAUNCH"
-_INHERITED = re.compile("HOROVOD_|OMPI_|PRTE_|PMIX_|PMI_|SLURM_(?!CONF$)|DISTLR_")
+_INHERITED = re.compile("HOROVOD_|OMPI_|PRTE_|PMIX_|PMI_|SLURM_(?!CONF$)|DISTLR_|TF_CONFIG$")
 
 LAUNCHERS = {
-    "gloo": ["launch/horovodrun.sh", "--gloo"],
-    "horovod-mpi": ["launch/horovodrun.sh", "--mpi"],
-    "mpirun": ["launch/mpirun.sh"],
+    "gloo": ["launch/horovodrun.sh", "--gloo", "-np"],
+    "horovod-mpi": ["launch/horovodrun.sh", "--mpi", "-np"],
+    "mpirun": ["launch/mpirun.sh", "-np"],
+    "multi-worker": ["launch/tf_config.sh", "-n"],
 }
 
 
@@ -61,7 +63,7 @@ def launch(
         limit: see `run`; likewise `environ` and `watch`.
     """
     variables = {**_few_threads(size), **(environ or {})}
-    return run([*LAUNCHERS[launcher], "-np", str(size), *arguments], limit=limit, environ=variables, watch=watch)
+    return run([*LAUNCHERS[launcher], str(size), *arguments], limit=limit, environ=variables, watch=watch)
 
 
 def run(
@@ -165,6 +167,8 @@ def _ranks(mark: str) -> dict[int, int]:
     ranks: dict[int, int] = {}
     for pid, environ in _environments().items():
         rank = environ.get("HOROVOD_RANK", environ.get("OMPI_COMM_WORLD_RANK", environ.get("SLURM_PROCID")))
+        if rank is None and "TF_CONFIG" in environ:
+            rank = json.loads(environ["TF_CONFIG"])["task"]["index"]
         if environ.get(_MARK) != mark or rank is None:
             continue
         try:

@@ -13,6 +13,32 @@ def job():
     return distlr.init(timeout=60)
 
 
+@pytest.fixture(scope="session")
+def spans(job) -> bool:
+    """Whether one tf.distribute strategy spans the ranks."""
+    return job.communicator.strategy_spans_ranks
+
+
+@pytest.fixture
+def horovod_only(spans) -> None:
+    """For what cannot be where all workers make each variable, and take each step, together."""
+    if spans:
+        pytest.skip("the workers of a tf.distribute strategy make variables and take steps together")
+
+
+@pytest.fixture(scope="session")
+def own():
+    """Makes a data set of this rank's own samples: `own(arrays, batch)`."""
+    import tensorflow as tf
+
+    def make(arrays, batch: int):
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        return tf.data.Dataset.from_tensor_slices(arrays).batch(batch).with_options(options)
+
+    return make
+
+
 @pytest.fixture
 def same_on_all(job):
     """Asserts that a JSON value is equal on every rank; collective."""

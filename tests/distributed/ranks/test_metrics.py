@@ -7,7 +7,6 @@ import math
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import distlr
 from distlr.errors import ConfigurationError, DistlrError
@@ -21,23 +20,28 @@ def samples(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return x, (x.sum(axis=1, keepdims=True) + generator.normal(size=(count, 1)) > 0).astype("float32")
 
 
-def compiled(job, *, normalized: bool = False):
+def build(optimizer, normalized: bool):
     keras.utils.set_random_seed(0)
     layers = [keras.layers.BatchNormalization()] if normalized else []
     model = keras.Sequential(
         [keras.Input((FEATURES,)), *layers, keras.layers.Dense(4, "relu"), keras.layers.Dense(1, "sigmoid")]
     )
-    batch = job.batch(per_replica=4, base_batch=4, samples_per_epoch=8 * job.size)
-    model.compile(
-        job.optimizer(keras.optimizers.SGD(0.1), batch),
-        "binary_crossentropy",
-        metrics=["accuracy", keras.metrics.AUC(name="auc"), keras.metrics.Precision(name="precision")],
-    )
+    metrics = ["accuracy", keras.metrics.AUC(name="auc"), keras.metrics.Precision(name="precision")]
+    model.compile(optimizer, "binary_crossentropy", metrics=metrics)
     return model
 
 
-def dataset(arrays):
-    return tf.data.Dataset.from_tensor_slices(arrays).batch(4)
+def compiled(job, *, normalized: bool = False):
+    with job.scope():
+        batch = job.batch(per_replica=4, base_batch=4, samples_per_epoch=8 * job.size)
+        return build(job.optimizer(keras.optimizers.SGD(0.1), batch), normalized)
+
+
+def in_one_process(model, arrays, normalized: bool = False):
+    """What a model with these weights gives on all data, without any other rank."""
+    alone = build("sgd", normalized)
+    alone.set_weights([weight.numpy() for weight in model.weights])
+    return alone.evaluate(*arrays, batch_size=len(arrays[0]), verbose=0, return_dict=True)
 
 
 def shard_sizes(job, case: str) -> list[int]:
@@ -51,21 +55,21 @@ def shard_sizes(job, case: str) -> list[int]:
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras, of an empty shard
 @pytest.mark.parametrize("case", ["equal", "uneven", "one empty", "one without", "root without"])
-def test_the_metrics_are_those_of_one_process_on_all_data(job, same_on_all, case) -> None:
+def test_the_metrics_are_those_of_one_process_on_all_data(job, own, same_on_all, case) -> None:
     sizes = shard_sizes(job, case)
     absent = {"one without": job.size - 1, "root without": 0}.get(case)
     shards = [samples(count, seed=10 + rank) for rank, count in enumerate(sizes)]
     model = compiled(job, normalized=True)
     plateau = distlr.callbacks.ReduceLROnPlateau("val_auc", factor=0.5, patience=1, min_delta=10.0)
-    options = {} if job.rank == absent else {"validation_data": dataset(shards[job.rank])}
+    options = {} if job.rank == absent else {"validation_data": own(shards[job.rank], 4)}
     train = samples(8, seed=job.rank)
     history = model.fit(
-        dataset(train), epochs=3, verbose=0, shuffle=False, callbacks=job.callbacks([plateau]), **options
+        own(train, 4), epochs=3, verbose=0, shuffle=False, callbacks=job.callbacks([plateau]), **options
     ).history
     # One process, all data, the weights that every rank has now; the last epoch's validation came after its last step.
     kept = [shard for rank, shard in enumerate(shards) if rank != absent]
     whole = tuple(np.concatenate(parts) for parts in zip(*kept, strict=True))
-    expected = model.evaluate(*whole, batch_size=len(whole[0]), verbose=0, return_dict=True)
+    expected = in_one_process(model, whole, normalized=True)
     for name, value in expected.items():
         assert history[f"val_{name}"][-1] == pytest.approx(value, abs=1e-6), name
     # No epoch is better by 10, so the second and the third one are cut.
@@ -74,19 +78,21 @@ def test_the_metrics_are_those_of_one_process_on_all_data(job, same_on_all, case
     same_on_all([history, plateau.decisions, model.optimizer.rate_digests()])
 
 
-def test_training_metrics_are_over_all_ranks_and_statistics_are_their_mean(job, same_on_all) -> None:
+def test_training_metrics_are_over_all_ranks_and_statistics_are_their_mean(job, own, same_on_all) -> None:
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(1)])
-    model.compile(job.optimizer(keras.optimizers.SGD(0.0)), "mse", metrics=["mae"])
-    x = np.full((4, 1), float(job.rank), "float32")
-    history = model.fit(x, np.ones((4, 1)), batch_size=4, verbose=0, shuffle=False, callbacks=job.callbacks()).history
+    with job.scope():
+        layers = [keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((1,)), *layers])
+        model.compile(job.optimizer(keras.optimizers.SGD(0.0)), "mse", metrics=["mae"])
+    data = own((np.full((4, 1), float(job.rank), "float32"), np.ones((4, 1), "float32")), 4)
+    history = model.fit(data, verbose=0, shuffle=False, callbacks=job.callbacks()).history
     same_on_all([history["loss"], history["mae"]])
     # One step: each rank's moving mean is 0.5 * rank, and the mean over the ranks is the same on each.
     moving = model.layers[0].moving_mean.numpy().item()
     assert moving == pytest.approx(0.5 * (job.size - 1) / 2)
 
 
-def test_a_nan_metric_on_one_rank_is_every_ranks(job, same_on_all) -> None:
+def test_a_nan_metric_on_one_rank_is_every_ranks(job, own, same_on_all) -> None:
     model = compiled(job)
     x, y = samples(8, seed=5)
     if job.rank == job.size - 1:
@@ -95,11 +101,11 @@ def test_a_nan_metric_on_one_rank_is_every_ranks(job, same_on_all) -> None:
     raised = None
     try:
         model.fit(
-            dataset(samples(8, seed=job.rank)),
+            own(samples(8, seed=job.rank), 4),
             epochs=2,
             verbose=0,
             shuffle=False,
-            validation_data=dataset((x, y)),
+            validation_data=own((x, y), 4),
             callbacks=job.callbacks([plateau]),
         )
     except DistlrError as error:
@@ -108,7 +114,7 @@ def test_a_nan_metric_on_one_rank_is_every_ranks(job, same_on_all) -> None:
     same_on_all([raised, model.optimizer.multiplier])
 
 
-def test_the_decision_is_rank_0s_whatever_the_others_see(job, same_on_all) -> None:
+def test_the_decision_is_rank_0s_whatever_the_others_see(job, own, same_on_all) -> None:
     class Local(keras.callbacks.Callback):
         """A metric of the script's own, which nobody synchronizes."""
 
@@ -117,13 +123,13 @@ def test_the_decision_is_rank_0s_whatever_the_others_see(job, same_on_all) -> No
 
     model = compiled(job)
     plateau = distlr.callbacks.ReduceLROnPlateau("mine", factor=0.5, patience=1, mode="min")
-    train = dataset(samples(8, seed=job.rank))
+    train = own(samples(8, seed=job.rank), 4)
     model.fit(train, epochs=4, verbose=0, shuffle=False, callbacks=job.callbacks([Local(), plateau]))
     assert plateau.decisions == []  # rank 0's improves every epoch
     same_on_all(model.optimizer.multiplier)
 
 
-def test_a_metric_that_is_no_sum_says_how_it_combines_or_is_refused(job, same_on_all) -> None:
+def test_a_metric_that_is_no_sum_says_how_it_combines_or_is_refused(job, own, spans) -> None:
     class Largest(keras.metrics.Metric):
         def __init__(self) -> None:
             super().__init__(name="largest")
@@ -142,15 +148,19 @@ def test_a_metric_that_is_no_sum_says_how_it_combines_or_is_refused(job, same_on
         distlr_combine = "max"
 
     def fit(metric):
-        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-        model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse", metrics=[metric])
+        with job.scope():
+            model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+            model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse", metrics=[metric()])
         x = np.ones((4, 1), "float32")
-        return model, model.fit(x, x * job.rank, batch_size=2, verbose=0, shuffle=False, callbacks=job.callbacks())
+        return model.fit(own((x, x * job.rank), 2), verbose=0, shuffle=False, callbacks=job.callbacks())
 
     with pytest.raises(ConfigurationError, match=r"'largest' \(Largest\) cannot be computed over several ranks"):
-        fit(Largest())
-    _, history = fit(Declared())
-    assert history.history["largest"] == [job.size - 1]
+        fit(Largest)
+    if spans:
+        with pytest.raises(ConfigurationError, match=r"'largest' \(Declared\) combine by their max"):
+            fit(Declared)
+    else:
+        assert fit(Declared).history["largest"] == [job.size - 1]
 
 
 def test_evaluate_and_result_are_over_all_ranks(job, same_on_all) -> None:
@@ -158,7 +168,7 @@ def test_evaluate_and_result_are_over_all_ranks(job, same_on_all) -> None:
     batch = job.batch(per_replica=4, base_batch=4)
     whole = samples(4 * job.size + 3, seed=2)
     found = job.evaluate(model, job.shard(whole, batch, training=False))
-    expected = model.evaluate(*whole, batch_size=len(whole[0]), verbose=0, return_dict=True)
+    expected = in_one_process(model, whole)
     assert found == pytest.approx(expected, abs=1e-6)
     metric = keras.metrics.Mean(name="mean")
     metric.update_state([job.rank] * (job.rank + 1))
@@ -168,11 +178,13 @@ def test_evaluate_and_result_are_over_all_ranks(job, same_on_all) -> None:
 
 
 @pytest.mark.parametrize("metrics", [1, 20])
-def test_at_most_four_collectives_at_an_epochs_end(job, metrics) -> None:
-    model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization(), keras.layers.Dense(1)])
-    given = [keras.metrics.MeanAbsoluteError(name=f"mae{i}") for i in range(metrics)]
-    model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse", metrics=given)
+def test_at_most_four_collectives_at_an_epochs_end(job, own, metrics) -> None:
+    with job.scope():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization(), keras.layers.Dense(1)])
+        given = [keras.metrics.MeanAbsoluteError(name=f"mae{i}") for i in range(metrics)]
+        model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse", metrics=given)
     x = np.ones((4, 1), "float32")
+    data = own((x, x), 2)
     totals: list[int] = []
 
     class Count(keras.callbacks.Callback):
@@ -184,5 +196,5 @@ def test_at_most_four_collectives_at_an_epochs_end(job, metrics) -> None:
 
     plateau = distlr.callbacks.ReduceLROnPlateau("val_loss")
     callbacks = [*job.callbacks([plateau]), Count()]
-    model.fit(x, x, batch_size=2, epochs=3, verbose=0, shuffle=False, validation_data=(x, x), callbacks=callbacks)
+    model.fit(data, epochs=3, verbose=0, shuffle=False, validation_data=data, callbacks=callbacks)
     assert np.diff(totals).tolist() == [4, 4, 4]

@@ -1,0 +1,112 @@
+"""The communicator over the collectives of a `tf.distribute` strategy that spans several workers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from distlr.communicators.base import Communicator
+from distlr.communicators.frames import Frame
+from distlr.errors import CollectiveTimeoutError
+
+__all__ = ["StrategyCommunicator"]
+
+_GROUP = 1_851_877_481  # far from the keys that strategies count up from 1
+_LENGTHS = 1  # the instance of the exchange of lengths, which has one shape for ever
+
+
+class StrategyCommunicator(Communicator):
+    """The workers of a `MultiWorkerMirroredStrategy`, over TensorFlow's own collectives between their CPUs.
+
+    Every collective is two gathers: of the lengths, and of the frames, padded to the longest. They are eager operations
+    in a group of their own, so that they cannot pair with the strategy's.
+
+    Args:
+        strategy: the strategy, whose workers are connected.
+        addresses: "host:port" of each worker, in the order of the ranks.
+        rank: which of them this process is.
+        timeout: seconds after which TensorFlow ends a collective for which some ranks wait.
+    """
+
+    strategy_spans_ranks = True
+
+    def __init__(self, strategy: Any, addresses: Sequence[str], rank: int, timeout: float) -> None:
+        super().__init__()
+        self.timeout = timeout
+        self._strategy = strategy
+        self._rank = rank
+        hosts = [address.rpartition(":")[0] for address in addresses]
+        self._size = len(hosts)
+        self._local_rank = hosts[:rank].count(hosts[rank])
+        self._local_size = hosts.count(hosts[rank])
+        resolver = strategy.cluster_resolver
+        self._device = f"/job:{resolver.task_type}/replica:0/task:{resolver.task_id}/device:CPU:0"
+        self._instances = itertools.count(_LENGTHS + 1)
+
+    @property
+    def name(self) -> str:
+        """'multi-worker'."""
+        return "multi-worker"
+
+    @property
+    def rank(self) -> int:
+        """The worker's place in the cluster, a chief first."""
+        return self._rank
+
+    @property
+    def size(self) -> int:
+        """Number of workers."""
+        return self._size
+
+    @property
+    def local_rank(self) -> int:
+        """The worker's place among those of its host."""
+        return self._local_rank
+
+    @property
+    def local_size(self) -> int:
+        """Number of workers of this host."""
+        return self._local_size
+
+    def gradients(self, prefix: str, compression: str = "none") -> Any:
+        """What travels with one optimizer's gradients; see `strategies.gradients`."""
+        from distlr.strategies.gradients import StrategyGradients
+
+        return StrategyGradients()
+
+    def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
+        import tensorflow as tf
+
+        words = frame.view(np.int64)
+        try:
+            lengths = self._gather(np.array([len(words)], np.int64), _LENGTHS)
+            padded = np.zeros(int(lengths.max()), np.int64)
+            padded[: len(words)] = words
+            everyone = self._gather(padded, next(self._instances)).reshape(self._size, -1)
+        except tf.errors.OpError as error:
+            raise CollectiveTimeoutError(
+                f"[rank {self._rank}] {label} ended because a rank of {self._size} ended, or did not come within "
+                f"{self.timeout:g} s. TensorFlow says: {error.message.strip()}"
+            ) from error
+        return [row[:length].view(np.uint8) for row, length in zip(everyone, lengths, strict=True)]
+
+    def _gather(self, words: np.ndarray, instance: int) -> np.ndarray:
+        import tensorflow as tf
+
+        if self._size == 1:
+            return words
+        with tf.device(self._device):
+            gathered = tf.raw_ops.CollectiveGatherV2(
+                input=tf.constant(words),
+                group_size=self._size,
+                group_key=_GROUP,
+                instance_key=instance,
+                ordering_token=[],
+                communication_hint="ring",
+                timeout_seconds=self.timeout,
+            )
+        result: np.ndarray = gathered.numpy()
+        return result

@@ -1,0 +1,134 @@
+"""`MultiWorkerMirroredStrategy` as Keras 3 needs it: several processes, of which each has one device or more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from distlr.errors import DistributionError
+
+__all__ = ["MultiWorker", "addresses_of", "mend", "multi_worker", "slurm_workers", "split_batches"]
+
+_FIRST_PORT, _PORTS_A_JOB, _PORTS = 12_000, 16, 1_000  # below the range from which systems give ports away
+
+_OFF = tf.data.experimental.AutoShardPolicy.OFF
+
+
+class MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
+    """TensorFlow's strategy, with what Keras 3's `fit`, `evaluate` and `predict` ask of it.
+
+    Keras reduces a whole batch, a structure, to learn its shapes, and each step's logs, scalars, along an axis that
+    they do not have: as shipped both raise. Here the first takes this worker's batch, and the second the mean over this
+    worker's replicas, so that a step has no collective but its gradients'. What TensorFlow can reduce it
+    reduces as ever, over all workers.
+
+    A data set that is a worker's own share already (`job.shard` turns TensorFlow's sharding of it off) is given to the
+    worker's devices as it is, without asking the other workers at each step whether theirs goes on.
+    """
+
+    def reduce(self, reduce_op: Any, value: Any, axis: int | None = None) -> Any:
+        """As in TensorFlow; of a structure this worker's first replica's, of scalars along an axis their local mean."""
+        if isinstance(value, (tuple, list, dict)):
+            return tf.nest.map_structure(lambda part: self.experimental_local_results(part)[0], value)
+        local = self.experimental_local_results(value)
+        if axis is not None and getattr(local[0], "shape", None) is not None and local[0].shape.rank == 0:
+            return tf.add_n(list(local)) / tf.cast(len(local), local[0].dtype)
+        return super().reduce(reduce_op, value, axis=axis)
+
+    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
+        """As in TensorFlow; a worker's own share goes to its devices, with no word to the others."""
+        if dataset.options().experimental_distribute.auto_shard_policy != _OFF:
+            return super().experimental_distribute_dataset(dataset, options)
+        own = split_batches(dataset, len(self.extended.worker_devices))
+        extended = self.extended
+        partial = extended.experimental_enable_get_next_as_optional
+        extended.experimental_enable_get_next_as_optional = False
+        try:
+            return super().distribute_datasets_from_function(lambda _: own, options)
+        finally:
+            extended.experimental_enable_get_next_as_optional = partial
+
+
+def split_batches(dataset: tf.data.Dataset, parts: int) -> tf.data.Dataset:
+    """Each batch as `parts` equal smaller ones, one behind another; every batch must divide."""
+    if parts == 1:
+        return dataset
+
+    def cut(tensor: tf.Tensor) -> tf.Tensor:
+        whole, rest = tensor.shape[0], tensor.shape[1:]
+        pieces = tf.reshape(tensor, tf.concat([[parts, tf.shape(tensor)[0] // parts], tf.shape(tensor)[1:]], axis=0))
+        pieces.set_shape([parts, None if whole is None else whole // parts, *rest])
+        return pieces
+
+    return dataset.map(lambda *batch: tf.nest.map_structure(cut, batch)).unbatch()
+
+
+def multi_worker(addresses: Sequence[str], rank: int, timeout: float) -> tf.distribute.Strategy:
+    """The strategy of this worker, connected with the others; all call it at about the same time.
+
+    Collectives go over NCCL between GPUs, and over TensorFlow's ring otherwise. A collective that waits longer than
+    `timeout` seconds ends with an error.
+
+    Args:
+        addresses: "host:port" of each worker, the same list on all.
+        rank: this worker's place in it.
+        timeout: seconds.
+
+    Raises:
+        DistributionError: TensorFlow has started already.
+    """
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    gpus = tf.config.get_visible_devices("GPU")
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(addresses)}),
+        task_type="worker",
+        task_id=rank,
+        num_accelerators={"GPU": len(gpus)},
+        rpc_layer="grpc",
+    )
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=kinds.NCCL if gpus else kinds.RING, timeout_seconds=timeout
+    )
+    try:
+        return MultiWorker(cluster_resolver=resolver, communication_options=options)
+    except RuntimeError as error:
+        raise DistributionError(
+            f"[rank {rank}] TensorFlow had started before it could be told of the other workers ({error}). To mend it: "
+            "call distlr.init before the first TensorFlow operation."
+        ) from error
+
+
+def mend(strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
+    """Makes a plain `MultiWorkerMirroredStrategy` one that Keras 3 can train with, in place."""
+    if type(strategy) is tf.distribute.MultiWorkerMirroredStrategy:
+        strategy.__class__ = MultiWorker
+    return strategy
+
+
+def addresses_of(strategy: tf.distribute.Strategy) -> tuple[list[str], int]:
+    """The addresses of a strategy's workers, a chief first, and this worker's place among them."""
+    resolver = strategy.cluster_resolver
+    cluster = resolver.cluster_spec().as_dict() if resolver is not None else {}
+    found: list[str] = []
+    starts: dict[str, int] = {}
+    for kind in ("chief", "worker"):
+        starts[kind] = len(found)
+        found += cluster.get(kind, [])
+    return found, starts.get(resolver.task_type, 0) + (resolver.task_id or 0) if found else 0
+
+
+def slurm_workers(tasks: int) -> list[str]:
+    """The addresses of the tasks of the Slurm step, in the order of its ranks; the ports follow from the job's number.
+
+    Args:
+        tasks: how many there are.
+    """
+    first = _FIRST_PORT + int(os.environ.get("SLURM_JOB_ID", 0)) % _PORTS * _PORTS_A_JOB
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        {"worker": tasks}, port_base=first, gpus_per_node=0, gpus_per_task=0, auto_set_gpu=False
+    )
+    workers: list[str] = resolver.cluster_spec().as_dict()["worker"]
+    return workers
