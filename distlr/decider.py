@@ -59,6 +59,8 @@ class Plateau:
                 f"write mode='min' or mode='max': nothing tells whether '{self.policy.monitor}' is better low or high"
             )
             raise ConfigurationError(received("mode", self.policy.mode, "'min' or 'max' for this metric", hint))
+        # Made on every rank now: in the scope of a strategy that spans them a variable is made by all together.
+        self._handle.read(self._name, self.policy.initial_state().as_vector())
 
     def step(self, value: float | None, *, epoch: int | None = None) -> Decision:
         """Decides and applies, at an epoch's end. Collective: every rank calls it.

@@ -15,7 +15,6 @@ from distlr.errors import CollectiveTimeoutError
 __all__ = ["StrategyCommunicator"]
 
 _GROUP = 1_851_877_481  # far from the keys that strategies count up from 1
-_LENGTHS = 1  # the instance of the exchange of lengths, which has one shape for ever
 
 
 class StrategyCommunicator(Communicator):
@@ -44,7 +43,8 @@ class StrategyCommunicator(Communicator):
         self._local_size = hosts.count(hosts[rank])
         resolver = strategy.cluster_resolver
         self._device = f"/job:{resolver.task_type}/replica:0/task:{resolver.task_id}/device:CPU:0"
-        self._instances = itertools.count(_LENGTHS + 1)
+        # Each gather is an instance of its own: two runs of one instance can meet in each other's buffers.
+        self._instances = itertools.count(1)
 
     @property
     def name(self) -> str:
@@ -82,10 +82,10 @@ class StrategyCommunicator(Communicator):
 
         words = frame.view(np.int64)
         try:
-            lengths = self._gather(np.array([len(words)], np.int64), _LENGTHS)
+            lengths = self._gather(np.array([len(words)], np.int64))
             padded = np.zeros(int(lengths.max()), np.int64)
             padded[: len(words)] = words
-            everyone = self._gather(padded, next(self._instances)).reshape(self._size, -1)
+            everyone = self._gather(padded).reshape(self._size, -1)
         except tf.errors.OpError as error:
             raise CollectiveTimeoutError(
                 f"[rank {self._rank}] {label} ended because a rank of {self._size} ended, or did not come within "
@@ -93,7 +93,7 @@ class StrategyCommunicator(Communicator):
             ) from error
         return [row[:length].view(np.uint8) for row, length in zip(everyone, lengths, strict=True)]
 
-    def _gather(self, words: np.ndarray, instance: int) -> np.ndarray:
+    def _gather(self, words: np.ndarray) -> np.ndarray:
         import tensorflow as tf
 
         if self._size == 1:
@@ -103,7 +103,7 @@ class StrategyCommunicator(Communicator):
                 input=tf.constant(words),
                 group_size=self._size,
                 group_key=_GROUP,
-                instance_key=instance,
+                instance_key=next(self._instances),
                 ordering_token=[],
                 communication_hint="ring",
                 timeout_seconds=self.timeout,

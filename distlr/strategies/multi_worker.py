@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -42,6 +42,8 @@ class MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
         """As in TensorFlow; a worker's own share goes to its devices, with no word to the others."""
         if dataset.options().experimental_distribute.auto_shard_policy != _OFF:
             return super().experimental_distribute_dataset(dataset, options)
+        if int(dataset.cardinality()) == 0:
+            return _Empty(dataset.element_spec)
         own = split_batches(dataset, len(self.extended.worker_devices))
         extended = self.extended
         partial = extended.experimental_enable_get_next_as_optional
@@ -50,6 +52,25 @@ class MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
             return super().distribute_datasets_from_function(lambda _: own, options)
         finally:
             extended.experimental_enable_get_next_as_optional = partial
+
+
+class _Empty:
+    """The data set of a worker that has nothing to validate.
+
+    `evaluate` iterates twice: it takes one batch for its shapes, and gets one of no samples; then comes the loop.
+    """
+
+    def __init__(self, spec: Any) -> None:
+        self._blank = tf.nest.map_structure(
+            lambda part: tf.zeros([0, *(size or 1 for size in part.shape[1:])], part.dtype), spec
+        )
+        self._in_loop = True
+
+    def __iter__(self) -> Iterator[Any]:
+        self._in_loop = not self._in_loop
+        if not self._in_loop:
+            yield self._blank
+        raise tf.errors.OutOfRangeError(None, None, "This worker has no data.")
 
 
 def split_batches(dataset: tf.data.Dataset, parts: int) -> tf.data.Dataset:
