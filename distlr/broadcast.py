@@ -12,7 +12,7 @@ from distlr.communicators import Communicator
 from distlr.communicators.frames import by_rank
 from distlr.communicators.fused import broadcast_arrays
 from distlr.errors import DistributionError
-from distlr.optimizer import ScaledOptimizer, inner
+from distlr.optimizer import ScaledOptimizer, inner, strategy_of
 
 __all__ = ["broadcast_state", "broadcast_variables", "check_equal"]
 
@@ -44,7 +44,8 @@ def broadcast_state(
     if optimizer is not None:
         core = inner(optimizer)
         if not optimizer.built:
-            optimizer.build(model.trainable_variables)
+            with strategy_of(optimizer).scope():
+                optimizer.build(model.trainable_variables)
         variables += list(optimizer.variables)
         if isinstance(core, ScaledOptimizer) and core.schedule is not None:
             formula = {name: value for name, value in core.schedule.explain().items() if not name.endswith("_rate")}

@@ -12,7 +12,7 @@ import tensorflow as tf
 from distlr.communicators import Communicator
 from distlr.communicators.frames import by_rank
 from distlr.errors import ReplicaDivergenceError
-from distlr.optimizer import ScaledOptimizer, inner
+from distlr.optimizer import ScaledOptimizer, inner, rate_of
 
 __all__ = ["compare_ranks", "rank_state", "weights_digests"]
 
@@ -33,7 +33,7 @@ def rank_state(model: Any, optimizer: Any) -> dict[str, Any]:
     """What must be equal on every rank, as JSON: numbers with all their bits, and digests."""
     optimizer = inner(optimizer)
     state: dict[str, Any] = {"iterations": int(optimizer.iterations.numpy())}
-    state["learning rate"] = float(optimizer.learning_rate).hex()
+    state["learning rate"] = rate_of(optimizer).hex()
     if isinstance(optimizer, ScaledOptimizer):
         state["samples seen"] = optimizer.samples_seen
         state["multiplier"] = optimizer.multiplier.hex()

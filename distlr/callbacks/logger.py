@@ -7,10 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from distlr.callbacks.base import JobCallback
-from distlr.optimizer import handle, inner, is_adopted
+from distlr.optimizer import handle, inner, is_adopted, rate_of
 
 __all__ = ["LearningRateLogger"]
 
@@ -50,7 +48,7 @@ class LearningRateLogger(JobCallback):
     def _record(self) -> dict[str, float | int]:
         optimizer = inner(self.model.optimizer)
         if not is_adopted(optimizer):
-            return {"learning_rate": float(keras.ops.convert_to_numpy(optimizer.learning_rate))}
+            return {"learning_rate": rate_of(optimizer)}
         return {
             "learning_rate": handle(optimizer).rate,
             "lr_multiplier": optimizer.multiplier,

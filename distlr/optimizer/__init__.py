@@ -1,8 +1,19 @@
 """The one place that extends a Keras optimizer."""
 
 from distlr.optimizer.adopt import adopt, inner, is_adopted, strategy_of, strip
-from distlr.optimizer.handle import RateHandle, handle
+from distlr.optimizer.handle import RateHandle, handle, rate_of
 from distlr.optimizer.loss_scale import agree
 from distlr.optimizer.mixin import ScaledOptimizer
 
-__all__ = ["RateHandle", "ScaledOptimizer", "adopt", "agree", "handle", "inner", "is_adopted", "strategy_of", "strip"]
+__all__ = [
+    "RateHandle",
+    "ScaledOptimizer",
+    "adopt",
+    "agree",
+    "handle",
+    "inner",
+    "is_adopted",
+    "rate_of",
+    "strategy_of",
+    "strip",
+]

@@ -10,7 +10,7 @@ import keras
 from distlr.errors import ConfigurationError
 from distlr.optimizer.adopt import inner, is_adopted
 
-__all__ = ["RateHandle", "handle"]
+__all__ = ["RateHandle", "handle", "rate_of"]
 
 
 class RateHandle(Protocol):
@@ -34,6 +34,11 @@ class RateHandle(Protocol):
         """Replaces the state called `name`."""
 
 
+def rate_of(optimizer: Any) -> float:
+    """The rate of the next update of an optimizer, distlr's or a plain one of Keras, in whatever form it gives it."""
+    return float(optimizer.learning_rate.numpy())
+
+
 class _Adopted:
     """State in the optimizer's variables: saved, restored and broadcast with it."""
 
@@ -42,7 +47,7 @@ class _Adopted:
 
     @property
     def rate(self) -> float:
-        return float(self._optimizer.learning_rate)
+        return rate_of(self._optimizer)
 
     @property
     def in_warmup(self) -> bool:
@@ -70,7 +75,7 @@ class _Plain:
 
     @property
     def rate(self) -> float:
-        return float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
+        return rate_of(self._optimizer)
 
     def multiply(self, factor: float) -> None:
         self._optimizer.learning_rate = self.rate * factor
