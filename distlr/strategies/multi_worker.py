@@ -44,7 +44,11 @@ class MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
             return super().experimental_distribute_dataset(dataset, options)
         if int(dataset.cardinality()) == 0:
             return _Empty(dataset.element_spec)
-        own = split_batches(dataset, len(self.extended.worker_devices))
+        devices = self.extended.worker_devices
+        if len(devices) == 1:
+            on_gpu = tf.DeviceSpec.from_string(devices[0]).device_type == "GPU"
+            return dataset.apply(tf.data.experimental.prefetch_to_device(devices[0])) if on_gpu else dataset
+        own = split_batches(dataset, len(devices))
         extended = self.extended
         partial = extended.experimental_enable_get_next_as_optional
         extended.experimental_enable_get_next_as_optional = False
