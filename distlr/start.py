@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from distlr._numbers import positive_real
 from distlr.communicators import Launch, connect, detect
+from distlr.communicators.detect import tf_config_workers
 from distlr.communicators.engines import ENGINES
 from distlr.communicators.rendezvous import check_addresses, meet
 from distlr.communicators.strategy import StrategyCommunicator
@@ -140,17 +141,13 @@ def _workers(launch: Launch | None, workers: Sequence[str] | None, timeout: floa
     if workers is not None:
         addresses = check_addresses(workers)
         rank = _own_place(addresses, launch)
-    elif launch is not None and launch.launcher != "tf_config" and "TF_CONFIG" in environ:
-        # srun starts the processes, and TF_CONFIG says where they are.
-        launch = detect({"TF_CONFIG": environ["TF_CONFIG"]})
-        return _workers(launch, None, timeout, {})
-    elif launch is not None and launch.launcher == "tf_config":
-        addresses, rank = check_addresses(launch.addresses), launch.rank
+    elif (named := tf_config_workers(environ)) is not None:  # also where srun starts the processes
+        addresses, rank = check_addresses(named[0]), named[1]
     elif launch is not None and launch.launcher == "srun":
         addresses, rank = slurm_workers(launch.size), launch.rank
     else:
         raise DistributionError(
-            "A multi-worker strategy needs to know its workers, and neither TF_CONFIG nor Slurm names several. To mend "
+            "A multi-worker strategy needs to know its workers, and neither TF_CONFIG nor Slurm names them. To mend "
             'it: start the script with launch/tf_config.sh -n 2, or write distlr.init(workers=["host1:12345", ...]).'
         )
     hosts = [address.rpartition(":")[0] for address in addresses]

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from distlr.errors import ConfigurationError
 
-__all__ = ["Launch", "detect"]
+__all__ = ["Launch", "detect", "tf_config_workers"]
 
 Launcher = Literal["horovodrun", "mpirun", "pmi", "srun", "tf_config"]
 
@@ -41,7 +41,6 @@ class Launch:
         size: number of processes.
         local_rank: number on this host, in 0 to `local_size - 1`.
         local_size: number of processes on this host.
-        addresses: "host:port" of each process, where TF_CONFIG gives them.
     """
 
     launcher: Launcher
@@ -49,7 +48,6 @@ class Launch:
     size: int
     local_rank: int
     local_size: int
-    addresses: tuple[str, ...] = ()
 
 
 def detect(environ: Mapping[str, str]) -> Launch | None:
@@ -57,7 +55,7 @@ def detect(environ: Mapping[str, str]) -> Launch | None:
 
     >>> detect({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2",
     ...         "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"})
-    Launch(launcher='mpirun', rank=1, size=2, local_rank=1, local_size=2, addresses=())
+    Launch(launcher='mpirun', rank=1, size=2, local_rank=1, local_size=2)
 
     Args:
         environ: the environment, such as `os.environ`. It is only read.
@@ -154,6 +152,21 @@ def _tasks_per_node(environ: Mapping[str, str]) -> list[int]:
 
 
 def _from_tf_config(environ: Mapping[str, str]) -> Launch | None:
+    found = tf_config_workers(environ)
+    if found is None or len(found[0]) <= 1:
+        return None
+    everyone, rank = found
+    hosts = [address.rpartition(":")[0] or address for address in everyone]
+    local_rank = hosts[:rank].count(hosts[rank])
+    return Launch("tf_config", rank, len(hosts), local_rank, hosts.count(hosts[rank]))
+
+
+def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | None:
+    """The workers that TF_CONFIG names, a chief first, and this process' place; None for none, and for an evaluator.
+
+    Raises:
+        ConfigurationError: it is malformed.
+    """
     text = environ.get("TF_CONFIG", "")
     if not text.strip():
         return None
@@ -171,13 +184,12 @@ def _from_tf_config(environ: Mapping[str, str]) -> Launch | None:
             raise _bad_tf_config(text, f"cluster.{kind} must be a list of 'host:port'")
         starts[kind] = len(everyone)
         everyone += addresses
-    if len(everyone) <= 1:
+    if not everyone:
         return None
     if cluster.get("ps"):
         raise _bad_tf_config(
             text, "a cluster with parameter servers updates the weights at different times on each worker"
         )
-    hosts = [address.rpartition(":")[0] or address for address in everyone]
     task = _section(config, "task", text)
     role, index = task.get("type"), task.get("index")
     if role == "evaluator":
@@ -189,9 +201,7 @@ def _from_tf_config(environ: Mapping[str, str]) -> Launch | None:
         index = int(index)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
         raise _bad_tf_config(text, f"task.index must be an int below the {count} of cluster.{role}")
-    rank = starts[role] + index
-    local_rank = hosts[:rank].count(hosts[rank])
-    return Launch("tf_config", rank, len(hosts), local_rank, hosts.count(hosts[rank]), tuple(everyone))
+    return everyone, starts[role] + index
 
 
 def _section(config: Any, name: str, text: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from distlr.errors import CollectiveTimeoutError
 
 __all__ = ["StrategyCommunicator"]
 
+# Each gather of a process is an instance of its own: two runs of one instance can meet in each other's buffers.
+_instances = itertools.count(1)
 _GROUP = 1_851_877_481  # far from the keys that strategies count up from 1
 
 
@@ -43,8 +45,6 @@ class StrategyCommunicator(Communicator):
         self._local_size = hosts.count(hosts[rank])
         resolver = strategy.cluster_resolver
         self._device = f"/job:{resolver.task_type}/replica:0/task:{resolver.task_id}/device:CPU:0"
-        # Each gather is an instance of its own: two runs of one instance can meet in each other's buffers.
-        self._instances = itertools.count(1)
 
     @property
     def name(self) -> str:
@@ -103,7 +103,7 @@ class StrategyCommunicator(Communicator):
                 input=tf.constant(words),
                 group_size=self._size,
                 group_key=_GROUP,
-                instance_key=next(self._instances),
+                instance_key=next(_instances),
                 ordering_token=[],
                 communication_hint="ring",
                 timeout_seconds=self.timeout,

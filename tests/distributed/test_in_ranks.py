@@ -19,9 +19,9 @@ def passed(finished, size: int) -> list[int]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize("launcher", ["gloo", "horovod-mpi", "mpirun"])
+@pytest.mark.parametrize("launcher", ["gloo", "horovod-mpi", "mpirun", "multi-worker"])
 def test_conformance(launching, launcher, size) -> None:
-    backend = "mpi" if launcher == "mpirun" else "horovod"
+    backend = {"mpirun": "mpi", "multi-worker": "multi-worker"}.get(launcher, "horovod")
     finished = launching.launch(
         launcher,
         size,
@@ -33,9 +33,11 @@ def test_conformance(launching, launcher, size) -> None:
     assert counts[0] >= 60
 
 
-@pytest.mark.parametrize(("launcher", "size"), [("gloo", 2), ("horovod-mpi", 2), ("mpirun", 3)])
+@pytest.mark.parametrize(("launcher", "size"), [("gloo", 2), ("horovod-mpi", 2), ("mpirun", 3), ("multi-worker", 2)])
 def test_each_rank(launching, launcher, size) -> None:
-    script = ["tests/distributed/scripts/in_ranks.py", "tests/distributed/ranks"]
+    spans = launcher == "multi-worker"
+    names = ["test_callbacks", "test_metrics", *(["test_strategy"] if spans else ["test_exchange", "test_drop_in"])]
+    script = ["tests/distributed/scripts/in_ranks.py", *(f"tests/distributed/ranks/{name}.py" for name in names)]
     counts = passed(launching.launch(launcher, size, script, limit=400).check(), size)
     assert len(set(counts)) == 1
     assert counts[0] >= 40

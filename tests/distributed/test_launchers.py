@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
@@ -33,12 +34,13 @@ def simulated(tmp_path_factory) -> dict:
     return summary_of(run_dir)
 
 
-@pytest.mark.parametrize(("launcher", "size"), [("gloo", 2), ("horovod-mpi", 2), ("mpirun", 3)])
+@pytest.mark.parametrize(("launcher", "size"), [("gloo", 2), ("horovod-mpi", 2), ("mpirun", 3), ("multi-worker", 2)])
 def test_the_reference_script(launching, simulated, tmp_path, launcher, size) -> None:
     options = ["--per-replica", str(GLOBAL_BATCH // size), "--run-dir", str(tmp_path)]
     finished = launching.launch(launcher, size, [*TRAIN, *options], limit=200).check()
     summary = summary_of(tmp_path)
-    assert (summary["backend"], summary["ranks"], summary["replicas"]) == ("horovod", size, size)
+    backend = "multi-worker" if launcher == "multi-worker" else "horovod"
+    assert (summary["backend"], summary["ranks"], summary["replicas"]) == (backend, size, size)
     assert (summary["global_batch"], summary["factor"], summary["steps"]) == (GLOBAL_BATCH, 3, simulated["steps"])
     assert len(summary["weights_digests"]) == len(summary["rate_digests"]) == size
     assert len(set(summary["weights_digests"])) == len(set(summary["rate_digests"])) == 1
@@ -55,6 +57,39 @@ def test_distlr_run_starts_the_ranks(launching, tmp_path) -> None:
     command = [sys.executable, "-m", "distlr.cli.main", "run", "-n", "2", "--backend", "horovod"]
     launching.run([*command, "launch/train.py", *options], limit=120).check()
     assert (summary_of(tmp_path)["backend"], summary_of(tmp_path)["ranks"]) == ("horovod", 2)
+
+
+def test_three_backends_train_the_same(launching, tmp_path) -> None:
+    """Two replicas of one process, of Horovod and of a multi-worker strategy: each rate's bits, and the weights."""
+    script = "tests/distributed/scripts/twenty_steps.py"
+    results = {}
+    for backend in ("simulated", "gloo", "multi-worker"):
+        path = tmp_path / f"{backend}.json"
+        if backend == "simulated":
+            command = [sys.executable, script, str(path)]
+            launching.run(command, limit=100, environ={"DISTLR_SIMULATE": "2"}).check()
+        else:
+            launching.launch(backend, 2, [script, str(path)], limit=100).check()
+        results[backend] = json.loads(path.read_text())
+    expected = results["simulated"]
+    assert (expected["steps"], expected["samples"]) == (20, 20 * 8)
+    for backend, found in results.items():
+        assert found["replicas"] == 2
+        assert set(found["rate_digests"]) == set(expected["rate_digests"]), backend
+        assert len(set(found["rate_digests"])) == 1
+        for a, b in zip(expected["weights"], found["weights"], strict=True):
+            error = np.linalg.norm(np.array(a) - np.array(b)) / np.linalg.norm(a)
+            assert error < 1e-5, backend
+
+
+def test_workers_that_do_not_meet_end_with_a_reason(launching) -> None:
+    """A worker of the list that never starts: the other one ends, and says which."""
+    workers = "localhost:45871,localhost:45872"
+    command = ["launch/tf_config.sh", "--workers", workers, "--index", "0", "tests/distributed/scripts/connects.py"]
+    finished = launching.run(command, limit=60)
+    assert finished.code not in (0, None)
+    assert "[rank 0] The workers did not meet: rank 1 did not come" in finished.output
+    assert "localhost:45872" in finished.output
 
 
 def test_control_over_mpi(launching) -> None:
@@ -76,7 +111,7 @@ def test_the_drop_in_for_horovods_keras_api(launching, tmp_path) -> None:
     assert result["lr"] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("launcher", ["gloo", "horovod-mpi", "mpirun"])
+@pytest.mark.parametrize("launcher", ["gloo", "horovod-mpi", "mpirun", "multi-worker"])
 def test_a_rank_that_is_killed_ends_the_job(launching, tmp_path, launcher) -> None:
     """In mid-epoch: the job ends non-zero within a minute and says who died, and nothing is half-written."""
     killer = launching.Killer(1, tmp_path / "learning_rate.jsonl")

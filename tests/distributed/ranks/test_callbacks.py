@@ -312,7 +312,9 @@ def test_each_part_alone_is_right_or_refused(job, spans, same_on_all, part, kind
             fit(job, model, [plateau])
         else:
             model.fit(data(job), verbose=0, shuffle=False, callbacks=stock)
-        same_on_all([[weight.numpy().tolist() for weight in model.weights], float(model.optimizer.learning_rate.numpy())])
+        same_on_all(
+            [[weight.numpy().tolist() for weight in model.weights], float(model.optimizer.learning_rate.numpy())]
+        )
         return
     elif part == "optimizer":
         with pytest.raises(DistributionError, match="never broadcast"):

@@ -1,0 +1,106 @@
+"""What only a strategy that spans the ranks has: its mends of Keras, and TensorFlow's own ways to use it."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import distlr
+from distlr.strategies.multi_worker import MultiWorker
+
+
+def _model(job):
+    keras.utils.set_random_seed(0)
+    with job.scope():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    return model
+
+
+def test_keras_still_needs_the_mend(job, own) -> None:
+    """The day this fails, `MultiWorker.reduce` can go."""
+    model = _model(job)
+    job.strategy.__class__ = tf.distribute.MultiWorkerMirroredStrategy
+    try:
+        with pytest.raises((TypeError, ValueError)):
+            model.fit(own((np.ones((4, 2), "float32"), np.ones((4, 1), "float32")), 2), verbose=0, shuffle=False)
+    finally:
+        job.strategy.__class__ = MultiWorker
+
+
+def test_a_strategy_of_ones_own_is_mended_and_connected(job, same_on_all) -> None:
+    job.strategy.__class__ = tf.distribute.MultiWorkerMirroredStrategy
+    given = distlr.init(strategy=job.strategy)
+    assert type(job.strategy) is MultiWorker
+    assert (given.backend, given.rank, given.size, given.replicas) == ("multi-worker", job.rank, job.size, job.size)
+    assert given.communicator.gather_json(job.rank, tag="ranks") == list(range(job.size))
+
+
+def test_data_that_is_not_sharded_yet_is_by_tensorflow(job, same_on_all) -> None:
+    model = _model(job)
+    x = np.arange(16, dtype="float32").reshape(8, 2) / 16
+    model.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0, shuffle=False, callbacks=job.callbacks())
+    same_on_all([weight.numpy().tolist() for weight in model.weights])
+    assert int(model.optimizer.iterations.numpy()) == 4
+
+
+def test_predictions_are_those_of_all_workers_batch_by_batch(job, own) -> None:
+    model = _model(job)
+    mine = np.full((4, 2), job.rank + 1.0, "float32")
+    found = model.predict(own(mine, 2), verbose=0)
+    kernel = model.get_weights()[0].sum()
+    expected = np.tile(np.repeat(np.arange(job.size) + 1.0, 2), 2) * kernel
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5)
+
+
+def test_the_strategys_own_reduction_is_over_all_workers(job) -> None:
+    value = job.strategy.run(lambda: tf.constant(float(job.rank + 1)))
+    total = job.strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
+    assert float(total) == sum(range(1, job.size + 1))
+
+
+def test_an_overflow_on_one_worker_skips_the_step_on_all(job, same_on_all) -> None:
+    with job.scope():
+        optimizer = job.optimizer(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=4.0))
+        variable = keras.Variable([1.0])
+        optimizer.build([variable])
+
+    @tf.function
+    def step(bad):
+        job.run(lambda: optimizer.apply([tf.reshape(tf.where(bad, np.inf, 1.0), [1])], [variable]))
+
+    step(tf.constant(False))
+    step(tf.constant(job.rank == job.size - 1))
+    step(tf.constant(False))
+    # The second step is skipped, and the third taken at half the loss scale.
+    expected = 1.0 - 0.1 * job.size * (1 / 4 + 1 / 2)
+    assert same_on_all(variable.numpy().tolist()) == pytest.approx([expected], rel=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_workers_train_as_one_device_with_the_whole_batch(job, own, accumulation) -> None:
+    updates, share = 20, 6
+    steps = None if accumulation == 1 else accumulation
+    x = np.random.default_rng(1).normal(size=(updates * accumulation, job.size * share, 5)).astype("float32")
+    y = x.sum(axis=2, keepdims=True)
+
+    def build():
+        keras.utils.set_random_seed(3)
+        return keras.Sequential([keras.Input((5,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
+
+    def sgd():
+        return keras.optimizers.SGD(0.05, momentum=0.9, global_clipnorm=0.7, gradient_accumulation_steps=steps)
+
+    whole = build()
+    whole.compile(sgd(), "mse")
+    whole.fit(x.reshape(-1, 5), y.reshape(-1, 1), batch_size=job.size * share, shuffle=False, verbose=0)
+    with job.scope():
+        shared = build()
+        shared.compile(job.optimizer(sgd()), "mse")
+    mine = slice(job.rank * share, (job.rank + 1) * share)
+    data = own((x[:, mine].reshape(-1, 5), y[:, mine].reshape(-1, 1)), share)
+    shared.fit(data, shuffle=False, verbose=0, callbacks=job.callbacks())
+    for a, b in zip(whole.weights, shared.weights, strict=True):
+        assert np.linalg.norm(a.numpy() - b.numpy()) / np.linalg.norm(a.numpy()) < 1e-5
