@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
-TRAIN = ["launch/train.py", "--data", "digits", "--epochs", "6", "--patience", "2"]
+TRAIN = ["launch/train.py", "--data", "digits", "--epochs", "12", "--patience", "3"]
 GLOBAL_BATCH = 48  # two ranks of 24, three of 16
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 import distlr
 
 mode = sys.argv[1]
-job = distlr.init() if mode == "uneven" else distlr.init(timeout=15)
+job = distlr.init() if mode == "uneven" else distlr.init(timeout=6)
 variable = keras.Variable([1.0])
 optimizer = job.optimizer(keras.optimizers.SGD(0.1))
 optimizer.build([variable])
