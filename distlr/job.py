@@ -15,7 +15,7 @@ from distlr.batch import GlobalBatch
 from distlr.broadcast import broadcast_state
 from distlr.callbacks import Audit, JobCallback, LearningRateLogger, SyncStatistics, for_ranks, ordered
 from distlr.communicators import Communicator, SingleCommunicator
-from distlr.communicators.fused import Bundle, exchange_bundles, first_of, reduce_over
+from distlr.communicators.fused import Bundle, exchange_bundles, first_of, numbers, reduce_over
 from distlr.communicators.horovod_gradients import check_compression
 from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
@@ -320,7 +320,7 @@ class Job:
         if self.size == 1:
             return own
         if self._spans:
-            return first_of(exchange_bundles(self.communicator, Bundle(own), tag="job.evaluate"))
+            return first_of(exchange_bundles(self.communicator, numbers(own), tag="job.evaluate"))
         return self._combined(model.metrics, model.get_metrics_result, "job.evaluate")
 
     def broadcast(self, model: Any, optimizer: Any = None) -> None:

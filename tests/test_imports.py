@@ -31,6 +31,7 @@ CONTROL = (
     "communicators.frames",
     "communicators.fused",
     "communicators.mpi",
+    "communicators.rendezvous",
     "communicators.single",
     "communicators.threads",
 )

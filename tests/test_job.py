@@ -17,9 +17,9 @@ import tensorflow as tf
 import distlr
 from distlr.callbacks import Audit, LearningRateLogger, SyncStatistics
 from distlr.communicators import SingleCommunicator, ThreadCommunicator
-from distlr.errors import DistributionError
+from distlr.errors import ConfigurationError, DistributionError
 from distlr.job import Job
-from distlr.start import SIMULATE
+from distlr.start import ENGINE, SIMULATE
 from distlr.strategies import simulated
 from distlr.testing import run_ranks
 
@@ -74,7 +74,9 @@ def test_the_environment_is_that_of_the_process_unless_another_is_given(four_cpu
     assert distlr.init(environ={}).replicas == 1
 
 
-TWO_WORKERS = json.dumps({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}})
+TWO_WORKERS = json.dumps(
+    {"cluster": {"worker": ["localhost:1", "localhost:45901"]}, "task": {"type": "worker", "index": 1}}
+)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ TWO_WORKERS = json.dumps({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type"
         ),
         ({**OPEN_MPI, SIMULATE: "4"}, {}, "mpirun .*simulate 4 replicas in each"),
         (OPEN_MPI, {"simulate": 4}, "mpirun .*simulate 4 replicas in each"),
-        ({"TF_CONFIG": TWO_WORKERS}, {}, "tf_config .*train without the others"),
+        ({"TF_CONFIG": TWO_WORKERS}, {"simulate": 4}, "tf_config .*simulate 4 replicas in each"),
     ],
 )
 def test_several_processes_without_an_engine_are_refused(monkeypatch, environ, options, each):
@@ -95,6 +97,28 @@ def test_several_processes_without_an_engine_are_refused(monkeypatch, environ, o
     with pytest.raises(DistributionError, match=rf"\[rank 1\] {each}") as info:
         distlr.init(environ=environ, **options)
     assert "2 separate trainings" in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("environ", "options", "error", "said"),
+    [
+        ({ENGINE: "gloo"}, {}, ConfigurationError, "`engine`.*'horovod', 'multi-worker', 'mpi'"),
+        ({ENGINE: "multi-worker"}, {}, DistributionError, "neither TF_CONFIG nor Slurm names them.*tf_config.sh"),
+        ({}, {"workers": ["a:1", "a:1"]}, ConfigurationError, "stands twice"),
+        ({}, {"workers": ["a:1", "b:1"]}, DistributionError, "Which worker is this process"),
+        ({}, {"workers": ["a:1"], "engine": "horovod"}, ConfigurationError, "`workers` must be alone"),
+        ({}, {"workers": ["a:1"], "simulate": 2}, ConfigurationError, "`workers` must be alone"),
+        (OPEN_MPI, {"workers": ["a:1"]}, DistributionError, "started 2 processes and `workers` has 1"),
+    ],
+)
+def test_workers_that_cannot_be_known_are_refused(environ, options, error, said):
+    with pytest.raises(error, match=said):
+        distlr.init(**options, environ=environ)
+
+
+def test_workers_that_do_not_come_are_an_error_within_the_time():
+    with pytest.raises(DistributionError, match=r"\[rank 1\] The workers did not meet: rank 0 cannot be reached"):
+        distlr.init(environ={"TF_CONFIG": TWO_WORKERS}, timeout=0.5)
 
 
 def test_a_strategy_in_several_processes_is_refused(mirrored):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from distlr.callbacks.base import JobCallback
-from distlr.communicators.fused import Bundle, exchange_bundles, first_of, mean_over, reduce_over
+from distlr.communicators.fused import Bundle, exchange_bundles, first_of, mean_over, numbers, reduce_over
 from distlr.metrics import MetricStates, check_additive, read_states, results
 
 __all__ = ["SyncMetrics"]
@@ -60,12 +60,12 @@ class SyncMetrics(JobCallback):
         if self._any_validates:
             tag = f"validation metrics of epoch {epoch + 1}"
             if self._spans:
-                found = {name: np.float64(value) for name, value in logs.items() if name.startswith("val_")}
-                logs.update(first_of(exchange_bundles(self.communicator, Bundle(found), tag=tag)))
+                own = numbers({name: value for name, value in logs.items() if name.startswith("val_")})
+                logs.update(first_of(exchange_bundles(self.communicator, own, tag=tag)))
             else:
-                own = read_states(self.model.metrics)
-                bundles = exchange_bundles(self.communicator, Bundle(own.arrays if self._validates else {}), tag=tag)
-                combined = self._results(reduce_over(bundles, own.how))
+                states = read_states(self.model.metrics)
+                own = Bundle(states.arrays if self._validates else {})
+                combined = self._results(reduce_over(exchange_bundles(self.communicator, own, tag=tag), states.how))
                 logs.update({f"val_{name}": value for name, value in combined.items()})
         self._in_fit = False
 

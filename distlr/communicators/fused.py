@@ -14,7 +14,7 @@ from distlr.communicators.base import Communicator
 from distlr.communicators.frames import Array, Frame, checked_array, to_array, to_bytes, to_json
 from distlr.errors import DistributionError
 
-__all__ = ["Bundle", "broadcast_arrays", "exchange_bundles", "first_of", "mean_over", "reduce_over"]
+__all__ = ["Bundle", "broadcast_arrays", "exchange_bundles", "first_of", "mean_over", "numbers", "reduce_over"]
 
 _LENGTH = struct.Struct("<Q")
 _CHUNK = 64 * 2**20  # bytes a collective when a whole model is sent: bounds the copies that are held at a time
@@ -68,6 +68,11 @@ def reduce_over(bundles: Iterable[Bundle], how: Mapping[str, str] | None = None)
             else:
                 result[name] = np.asarray(_REDUCERS[how.get(name, "sum")](result[name], wide))
     return result
+
+
+def numbers(values: Mapping[str, float]) -> Bundle:
+    """A bundle of numbers by their names."""
+    return Bundle({name: np.asarray(value, np.float64) for name, value in values.items()})
 
 
 def first_of(bundles: Iterable[Bundle]) -> dict[str, float]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from distlr.cli import run
+from distlr.cli.local_workers import run_workers
 from distlr.cli.main import main
 from distlr.errors import ConfigurationError, DistributionError
 
@@ -35,6 +37,36 @@ def test_ranks_are_started_by_the_interpreters_own_horovodrun(monkeypatch, tmp_p
     launcher = [str(tmp_path / "horovodrun"), "--gloo", "-np", "3", "-H", "localhost:3", "--network-interface", "lo"]
     assert words == [*launcher, str(tmp_path / "python"), script, "-v"]
     assert int(variables["TF_NUM_INTRAOP_THREADS"]) >= 1
+
+
+def test_workers_are_started_by_the_command_itself(script) -> None:
+    words, variables = run.command(2, "multi-worker", script, ["-v"])
+    assert words == [sys.executable, script, "-v"]
+    assert int(variables["TF_NUM_INTRAOP_THREADS"]) >= 1
+
+
+@pytest.mark.processes
+def test_a_worker_that_fails_ends_the_others(capfd, tmp_path) -> None:
+    code = """
+import json, os, time
+rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+print("worker", rank, os.environ["DISTLR_ENGINE"], flush=True)
+if rank == 1:
+    raise SystemExit(7)
+time.sleep(60)
+"""
+    start = time.monotonic()
+    assert run_workers(3, [sys.executable, "-c", code], os.environ, grace=1) == 7
+    assert time.monotonic() - start < 20
+    said = capfd.readouterr()
+    assert sorted(said.out.split("\n")[:-1]) == [f"worker {rank} multi-worker" for rank in range(3)]
+    assert "process rank 1 ended with status 7" in said.err
+    assert "the others did not end and are killed" in said.err
+
+
+@pytest.mark.processes
+def test_workers_that_all_end_well_are_a_success() -> None:
+    assert run_workers(2, [sys.executable, "-c", "pass"], os.environ) == 0
 
 
 def test_threads_that_the_user_set_stay(monkeypatch, tmp_path, script) -> None:
