@@ -32,10 +32,11 @@ def batch(launching, tmp_path, script, *, limit: float = 120, watch=None, **envi
     return launching.Finished(finished.code, finished.output + text, finished.seconds)
 
 
-def test_the_reference_script(launching, tmp_path) -> None:
-    batch(launching, tmp_path, [*TRAIN, "--run-dir", str(tmp_path)]).check()
+@pytest.mark.parametrize("engine", ["horovod", "multi-worker"])
+def test_the_reference_script(launching, tmp_path, engine) -> None:
+    batch(launching, tmp_path, [*TRAIN, "--run-dir", str(tmp_path)], DISTLR_ENGINE=engine).check()
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert (summary["backend"], summary["ranks"], summary["factor"]) == ("horovod", 2, 2)
+    assert (summary["backend"], summary["ranks"], summary["factor"]) == (engine, 2, 2)
     assert len(set(summary["weights_digests"])) == len(set(summary["rate_digests"])) == 1
     assert len(summary["weights_digests"]) == 2
     assert summary["test_accuracy"] > 0.9

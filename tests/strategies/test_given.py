@@ -47,7 +47,7 @@ def test_a_batch_is_split_into_equal_shares_of_the_local_replicas(sizes) -> None
     assert split_batches(data, 1) is data
     shares = [share["x"].numpy().tolist() for share in split_batches(data, 2)]
     assert [len(share) for share in shares] == [size // 2 for size in sizes for _ in range(2)]
-    assert sum(shares, []) == [i for size in sizes for i in range(size)]
+    assert [i for share in shares for i in share] == [i for size in sizes for i in range(size)]
 
 
 def test_a_static_batch_stays_static() -> None:
