@@ -75,24 +75,8 @@ def init(
     """
     timeout = positive_real("timeout", timeout, "write timeout=600 for ten minutes")
     environ = os.environ if environ is None else environ
-    if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
-        hint = "make it, such as strategy=tf.distribute.MirroredStrategy()"
-        raise ConfigurationTypeError(received("strategy", strategy, "a tf.distribute strategy", hint))
-    if strategy is not None:
-        check_strategy(strategy)
+    _check_arguments(engine, strategy, simulate, workers)
     replicas = _asked_replicas(simulate, environ)
-    if strategy is not None and simulate is not None:
-        raise ConfigurationError(
-            f"One of `strategy` and `simulate` can be given. Received: strategy={type(strategy).__name__} and "
-            f"simulate={simulate}. To mend it: leave one of them out; a simulation makes its own strategy."
-        )
-    if engine is not None and (strategy is not None or simulate is not None):
-        other = "strategy" if strategy is not None else "simulate"
-        hint = "leave one of them out: with an engine each process is one replica, on one device"
-        raise ConfigurationError(received(other, strategy or simulate, f"left out beside engine={engine!r}", hint))
-    if workers is not None and (engine not in (None, _MULTI_WORKER) or strategy is not None or simulate is not None):
-        hint = "leave the others out: the list of workers makes a strategy"
-        raise ConfigurationError(received("workers", workers, "alone, or beside engine='multi-worker'", hint))
     launch = detect(environ)
     if strategy is not None:
         addresses, rank = addresses_of(strategy)
@@ -115,6 +99,27 @@ def init(
     if replicas is not None:
         return Job(simulated(replicas), "simulated")
     return Job(local_gpus() or tf.distribute.get_strategy(), "local")
+
+
+def _check_arguments(engine: str | None, strategy: Any, simulate: int | None, workers: Sequence[str] | None) -> None:
+    """Refuses a strategy that is none, and two answers to the same question."""
+    if strategy is not None and not isinstance(strategy, tf.distribute.Strategy):
+        hint = "make it, such as strategy=tf.distribute.MirroredStrategy()"
+        raise ConfigurationTypeError(received("strategy", strategy, "a tf.distribute strategy", hint))
+    if strategy is not None:
+        check_strategy(strategy)
+    if strategy is not None and simulate is not None:
+        raise ConfigurationError(
+            f"One of `strategy` and `simulate` can be given. Received: strategy={type(strategy).__name__} and "
+            f"simulate={simulate}. To mend it: leave one of them out; a simulation makes its own strategy."
+        )
+    if engine is not None and (strategy is not None or simulate is not None):
+        other = "strategy" if strategy is not None else "simulate"
+        hint = "leave one of them out: with an engine each process is one replica, on one device"
+        raise ConfigurationError(received(other, strategy or simulate, f"left out beside engine={engine!r}", hint))
+    if workers is not None and (engine not in (None, _MULTI_WORKER) or strategy is not None or simulate is not None):
+        hint = "leave the others out: the list of workers makes a strategy"
+        raise ConfigurationError(received("workers", workers, "alone, or beside engine='multi-worker'", hint))
 
 
 def _check_launch(launch: Launch | None, strategy: Any, replicas: int | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from distlr._numbers import positive_integer
 from distlr.callbacks.base import JobCallback
 from distlr.digest import compare_ranks, rank_state
+from distlr.errors import ConfigurationError
 from distlr.optimizer import inner
 
 __all__ = ["ReplicaGuard"]
@@ -36,6 +37,16 @@ class ReplicaGuard(JobCallback):
     def async_safe(self) -> bool:
         """Tells Keras whether the device may run ahead of the batches' callbacks."""
         return not (self.every or self.stops_within_epoch)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Refuses what could end one worker in the middle of an epoch, and leave the others waiting."""
+        alone = self._exchange is None and self.communicator.strategy_spans_ranks
+        if self.stops_within_epoch and alone and self.communicator.size > 1:
+            raise ConfigurationError(
+                f"[rank {self.communicator.rank}] A callback that looks at each batch may stop one worker in the "
+                "middle of an epoch, and nothing tells the others: a request to stop travels with the gradients of "
+                "distlr's optimizer. To mend it: optimizer = job.optimizer(optimizer, batch)."
+            )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Notes the epoch, for the tags."""

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import distlr
+from distlr.errors import ConfigurationError
 from distlr.strategies.multi_worker import MultiWorker
 
 
@@ -44,6 +45,15 @@ def test_data_that_is_not_sharded_yet_is_by_tensorflow(job, same_on_all) -> None
     model.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0, shuffle=False, callbacks=job.callbacks())
     same_on_all([weight.numpy().tolist() for weight in model.weights])
     assert int(model.optimizer.iterations.numpy()) == 4
+
+
+def test_a_stop_within_an_epoch_needs_distlrs_optimizer(job, own) -> None:
+    with job.scope():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    callbacks = job.callbacks([keras.callbacks.TerminateOnNaN()])
+    with pytest.raises(ConfigurationError, match=r"\[rank \d\] .*looks at each batch.*job\.optimizer"):
+        model.fit(own((np.ones((4, 2), "float32"), np.ones((4, 1), "float32")), 2), verbose=0, callbacks=callbacks)
 
 
 def test_predictions_are_those_of_all_workers_batch_by_batch(job, own) -> None:
