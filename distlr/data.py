@@ -11,7 +11,7 @@ import tensorflow as tf
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
 
-__all__ = ["REMAINDERS", "training", "validation"]
+__all__ = ["REMAINDERS", "own_share", "training", "validation"]
 
 REMAINDERS = ("drop", "carry")
 _STREAM_SHUFFLE = 10_000
@@ -101,6 +101,13 @@ def validation(
         dataset = dataset.concatenate(blank)
     # tf.distribute gives each replica ceil(n / replicas) of a smaller last batch: equal shares, now that it divides.
     return _marked(dataset.batch(batch.feed).prefetch(tf.data.AUTOTUNE)), padding
+
+
+def own_share(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The same data for a strategy that spans the ranks, which must not shard a rank's share again."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return _marked(dataset.with_options(options))
 
 
 def _check_labels(dataset: tf.data.Dataset) -> None:
@@ -219,10 +226,6 @@ def _empty() -> ConfigurationError:
 
 
 def _marked(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    # This rank's share already: a strategy that spans the ranks must not shard it again.
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    dataset = dataset.with_options(options)
     setattr(dataset, _SHARDED, True)
     return dataset
 

@@ -241,14 +241,15 @@ class Job:
         """
         self._check_batch(batch)
         if training:
-            return pipelines.training(
+            dataset = pipelines.training(
                 data, batch, rank=self.rank, size=self.size, shuffle=shuffle, seed=seed, remainder=remainder
             )
-        dataset, padding = pipelines.validation(
-            data, batch, rank=self.rank, size=self.size, local_replicas=self.local_replicas
-        )
-        self._padding = max(self._padding, padding)
-        return dataset
+        else:
+            dataset, padding = pipelines.validation(
+                data, batch, rank=self.rank, size=self.size, local_replicas=self.local_replicas
+            )
+            self._padding = max(self._padding, padding)
+        return pipelines.own_share(dataset) if self._spans else dataset
 
     def callbacks(self, callbacks: Sequence[Any] = ()) -> list[Any]:
         """Binds the callbacks to the job, adds what the job needs, and puts them in order.

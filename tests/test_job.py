@@ -307,7 +307,7 @@ def test_callbacks_know_the_jobs_ranks():
         return [callback.communicator is comm for callback in job.callbacks([distlr.callbacks.ReduceLROnPlateau()])]
 
     for known in run_ranks(fn, 2):
-        assert len(known) == 7
+        assert len(known) == 6
         assert all(known)
 
 

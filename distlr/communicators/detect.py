@@ -186,16 +186,14 @@ def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | Non
         everyone += addresses
     if not everyone:
         return None
-    if cluster.get("ps"):
-        raise _bad_tf_config(
-            text, "a cluster with parameter servers updates the weights at different times on each worker"
-        )
     task = _section(config, "task", text)
     role, index = task.get("type"), task.get("index")
     if role == "evaluator":
         return None
     if not isinstance(role, str) or role not in starts:
         raise _bad_tf_config(text, f"task.type must be 'worker' or 'chief', not {role!r}")
+    if cluster.get("ps"):
+        raise _bad_tf_config(text, "parameter servers update the weights at different times on each worker")
     count = len(cluster.get(role, []))
     if isinstance(index, str) and re.fullmatch(r"[0-9]+", index, re.ASCII):
         index = int(index)

@@ -21,6 +21,7 @@ __all__ = ["check_addresses", "meet"]
 
 _RETRY = 0.1  # seconds between two attempts to connect
 _GRACE = 10.0  # seconds in which somebody who has connected must speak
+_LINGER = 2.0  # seconds for which a problem is told to those that come
 _LONGEST = 2**20  # bytes of a message
 _MAGIC = "distlr"
 
@@ -89,8 +90,10 @@ def _gather(listener: socket.socket, workers: Sequence[str], deadline: float) ->
     came: dict[int, socket.socket] = {}
     problem = ""
     with contextlib.ExitStack() as stack:
-        while len(came) < len(workers) - 1 and not problem:
+        while len(came) < len(workers) - 1:
             connection = _accept(listener, deadline)
+            if connection is None and problem:
+                break
             if connection is None:
                 missing = sorted(set(range(1, len(workers))) - set(came))
                 where = ", ".join(workers[rank] for rank in missing[:8])
@@ -100,11 +103,14 @@ def _gather(listener: socket.socket, workers: Sequence[str], deadline: float) ->
             hello = _receive(connection, min(deadline, time.monotonic() + _GRACE))
             if hello is None:
                 continue  # a scan of the port, or a worker that ended
-            problem = _greet(hello, workers, came, deadline)
-            if not problem:
-                came[hello["rank"]] = connection
-            else:
+            found = "" if problem else _greet(hello, workers, came, deadline)
+            if found:
+                # Those that come a little later hear of it, too.
+                problem, deadline = found, min(deadline, time.monotonic()) + _LINGER
+            if problem:
                 _send(connection, {"problem": problem})
+            else:
+                came[hello["rank"]] = connection
         for connection in came.values():
             _send(connection, {"problem": problem})
     return problem

@@ -88,7 +88,8 @@ def split_batches(dataset: tf.data.Dataset, parts: int) -> tf.data.Dataset:
         pieces.set_shape([parts, None if whole is None else whole // parts, *rest])
         return pieces
 
-    return dataset.map(lambda *batch: tf.nest.map_structure(cut, batch)).unbatch()
+    whole_tuple = isinstance(dataset.element_spec, tuple)
+    return dataset.map(lambda *batch: tf.nest.map_structure(cut, batch if whole_tuple else batch[0])).unbatch()
 
 
 def multi_worker(addresses: Sequence[str], rank: int, timeout: float) -> tf.distribute.Strategy:
