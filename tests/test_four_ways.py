@@ -329,7 +329,7 @@ def test_a_state_that_rank_0_cannot_read_raises_on_every_rank() -> None:
     def rank(comm: Any) -> Exception | None:
         optimizer = distlr.optimizer.adopt(keras.optimizers.SGD(0.1))
         plateau = distlr.Plateau(optimizer, "val_loss", communicator=comm)
-        optimizer.state("plateau/val_loss/min", [math.nan, 0.0, 0.0])
+        optimizer.state("plateau/val_loss/min", [0.0, 0.0, 0.0]).assign([math.nan, 0.0, 0.0])
         try:
             plateau.step(1.0)
         except DistlrError as error:
