@@ -40,6 +40,21 @@ def own():
 
 
 @pytest.fixture
+def simple(job):
+    """Makes a compiled model of one dense layer, from the same weights on each rank, at a rate that is not scaled."""
+    import keras
+
+    def make(rate: float = 0.01):
+        keras.utils.set_random_seed(0)
+        with job.scope():
+            model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+            model.compile(job.optimizer(keras.optimizers.SGD(rate)), "mse")
+        return model
+
+    return make
+
+
+@pytest.fixture
 def same_on_all(job):
     """Asserts that a JSON value is equal on every rank; collective."""
 

@@ -31,15 +31,6 @@ def made(job, *, adopt: bool = True, rate=0.1, dropout: float = 0.0, **options):
     return model
 
 
-def simple(job):
-    """One dense layer, from the same weights on each rank, at a rate that is not scaled."""
-    keras.utils.set_random_seed(0)
-    with job.scope():
-        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse")
-    return model
-
-
 def data(job, batches: int = 3):
     x = np.random.default_rng(job.rank).normal(size=(2 * batches, 2)).astype("float32")
     options = tf.data.Options()
@@ -113,8 +104,8 @@ def test_different_scaling_is_refused_on_every_rank(job) -> None:
         fit(job, model, epochs=1)
 
 
-def test_different_numbers_of_steps_are_refused_before_the_first(job) -> None:
-    model = simple(job)
+def test_different_numbers_of_steps_are_refused_before_the_first(job, simple) -> None:
+    model = simple()
     with pytest.raises(DistributionError, match=r"steps an epoch.*rank 0 with.*2"):
         model.fit(data(job, 2 + (job.rank > 0)), verbose=0, shuffle=False, callbacks=job.callbacks())
     assert int(model.optimizer.iterations.numpy()) == 0
@@ -122,13 +113,13 @@ def test_different_numbers_of_steps_are_refused_before_the_first(job) -> None:
 
 @pytest.mark.usefixtures("horovod_only")
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-def test_data_of_unknown_length_is_compared_at_the_epochs_end(job) -> None:
+def test_data_of_unknown_length_is_compared_at_the_epochs_end(job, simple) -> None:
     def generator(batches):
         for _ in range(batches):
             yield np.ones((2, 2), "float32"), np.ones((2, 1), "float32")
 
     def run(batches):
-        model = simple(job)
+        model = simple()
         signature = (tf.TensorSpec((2, 2)), tf.TensorSpec((2, 1)))
         stream = tf.data.Dataset.from_generator(lambda: generator(batches), output_signature=signature)
         return model.fit(stream, epochs=2, verbose=0, shuffle=False, callbacks=job.callbacks())
@@ -231,11 +222,11 @@ def test_a_stop_at_an_epochs_end_on_one_rank(job, same_on_all) -> None:
     assert same_on_all(len(history.history["loss"])) == 2
 
 
-def test_terminate_on_nan_of_one_rank_ends_all(job, own, same_on_all) -> None:
+def test_terminate_on_nan_of_one_rank_ends_all(job, own, simple, same_on_all) -> None:
     x = np.ones((10, 2), "float32")
     if job.rank == 1:
         x[2:4] = math.nan  # its second batch of five
-    model = simple(job)
+    model = simple()
     stop = keras.callbacks.TerminateOnNaN()
     history = model.fit(own((x, x[:, :1]), 2), verbose=0, epochs=3, shuffle=False, callbacks=job.callbacks([stop]))
     # Rank 1 asks after its second step; the others' losses are NaN in the third, which is the last for all.

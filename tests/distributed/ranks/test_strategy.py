@@ -12,17 +12,9 @@ from distlr.errors import ConfigurationError
 from distlr.strategies.multi_worker import MultiWorker
 
 
-def _model(job):
-    keras.utils.set_random_seed(0)
-    with job.scope():
-        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
-    return model
-
-
-def test_keras_still_needs_the_mend(job, own) -> None:
+def test_keras_still_needs_the_mend(job, simple, own) -> None:
     """The day this fails, `MultiWorker.reduce` can go."""
-    model = _model(job)
+    model = simple(0.1)
     job.strategy.__class__ = tf.distribute.MultiWorkerMirroredStrategy
     try:
         with pytest.raises((TypeError, ValueError)):
@@ -39,8 +31,8 @@ def test_a_strategy_of_ones_own_is_mended_and_connected(job, same_on_all) -> Non
     assert given.communicator.gather_json(job.rank, tag="ranks") == list(range(job.size))
 
 
-def test_data_that_is_not_sharded_yet_is_by_tensorflow(job, same_on_all) -> None:
-    model = _model(job)
+def test_data_that_is_not_sharded_yet_is_by_tensorflow(job, simple, same_on_all) -> None:
+    model = simple(0.1)
     x = np.arange(16, dtype="float32").reshape(8, 2) / 16
     model.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0, shuffle=False, callbacks=job.callbacks())
     same_on_all([weight.numpy().tolist() for weight in model.weights])
@@ -56,8 +48,8 @@ def test_a_stop_within_an_epoch_needs_distlrs_optimizer(job, own) -> None:
         model.fit(own((np.ones((4, 2), "float32"), np.ones((4, 1), "float32")), 2), verbose=0, callbacks=callbacks)
 
 
-def test_predictions_are_those_of_all_workers_batch_by_batch(job, own) -> None:
-    model = _model(job)
+def test_predictions_are_those_of_all_workers_batch_by_batch(job, simple, own) -> None:
+    model = simple(0.1)
     mine = np.full((4, 2), job.rank + 1.0, "float32")
     found = model.predict(own(mine, 2), verbose=0)
     kernel = model.get_weights()[0].sum()
