@@ -36,8 +36,17 @@ def _data(inputs: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.filterwarnings("ignore:Converting sparse IndexedSlices")
-@pytest.mark.parametrize("options", [{}, {"global_clipnorm": 0.05}, {"clipnorm": 0.03}, EMA], ids=str)
-@pytest.mark.parametrize(("inputs", "accumulation"), [("dense", 1), ("dense", 2), ("sparse", 1), ("sparse", 2)])
+@pytest.mark.parametrize(
+    ("inputs", "accumulation", "options"),
+    [
+        ("dense", 1, {"global_clipnorm": 0.05}),
+        ("dense", 2, {"global_clipnorm": 0.05}),
+        ("dense", 1, {"clipnorm": 0.03}),
+        ("sparse", 1, {}),
+        ("sparse", 2, {"clipnorm": 0.03}),
+        ("dense", 2, EMA),
+    ],
+)
 def test_replicas_train_as_one_device_with_the_whole_batch(inputs, accumulation, options) -> None:
     strategy = mirrored([f"CPU:{index}" for index in range(REPLICAS)])
     job = distlr.init(strategy=strategy, environ={})
