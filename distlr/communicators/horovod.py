@@ -28,8 +28,8 @@ class HorovodCommunicator(Communicator):
 
     Every collective is one Horovod allgather of int64 words, of a size of its own on each rank: Horovod pairs eager
     calls by their order, whatever their names, so all being of one kind they always meet, and the frames
-    tell whether they mean the same. Before it the rank joins (`hvd.join`): one whose data has ended comes here while
-    others still average gradients, and none must wait for the other.
+    tell whether they mean the same. Before the first one after updates the rank joins (`hvd.join`): one whose data has
+    ended comes here while others still average gradients, and none must wait for the other.
 
     Args:
         timeout: seconds after which Horovod ends a job in which some ranks wait for others, if the variable
@@ -86,14 +86,15 @@ class HorovodCommunicator(Communicator):
         return self._exchanges[-1]
 
     def _meet(self) -> int:
-        if self.size > 1 and self._exchanges:
+        updates = sum(exchange.take_updates() for exchange in self._exchanges)
+        if self.size > 1 and updates:
             import tensorflow as tf
 
             with self._explaining("a join before a collective"):
                 # Until every rank has come, this one takes part in the others' exchanges of gradients with zeros. In a
                 # graph made anew: TensorFlow takes an operation without inputs for a constant, and runs it once.
                 tf.compat.v1.wrap_function(self._hvd.join, [])()
-        return sum(exchange.take_updates() for exchange in self._exchanges)
+        return updates
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         import tensorflow as tf
