@@ -153,8 +153,9 @@ def slurm_workers(tasks: int) -> list[str]:
         tasks: how many there are.
     """
     first = _FIRST_PORT + int(os.environ.get("SLURM_JOB_ID", 0)) % _PORTS * _PORTS_A_JOB
+    # It lists a node's tasks by their GPUs; as many as tasks, so that none is left out. It sets nothing here.
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-        {"worker": tasks}, port_base=first, gpus_per_node=0, gpus_per_task=0, auto_set_gpu=False
+        {"worker": tasks}, port_base=first, gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False
     )
     workers: list[str] = resolver.cluster_spec().as_dict()["worker"]
     return workers
