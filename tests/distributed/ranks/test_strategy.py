@@ -45,7 +45,12 @@ def test_a_stop_within_an_epoch_needs_distlrs_optimizer(job, own) -> None:
         model.compile("sgd", "mse")
     callbacks = job.callbacks([keras.callbacks.TerminateOnNaN()])
     with pytest.raises(ConfigurationError, match=r"\[rank \d\] .*looks at each batch.*job\.optimizer"):
-        model.fit(own((np.ones((4, 2), "float32"), np.ones((4, 1), "float32")), 2), verbose=0, callbacks=callbacks)
+        model.fit(
+            own((np.ones((4, 2), "float32"), np.ones((4, 1), "float32")), 2),
+            verbose=0,
+            shuffle=False,
+            callbacks=callbacks,
+        )
 
 
 def test_predictions_are_those_of_all_workers_batch_by_batch(job, simple, own) -> None:
