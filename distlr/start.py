@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from distlr._numbers import positive_real
 from distlr.communicators import Launch, connect, detect
-from distlr.communicators.detect import tf_config_workers
+from distlr.communicators.detect import place_on_host, tf_config_workers
 from distlr.communicators.engines import ENGINES
 from distlr.communicators.rendezvous import check_addresses, meet
 from distlr.communicators.strategy import StrategyCommunicator
@@ -68,10 +68,10 @@ def init(
         environ: the environment to read; `os.environ` by default.
 
     Raises:
-        ConfigurationError: an unknown engine, two of `engine`, `strategy` and `simulate`, or a number of replicas
-            that is no positive integer.
+        ConfigurationError: an unknown engine, two of `engine`, `strategy`, `simulate` and `workers`, a list of workers
+            that cannot be, or a number of replicas that is no positive integer.
         DistributionError: a launcher started several processes and no engine connects all of them, or replicas are to
-            be simulated inside a launcher, or TensorFlow has started already.
+            be simulated inside a launcher, or a worker did not come, or TensorFlow has started already.
     """
     timeout = positive_real("timeout", timeout, "write timeout=600 for ten minutes")
     environ = os.environ if environ is None else environ
@@ -155,9 +155,9 @@ def _workers(launch: Launch | None, workers: Sequence[str] | None, timeout: floa
             "A multi-worker strategy needs to know its workers, and neither TF_CONFIG nor Slurm names them. To mend "
             'it: start the script with launch/tf_config.sh -n 2, or write distlr.init(workers=["host1:12345", ...]).'
         )
-    hosts = [address.rpartition(":")[0] for address in addresses]
-    if hosts.count(hosts[rank]) > 1:
-        pin_gpu(hosts[:rank].count(hosts[rank]), hosts.count(hosts[rank]))
+    local_rank, local_size = place_on_host(addresses, rank)
+    if local_size > 1:  # alone on its host a worker has all of the host's GPUs
+        pin_gpu(local_rank, local_size)
     meet(addresses, rank, timeout)
     return _spanning(multi_worker(addresses, rank, timeout), addresses, rank, timeout)
 

@@ -177,9 +177,10 @@ class Audit(JobCallback):
         optimizer = inner(model.optimizer)
         if isinstance(optimizer, ScaledOptimizer):
             self.connect(optimizer)
-        elif self.communicator.strategy_spans_ranks:
-            return  # the strategy averages
-        elif type(optimizer).__module__.split(".")[0] == "keras" and self.communicator.size > 1:
+            return
+        if self.communicator.size == 1 or self.communicator.strategy_spans_ranks:
+            return  # there is nothing to average, or the strategy does
+        if type(optimizer).__module__.split(".")[0] == "keras":
             raise DistributionError(
                 f"[rank {self.communicator.rank}] Nothing averages the gradients of '{optimizer.name}': a plain Keras "
                 f"optimizer trains {self.communicator.size} models on {self.communicator.size} ranks, and so does "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distlr.callbacks.base import JobCallback
-from distlr.optimizer import handle, inner, is_adopted, rate_of
+from distlr.optimizer import inner, is_adopted, rate_of
 
 __all__ = ["LearningRateLogger"]
 
@@ -50,7 +50,7 @@ class LearningRateLogger(JobCallback):
         if not is_adopted(optimizer):
             return {"learning_rate": rate_of(optimizer)}
         return {
-            "learning_rate": handle(optimizer).rate,
+            "learning_rate": rate_of(optimizer),
             "lr_multiplier": optimizer.multiplier,
             "samples_seen": optimizer.samples_seen,
         }

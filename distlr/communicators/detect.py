@@ -21,12 +21,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from distlr.errors import ConfigurationError
 
-__all__ = ["Launch", "detect", "tf_config_workers"]
+__all__ = ["Launch", "detect", "place_on_host", "tf_config_workers"]
 
 Launcher = Literal["horovodrun", "mpirun", "pmi", "srun", "tf_config"]
 
@@ -156,9 +156,17 @@ def _from_tf_config(environ: Mapping[str, str]) -> Launch | None:
     if found is None or len(found[0]) <= 1:
         return None
     everyone, rank = found
-    hosts = [address.rpartition(":")[0] or address for address in everyone]
-    local_rank = hosts[:rank].count(hosts[rank])
-    return Launch("tf_config", rank, len(hosts), local_rank, hosts.count(hosts[rank]))
+    return Launch("tf_config", rank, len(everyone), *place_on_host(everyone, rank))
+
+
+def place_on_host(addresses: Sequence[str], rank: int) -> tuple[int, int]:
+    """A worker's number among those of its host, and how many these are, from the "host:port" of all.
+
+    >>> place_on_host(["a:1", "a:2", "b:1"], 1)
+    (1, 2)
+    """
+    hosts = [address.rpartition(":")[0] or address for address in addresses]
+    return hosts[:rank].count(hosts[rank]), hosts.count(hosts[rank])
 
 
 def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | None:

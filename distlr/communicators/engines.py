@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from distlr.communicators.base import Communicator
 from distlr.communicators.detect import Launch
-from distlr.errors import DistributionError
+from distlr.errors import ConfigurationError, DistributionError, received
 
 __all__ = ["ENGINES", "connect"]
 
 ENGINES = ("horovod", "multi-worker", "mpi")
+_CONNECTED = ("horovod", "mpi")  # a multi-worker strategy brings its communicator
 
 _HOW = {
     "horovodrun": "start the script with horovodrun, and let it write no HOROVOD_ variables of its own",
@@ -28,9 +29,12 @@ def connect(engine: str, launch: Launch | None, timeout: float = 600.0) -> Commu
         timeout: seconds that a rank waits for the others.
 
     Raises:
+        ConfigurationError: it is none of these.
         DistributionError: it cannot be loaded, or sees another number of ranks than the launcher started; then
             each of them would train alone.
     """
+    if engine not in _CONNECTED:
+        raise ConfigurationError(received("engine", engine, f"one of {', '.join(map(repr, _CONNECTED))}"))
     communicator = _start(engine, launch, timeout)
     if launch is not None and communicator.size != launch.size:
         raise DistributionError(

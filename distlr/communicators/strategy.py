@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from distlr.communicators.base import Communicator
+from distlr.communicators.detect import place_on_host
 from distlr.communicators.frames import Frame
 from distlr.errors import CollectiveTimeoutError
 
@@ -37,12 +38,8 @@ class StrategyCommunicator(Communicator):
     def __init__(self, strategy: Any, addresses: Sequence[str], rank: int, timeout: float) -> None:
         super().__init__()
         self.timeout = timeout
-        self._strategy = strategy
-        self._rank = rank
-        hosts = [address.rpartition(":")[0] for address in addresses]
-        self._size = len(hosts)
-        self._local_rank = hosts[:rank].count(hosts[rank])
-        self._local_size = hosts.count(hosts[rank])
+        self._rank, self._size = rank, len(addresses)
+        self._local_rank, self._local_size = place_on_host(addresses, rank)
         resolver = strategy.cluster_resolver
         self._device = f"/job:{resolver.task_type}/replica:0/task:{resolver.task_id}/device:CPU:0"
 

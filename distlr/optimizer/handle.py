@@ -36,7 +36,8 @@ class RateHandle(Protocol):
 
 def rate_of(optimizer: Any) -> float:
     """The rate of the next update of an optimizer, distlr's or a plain one of Keras, in whatever form it gives it."""
-    return float(optimizer.learning_rate.numpy())
+    rate = optimizer.learning_rate
+    return float(rate if isinstance(rate, float) else rate.numpy())
 
 
 class _Adopted:

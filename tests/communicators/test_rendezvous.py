@@ -45,8 +45,9 @@ def test_all_meet_and_their_ports_are_free_again(workers) -> None:
         assert _meet([(workers, rank) for rank in range(3)], 10) == ["", "", ""]
 
 
-def test_one_worker_meets_nobody() -> None:
-    meet(["localhost:1"], 0, 0.1)
+def test_one_worker_meets_nobody_and_opens_no_port(workers) -> None:
+    with socket.create_server(("", int(workers[0].rpartition(":")[2]))):  # taken: it could not be opened
+        assert _meet([(workers[:1], 0)], 0.1) == [""]
 
 
 def test_a_worker_that_is_missing_is_named_on_all_others(workers) -> None:

@@ -19,22 +19,15 @@ def spans(job) -> bool:
     return job.communicator.strategy_spans_ranks
 
 
-@pytest.fixture
-def horovod_only(spans) -> None:
-    """For what cannot be where all workers make each variable, and take each step, together."""
-    if spans:
-        pytest.skip("the workers of a tf.distribute strategy make variables and take steps together")
-
-
 @pytest.fixture(scope="session")
 def own():
     """Makes a data set of this rank's own samples: `own(arrays, batch)`."""
     import tensorflow as tf
 
+    from distlr.data import own_share
+
     def make(arrays, batch: int):
-        options = tf.data.Options()
-        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-        return tf.data.Dataset.from_tensor_slices(arrays).batch(batch).with_options(options)
+        return own_share(tf.data.Dataset.from_tensor_slices(arrays).batch(batch))
 
     return make
 

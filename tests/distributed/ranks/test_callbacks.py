@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import distlr
+from distlr.data import own_share
 from distlr.errors import ConfigurationError, DistributionError, ReplicaDivergenceError
 
 EPOCHS = 3
@@ -33,9 +34,7 @@ def made(job, *, adopt: bool = True, rate=0.1, dropout: float = 0.0, **options):
 
 def data(job, batches: int = 3):
     x = np.random.default_rng(job.rank).normal(size=(2 * batches, 2)).astype("float32")
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF  # the rank's own
-    return tf.data.Dataset.from_tensor_slices((x, x.sum(axis=1, keepdims=True))).batch(2).with_options(options)
+    return own_share(tf.data.Dataset.from_tensor_slices((x, x.sum(axis=1, keepdims=True))).batch(2))
 
 
 def fit(job, model, callbacks=(), epochs: int = EPOCHS, **options):
@@ -89,15 +88,6 @@ def test_ranks_draw_different_dropout_masks(job) -> None:
     assert len({json.dumps(mask) for mask in said}) == job.size
 
 
-@pytest.mark.usefixtures("horovod_only")
-def test_different_models_are_refused_on_every_rank(job) -> None:
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1 + (job.rank == 1)), keras.layers.Dense(1)])
-    model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
-    with pytest.raises(DistributionError, match=r"they differ in variables: .*\(2, 1\).*\(2, 2\)"):
-        fit(job, model, epochs=1)
-    assert int(model.optimizer.iterations.numpy()) == 0
-
-
 def test_different_scaling_is_refused_on_every_rank(job) -> None:
     model = made(job, rule="linear" if job.rank else "sqrt")
     with pytest.raises(DistributionError, match=r'formula: .*"rule": "sqrt"'):
@@ -109,26 +99,6 @@ def test_different_numbers_of_steps_are_refused_before_the_first(job, simple) ->
     with pytest.raises(DistributionError, match=r"steps an epoch.*rank 0 with.*2"):
         model.fit(data(job, 2 + (job.rank > 0)), verbose=0, shuffle=False, callbacks=job.callbacks())
     assert int(model.optimizer.iterations.numpy()) == 0
-
-
-@pytest.mark.usefixtures("horovod_only")
-@pytest.mark.filterwarnings("ignore:Your input ran out of data")
-def test_data_of_unknown_length_is_compared_at_the_epochs_end(job, simple) -> None:
-    def generator(batches):
-        for _ in range(batches):
-            yield np.ones((2, 2), "float32"), np.ones((2, 1), "float32")
-
-    def run(batches):
-        model = simple()
-        signature = (tf.TensorSpec((2, 2)), tf.TensorSpec((2, 1)))
-        stream = tf.data.Dataset.from_generator(lambda: generator(batches), output_signature=signature)
-        return model.fit(stream, epochs=2, verbose=0, shuffle=False, callbacks=job.callbacks())
-
-    assert len(run(3).history["loss"]) == 2
-    with pytest.raises(
-        DistributionError, match=r"ended at different batches before .* of epoch 1.*after 3 updates; .* after 5 updates"
-    ):
-        run(3 + 2 * (job.rank == job.size - 1))
 
 
 # -- divergence --------------------------------------------------------------------------------------------

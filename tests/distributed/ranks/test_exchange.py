@@ -207,3 +207,33 @@ def test_ranks_together_equal_one_process_on_the_whole_batch(job, kind, accumula
     for a, b in zip(whole.weights, shared.weights, strict=True):
         error = np.linalg.norm(a.numpy() - b.numpy()) / np.linalg.norm(a.numpy())
         assert error < 1e-5
+
+
+# -- what cannot be where all workers make each variable and take each step together
+
+
+def test_different_models_are_refused_on_every_rank(job) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1 + (job.rank == 1)), keras.layers.Dense(1)])
+    model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    with pytest.raises(DistributionError, match=r"they differ in variables: .*\(2, 1\).*\(2, 2\)"):
+        model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0, callbacks=job.callbacks())
+    assert int(model.optimizer.iterations.numpy()) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_data_of_unknown_length_is_compared_at_the_epochs_end(job, simple) -> None:
+    def generator(batches):
+        for _ in range(batches):
+            yield np.ones((2, 2), "float32"), np.ones((2, 1), "float32")
+
+    def run(batches):
+        model = simple()
+        signature = (tf.TensorSpec((2, 2)), tf.TensorSpec((2, 1)))
+        stream = tf.data.Dataset.from_generator(lambda: generator(batches), output_signature=signature)
+        return model.fit(stream, epochs=2, verbose=0, shuffle=False, callbacks=job.callbacks())
+
+    assert len(run(3).history["loss"]) == 2
+    with pytest.raises(
+        DistributionError, match=r"ended at different batches before .* of epoch 1.*after 3 updates; .* after 5 updates"
+    ):
+        run(3 + 2 * (job.rank == job.size - 1))
