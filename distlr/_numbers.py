@@ -11,7 +11,7 @@ from typing import SupportsFloat, SupportsIndex, cast
 
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
-__all__ = ["INT64_END", "integer", "not_negative_real", "positive_integer", "positive_real", "real"]
+__all__ = ["INT64_END", "integer", "not_negative_real", "positive_integer", "positive_real", "real", "whole_number"]
 
 # The clock lives in an int64 variable of the optimizer.
 INT64_END = 2**63
@@ -27,13 +27,21 @@ def integer(value: object) -> int | None:
         return None
 
 
-def positive_integer(argument: str, value: object) -> int:
-    """An integer of at least 1, of whatever integer type; a float is none."""
+def whole_number(argument: str, value: object) -> int:
+    """An integer that an int64 holds, of whatever integer type; a float is none."""
     number = integer(value)
     if number is None:
         whole = isinstance(value, float) and value.is_integer()
         hint = f"write {int(value)}" if whole and isinstance(value, float) else "write a whole number such as 64"
         raise ConfigurationTypeError(received(argument, value, "an integer", hint))
+    if not -INT64_END <= number < INT64_END:
+        raise ConfigurationError(received(argument, value, "an integer of 64 bits"))
+    return number
+
+
+def positive_integer(argument: str, value: object) -> int:
+    """An integer of at least 1, of whatever integer type; a float is none."""
+    number = whole_number(argument, value)
     if number < 1:
         raise ConfigurationError(received(argument, value, "at least 1"))
     return number

@@ -46,7 +46,14 @@ def broadcast_state(
         if not optimizer.built:
             with strategy_of(optimizer).scope():
                 optimizer.build(model.trainable_variables)
-        variables += list(optimizer.variables)
+        own: dict[str, Any] = {}
+        if isinstance(core, ScaledOptimizer):
+            # A decider's state that rank 0 alone has loaded is made on every rank, together.
+            for name, initial in communicator.broadcast_json(core.states(), tag="states of deciders").items():
+                core.state(name, initial)
+            own = core.own_variables()
+        added = {id(variable) for variable in own.values()}
+        variables += [v for v in optimizer.variables if id(v) not in added] + list(own.values())
         if isinstance(core, ScaledOptimizer) and core.schedule is not None:
             formula = {name: value for name, value in core.schedule.explain().items() if not name.endswith("_rate")}
     check_equal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +11,9 @@ import tensorflow as tf
 
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
+from distlr.position import Position
 
-__all__ = ["REMAINDERS", "own_share", "training", "validation"]
+__all__ = ["REMAINDERS", "check_remainder", "own_share", "training", "validation"]
 
 REMAINDERS = ("drop", "carry")
 _STREAM_SHUFFLE = 10_000
@@ -27,41 +29,104 @@ def training(
     shuffle: bool | int = True,
     seed: int | None = None,
     remainder: str = "drop",
+    position: Position | None = None,
 ) -> tf.data.Dataset:
-    """This rank's training batches: `batch.steps_per_epoch` an epoch, all full.
+    """This rank's training batches: `batch.steps_per_epoch` an epoch, all full, in an order that can be resumed.
 
-    Sharded before it is shuffled, so that ranks need not agree on a seed, and batched by `batch.feed`.
     A final batch that is not full would give some replicas fewer samples, or none (which crashes, or turns
-    batch normalization's statistics into NaN).
+    batch normalization's statistics into NaN), so all are batched by `batch.feed`.
+
+    Arrays are shuffled as a whole: which samples the n-th global batch of an epoch has depends on the seed and the
+    epoch alone, on any number of ranks. A `tf.data.Dataset` is sharded first, and each share is shuffled in a buffer.
 
     Args:
         data: an unbatched `tf.data.Dataset`, or a tuple of arrays.
-        shuffle: True for a buffer of the whole shard (10,000 samples where the number is unknown), a number
+        shuffle: True for all samples (of a data set whose length is unknown, a buffer of 10,000), a number
             for a buffer of that size, False for the order given.
+        seed: of the order; the same on all ranks.
         remainder: "drop" leaves the samples that fill no batch out of the epoch (others each epoch, when
             shuffled); "carry" takes them into the next one, and needs `fit(steps_per_epoch=batch.steps_per_epoch)`.
+        position: where the run stands; by default at the start.
     """
-    if remainder not in REMAINDERS:
-        raise ConfigurationError(received("remainder", remainder, f"one of {', '.join(map(repr, REMAINDERS))}"))
+    check_remainder(remainder)
     _check_batch(batch)
+    if position is None:
+        position = Position(batch, random.getrandbits(31) if seed is None else seed, remainder == "carry")
     dataset = _dataset(data)
     samples = _cardinality(dataset)
     _check_samples(samples, batch, size)
-    dataset = dataset.shard(size, rank)
-    buffer = _buffer(shuffle, _cardinality(dataset))
-    if buffer:
-        dataset = dataset.shuffle(buffer, seed=seed, reshuffle_each_iteration=True)
-    if remainder == "carry":
-        return _marked(dataset.repeat().batch(batch.feed, drop_remainder=True).prefetch(tf.data.AUTOTUNE))
-    dataset = dataset.batch(batch.feed, drop_remainder=True)
+    whole = _whole(data) if isinstance(shuffle, bool) else None
+    if whole is not None:
+        assert samples is not None
+        pipeline = _from_arrays(whole, samples, batch, rank, bool(shuffle), position)
+    else:
+        share = dataset.shard(size, rank)
+        pipeline = _from_stream(share, batch.feed, size, _buffer(shuffle, _cardinality(share)), position)
+    if position.endless:
+        return _marked(pipeline.repeat().prefetch(tf.data.AUTOTUNE))  # endless already; now Keras knows it, too
     expected = batch.samples_per_epoch
     steps = batch.steps_per_epoch if expected is not None else _whole_updates(samples, batch)
-    if steps is not None:
-        dataset = dataset.take(steps)
-        if samples is None:
-            # Keras then knows the steps, and TensorFlow ends a run whose data has fewer.
-            dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
-    return _marked(dataset.prefetch(tf.data.AUTOTUNE))
+    if steps is not None and samples is not None:
+        pipeline = pipeline.repeat().take(steps)  # a number that Keras knows; a resumed epoch ends before
+    elif steps is not None:
+        # Keras then knows the steps, and TensorFlow ends a run whose data has fewer.
+        pipeline = pipeline.take(steps).apply(tf.data.experimental.assert_cardinality(steps))
+    return _marked(pipeline.prefetch(tf.data.AUTOTUNE))
+
+
+def _from_arrays(
+    whole: Any, samples: int, batch: GlobalBatch, rank: int, shuffle: bool, position: Position
+) -> tf.data.Dataset:
+    """One iteration over arrays: the rank's slice of each global batch, gathered by the numbers of its samples."""
+    feed, per_step = batch.feed, position.per_step
+
+    def iteration(_: tf.Tensor) -> tf.data.Dataset:
+        seed, epoch, offset = position.enter()
+
+        def one(step: tf.Tensor) -> Any:
+            places = offset + step * per_step + rank * feed + tf.range(feed, dtype=tf.int64)
+            passes = places // samples if position.endless else tf.fill([feed], epoch)
+            places %= samples
+            if shuffle:
+                seeds = tf.stack([tf.fill([feed], seed), passes, tf.zeros_like(passes)], axis=1)
+                # tf.random.experimental.index_shuffle takes a seed for each index too, and pads it wrongly.
+                places = tf.raw_ops.RandomIndexShuffle(index=places, seed=seeds, max_index=samples - 1)
+            places = tf.ensure_shape(places, [feed])
+            return tf.nest.map_structure(lambda array: tf.gather(array, places), whole)
+
+        steps = tf.int64.max if position.endless else (samples - offset) // per_step
+        return tf.data.Dataset.range(steps).map(one, num_parallel_calls=tf.data.AUTOTUNE)
+
+    return tf.data.Dataset.range(1).flat_map(iteration)
+
+
+def _from_stream(share: tf.data.Dataset, feed: int, size: int, buffer: int, position: Position) -> tf.data.Dataset:
+    """One iteration over a rank's share of a data set."""
+    length = _cardinality(share)
+
+    def shuffled(seed: tf.Tensor, number: tf.Tensor) -> tf.data.Dataset:
+        order = position.seed_of(seed, number)
+        return share.shuffle(buffer, seed=order, reshuffle_each_iteration=False) if buffer else share
+
+    def iteration(_: tf.Tensor) -> tf.data.Dataset:
+        seed, epoch, offset = position.enter()
+        own = offset // size
+        if not position.endless:
+            return shuffled(seed, epoch).skip(own).batch(feed, drop_remainder=True)
+        first = 0 if length is None else own // length
+        samples = tf.data.Dataset.range(first, tf.int64.max).flat_map(lambda number: shuffled(seed, number))
+        return samples.skip(own - first * (length or 0)).batch(feed, drop_remainder=True)
+
+    return tf.data.Dataset.range(1).flat_map(iteration)
+
+
+def _whole(data: Any) -> Any:
+    """The arrays as tensors, in their structure; None for a data set, and for arrays that cannot be indexed."""
+    if isinstance(data, tf.data.Dataset):
+        return None
+    with tf.device("CPU:0"):
+        tensors = next(iter(tf.data.Dataset.from_tensors(data)))
+    return tensors if all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(tensors)) else None
 
 
 def validation(
@@ -125,6 +190,12 @@ def _weighted(sample: tuple[Any, ...], factor: float) -> tuple[Any, Any, tf.Tens
 
 
 # -- what may come in ------------------------------------------------------------------------------------
+
+
+def check_remainder(remainder: Any) -> None:
+    """Refuses what is no way to treat the samples that fill no batch."""
+    if remainder not in REMAINDERS:
+        raise ConfigurationError(received("remainder", remainder, f"one of {', '.join(map(repr, REMAINDERS))}"))
 
 
 def _check_batch(batch: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,20 @@ import keras
 import tensorflow as tf
 
 from distlr import data as pipelines
+from distlr._numbers import whole_number
 from distlr.batch import GlobalBatch
 from distlr.broadcast import broadcast_state
-from distlr.callbacks import Audit, JobCallback, LearningRateLogger, SyncStatistics, for_ranks, ordered
+from distlr.callbacks import (
+    Audit,
+    Checkpoint,
+    FollowEpochs,
+    JobCallback,
+    LearningRateLogger,
+    SyncStatistics,
+    check_savers,
+    for_ranks,
+    ordered,
+)
 from distlr.communicators import Communicator, SingleCommunicator
 from distlr.communicators.fused import Bundle, exchange_bundles, first_of, numbers, reduce_over
 from distlr.communicators.horovod_gradients import check_compression
@@ -23,6 +35,7 @@ from distlr.errors import ConfigurationError, ConfigurationTypeError, Distributi
 from distlr.metrics import are_distributed, read_states, results
 from distlr.moving_averages import scale_moving_averages
 from distlr.optimizer import ScaledOptimizer, adopt, inner
+from distlr.position import Position
 from distlr.scaling import Rule
 
 __all__ = ["Job"]
@@ -48,6 +61,7 @@ class Job:
         self.backend = backend
         self.communicator = SingleCommunicator() if communicator is None else communicator
         self._optimizers: list[Any] = []
+        self._positions: list[Position] = []
         self._padding = 0
         self._exchanges = 0
 
@@ -233,17 +247,25 @@ class Job:
     ) -> tf.data.Dataset:
         """This rank's batches of a data set: for training equal numbers of full ones, otherwise every sample once.
 
+        Which samples an epoch's n-th batch has depends on the seed and the epoch alone, so that
+        `callbacks.Checkpoint` goes on in the middle of an epoch with the one that would have come next.
+
         Args:
             data: an unbatched `tf.data.Dataset`, not sharded and not shuffled, or a tuple of arrays.
             batch: the global batch.
             training: False for validation data: not shuffled, nothing dropped.
-            shuffle: see `distlr.data.training`; likewise `seed` and `remainder`.
+            shuffle: see `distlr.data.training`; likewise `remainder`.
+            seed: of the order. Without one rank 0 draws it (from Python's `random`, which
+                `keras.utils.set_random_seed` seeds), and the call is collective.
         """
         self._check_batch(batch)
         if training:
+            pipelines.check_remainder(remainder)
+            position = Position(batch, self._agreed_seed(seed), remainder == "carry")
             dataset = pipelines.training(
-                data, batch, rank=self.rank, size=self.size, shuffle=shuffle, seed=seed, remainder=remainder
+                data, batch, rank=self.rank, size=self.size, shuffle=shuffle, remainder=remainder, position=position
             )
+            self._positions.append(position)
         else:
             dataset, padding = pipelines.validation(
                 data, batch, rank=self.rank, size=self.size, local_replicas=self.local_replicas
@@ -267,14 +289,18 @@ class Job:
                 raise ConfigurationTypeError(received("callbacks", what, "a list of Keras callbacks", hint))
         if not any(isinstance(callback, LearningRateLogger) for callback in given):
             given.append(LearningRateLogger())
-        given.append(self.audit())
+        check_savers(given)
+        follow = FollowEpochs(self._positions)
+        given += [self.audit(), follow]
         if self.local_replicas > 1:
-            given.append(SyncStatistics(self.strategy))
+            given.append(SyncStatistics())
         if self.size > 1:
             given = for_ranks(given, self.communicator)
         for callback in given:
             if isinstance(callback, JobCallback):
                 callback.bind(self.communicator)
+            if isinstance(callback, Checkpoint):
+                callback.bind_data(follow)
         return ordered(given)
 
     def audit(self) -> Audit:
@@ -373,6 +399,14 @@ class Job:
 
     def _connect(self, optimizer: ScaledOptimizer) -> None:
         optimizer.connect(self._gradients)
+
+    def _agreed_seed(self, seed: int | None) -> int:
+        if seed is not None:
+            return whole_number("seed", seed)
+        drawn = random.getrandbits(31)
+        if self.size > 1:
+            drawn = self.communicator.broadcast_json(drawn, tag=f"the seed of data set {len(self._positions)}")
+        return drawn
 
     def _combined(self, metrics: Sequence[Any], compute: Callable[[], Mapping[str, Any]], tag: str) -> dict[str, float]:
         if self.size == 1 or (self._spans and are_distributed(metrics)):

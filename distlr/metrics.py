@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from distlr.errors import ConfigurationError, received
 
-__all__ = ["COMBINE", "MetricStates", "are_distributed", "check_additive", "read_states", "results"]
+__all__ = ["COMBINE", "MetricStates", "are_distributed", "assign_states", "check_additive", "read_states", "results"]
 
 COMBINE = "distlr_combine"
 """The attribute by which a metric says how its states combine over ranks: "sum" (also without it), "max" or "min"."""
@@ -48,6 +48,13 @@ def read_states(metrics: Sequence[Any]) -> MetricStates:
     return MetricStates(arrays, how)
 
 
+def assign_states(metrics: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives the metrics the states that `read_states` had read; one that is not among them stays."""
+    for name, _, variable in _variables(metrics):
+        if name in arrays:
+            variable.assign(arrays[name].astype(variable.dtype))
+
+
 def results(
     metrics: Sequence[Any], combined: Mapping[str, np.ndarray], compute: Callable[[], Mapping[str, Any]]
 ) -> dict[str, float]:
@@ -57,9 +64,7 @@ def results(
     """
     own = [(variable, variable.numpy()) for _, _, variable in _variables(metrics)]
     try:
-        for name, _, variable in _variables(metrics):
-            if name in combined:
-                variable.assign(combined[name].astype(variable.dtype))
+        assign_states(metrics, combined)
         return {name: _number(value) for name, value in compute().items()}
     finally:
         for variable, value in own:

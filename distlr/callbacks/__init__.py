@@ -3,9 +3,11 @@
 from distlr.callbacks.audit import Audit
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.broadcast import BroadcastState
+from distlr.callbacks.checkpoint import Checkpoint
+from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.logger import LearningRateLogger
-from distlr.callbacks.order import for_ranks, ordered
+from distlr.callbacks.order import check_savers, for_ranks, ordered
 from distlr.callbacks.plateau import ReduceLROnPlateau
 from distlr.callbacks.sync_metrics import SyncMetrics
 from distlr.callbacks.sync_statistics import SyncStatistics
@@ -13,12 +15,15 @@ from distlr.callbacks.sync_statistics import SyncStatistics
 __all__ = [
     "Audit",
     "BroadcastState",
+    "Checkpoint",
+    "FollowEpochs",
     "JobCallback",
     "LearningRateLogger",
     "ReduceLROnPlateau",
     "ReplicaGuard",
     "SyncMetrics",
     "SyncStatistics",
+    "check_savers",
     "for_ranks",
     "ordered",
 ]

@@ -59,11 +59,11 @@ class ReplicaGuard(JobCallback):
         exchange = self._exchange
         if not self.stops_within_epoch or exchange is None:
             return
-        if exchange.stop_agreed:
+        if exchange.agreed_on("stop"):
             self.model.stop_training = True
         elif self.model.stop_training:
             # Alone it would leave the others waiting in the next step: it asks, and goes on until all stop.
-            exchange.request_stop()
+            exchange.request("stop")
             self.model.stop_training = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -76,11 +76,11 @@ class ReplicaGuard(JobCallback):
 
     def _compare(self, when: str, at_end: bool = False) -> None:
         exchange = self._exchange
-        stop = bool(self.model.stop_training or (exchange is not None and exchange.stop_requested))
+        stop = bool(self.model.stop_training or (exchange is not None and exchange.requested("stop")))
         own = {"stop": stop, "state": rank_state(self.model, self.model.optimizer)}
         said = self.communicator.gather_json(own, tag=f"replicas at {when}")
         compare_ranks(self.communicator, [rank["state"] for rank in said], self.model, when=when)
         if at_end and any(rank["stop"] for rank in said):
             self.model.stop_training = True
             if exchange is not None:
-                exchange.take_back()
+                exchange.take_back("stop")

@@ -11,14 +11,17 @@ import keras
 from distlr.callbacks.audit import Audit
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.broadcast import BroadcastState
+from distlr.callbacks.checkpoint import Checkpoint
+from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.logger import LearningRateLogger
 from distlr.callbacks.plateau import ReduceLROnPlateau
 from distlr.callbacks.sync_metrics import SyncMetrics
 from distlr.callbacks.sync_statistics import SyncStatistics
 from distlr.communicators import Communicator
+from distlr.errors import ConfigurationError, received
 
-__all__ = ["for_ranks", "ordered"]
+__all__ = ["check_savers", "for_ranks", "ordered"]
 
 _KERAS = keras.callbacks
 
@@ -26,7 +29,7 @@ _log = logging.getLogger("distlr")
 
 # A saver must see what the deciders of the same epoch changed, or a restart loses the last cut.
 _STAGES: tuple[tuple[type, ...], ...] = (
-    (Audit,),
+    (Audit, FollowEpochs),
     (SyncMetrics, SyncStatistics),
     (LearningRateLogger,),
     (
@@ -37,7 +40,7 @@ _STAGES: tuple[tuple[type, ...], ...] = (
         _KERAS.TerminateOnNaN,
     ),
     (ReplicaGuard,),
-    (_KERAS.ModelCheckpoint, _KERAS.BackupAndRestore),
+    (Checkpoint, _KERAS.ModelCheckpoint, _KERAS.BackupAndRestore),
     (_KERAS.TensorBoard, _KERAS.CSVLogger),
     (BroadcastState,),
 )
@@ -48,6 +51,16 @@ _WRITERS = (_KERAS.ModelCheckpoint, _KERAS.BackupAndRestore, _KERAS.TensorBoard,
 def ordered(callbacks: Sequence[Any]) -> list[Any]:
     """The callbacks by stage, and within a stage as they were given."""
     return sorted(callbacks, key=_stage)
+
+
+def check_savers(callbacks: Sequence[Any]) -> None:
+    """Refuses a backup in the middle of an epoch by Keras, which would train the epoch's first samples twice."""
+    for callback in callbacks:
+        frequency = getattr(callback, "save_freq", "epoch")
+        if isinstance(callback, _KERAS.BackupAndRestore) and frequency != "epoch":
+            hint = f"write distlr.callbacks.Checkpoint({str(callback.backup_dir)!r}, every='{frequency}ba')"
+            what = "'epoch': Keras begins the epoch anew, whose samples the clock and the weights have had already"
+            raise ConfigurationError(received("save_freq", frequency, what, hint))
 
 
 def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]:
@@ -73,8 +86,8 @@ def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]
 
 def _watches_batches(callback: Any) -> bool:
     """Whether a callback may stop the training in the middle of an epoch: it looks at each batch, in step with it."""
-    if getattr(callback, "async_safe", False):
-        return False
+    if getattr(callback, "async_safe", False) or isinstance(callback, JobCallback):
+        return False  # distlr's own do not stop one rank alone
     return any(
         getattr(type(callback), name, None) is not getattr(keras.callbacks.Callback, name)
         for name in ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
-
 from distlr.callbacks.base import JobCallback
 from distlr.communicators.fused import Bundle, exchange_bundles, first_of, mean_over, numbers, reduce_over
 from distlr.metrics import MetricStates, check_additive, read_states, results
+from distlr.statistics import assign_statistics, read_statistics
 
 __all__ = ["SyncMetrics"]
 
@@ -75,19 +73,12 @@ class SyncMetrics(JobCallback):
 
     def _sync_training(self) -> None:
         states = MetricStates({}, {}) if self._spans else read_states(self.model.metrics)
-        weights = {
-            f"weight/{i}": variable
-            for i, variable in enumerate(self.model.non_trainable_weights)
-            if tf.as_dtype(variable.dtype).is_floating
-        }
-        local = self.model.distribute_strategy.experimental_local_results
-        statistics = {name: np.asarray(local(v.value)[0].numpy(), np.float64) for name, v in weights.items()}
+        statistics = read_statistics(self.model)
         bundle = Bundle({**states.arrays, **statistics}, note=self._validates)
         bundles = exchange_bundles(self.communicator, bundle, tag=f"training metrics of epoch {self._epoch + 1}")
         self._any_validates = any(other.note for other in bundles)
-        counted = [Bundle({n: a for n, a in b.arrays.items() if n not in weights}) for b in bundles]
-        for name, mean in mean_over([Bundle({n: b.arrays[n] for n in weights}) for b in bundles]).items():
-            weights[name].assign(tf.cast(mean, weights[name].dtype))
+        counted = [Bundle({n: a for n, a in b.arrays.items() if n not in statistics}) for b in bundles]
+        assign_statistics(self.model, mean_over([Bundle({n: b.arrays[n] for n in statistics}) for b in bundles]))
         if not self._spans:
             self._training = self._results(reduce_over(counted, states.how))
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from distlr.communicators.stops import StopRequest
+from distlr.communicators.requests import Requests
 from distlr.errors import ConfigurationError, received
 
 __all__ = ["COMPRESSIONS", "HorovodGradients", "check_compression"]
@@ -23,12 +23,12 @@ def check_compression(compression: Any) -> None:
         raise ConfigurationError(received("compression", compression, expected))
 
 
-class HorovodGradients(StopRequest):
+class HorovodGradients(Requests):
     """The mean over the ranks of an optimizer's gradients, and of what travels with them.
 
     Each tensor is an operation of its own, named after optimizer and variable: Horovod begins with those that
     back-propagation has first, fuses small ones by itself, and a rank that has built another model beside this
-    one still pairs right. A request to stop travels in the same buffer, so that a stop that one rank
+    one still pairs right. Requests travel in the same buffer, so that a stop that one rank
     wants reaches all of them at the same update at no collective's cost.
 
     Args:
@@ -63,7 +63,7 @@ class HorovodGradients(StopRequest):
         with tf.control_dependencies([gradient for gradient in gradients if gradient is not None][:1]):
             wanted = tf.identity(self.wanted)
             self._updates.assign_add(1)
-        self.agreed.assign(self._mean(wanted, "stop"))
+        self.agreed.assign(self._mean(wanted, "requests"))
         return [
             gradient if gradient is None else self._scaled(self._average(gradient, name))
             for gradient, name in zip(gradients, names, strict=True)

@@ -1,6 +1,7 @@
 """The one place that extends a Keras optimizer."""
 
 from distlr.optimizer.adopt import adopt, inner, is_adopted, strategy_of, strip
+from distlr.optimizer.formula import differences, formula
 from distlr.optimizer.handle import RateHandle, handle, rate_of
 from distlr.optimizer.loss_scale import agree
 from distlr.optimizer.mixin import ScaledOptimizer
@@ -10,6 +11,8 @@ __all__ = [
     "ScaledOptimizer",
     "adopt",
     "agree",
+    "differences",
+    "formula",
     "handle",
     "inner",
     "is_adopted",

@@ -19,10 +19,14 @@ from distlr.optimizer.rate import RateCache
 from distlr.schedules import Scaled
 from distlr.schedules.base import as_float64
 
-__all__ = ["PREFIX", "Adoption", "name_of", "saved_name"]
+__all__ = ["CLIMB", "NO_CLIMB", "PREFIX", "Adoption", "name_of", "saved_name"]
 
 PREFIX = "distlr_"
 """Begins the name of each variable of distlr's in a saved file and in a TensorFlow checkpoint."""
+
+CLIMB = "climb"
+"""Names the state of a climb: where it began and its length, in samples, and the share of the rate it began at."""
+NO_CLIMB = (0.0, 0.0, 1.0)
 
 _FNV_PRIME = 1_099_511_628_211
 
@@ -106,6 +110,22 @@ class Adoption:
             self.initial[name] = initial
             self.held_states.pop(name, None)
         return self.named[name]
+
+    def states(self) -> dict[str, list[float]]:
+        """What `state` has made, and what was loaded for it, with what each begins with."""
+        made = {name: self.initial[name] for name in self.named if name not in ("multiplier", "samples_seen")}
+        loaded = {name: value for name, value in self.held_states.items() if value.ndim == 1}
+        return {
+            name: np.asarray(initial).tolist()
+            for name, initial in sorted({**loaded, **made}.items())
+            if np.ndim(initial) == 1
+        }
+
+    @property
+    def spans_processes(self) -> bool:
+        """Whether several processes make each variable together."""
+        multi = isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        return multi and self.strategy.cluster_resolver.cluster_spec().as_dict() != {}
 
     def correct_momentum(self, optimizer: Any) -> None:
         """Keeps the rate of the update before, which the velocity holds."""

@@ -14,7 +14,7 @@ import tensorflow as tf
 from distlr.errors import ConfigurationError
 from distlr.optimizer import saving
 from distlr.optimizer.accumulation import accumulate
-from distlr.optimizer.adoption import Adoption
+from distlr.optimizer.adoption import CLIMB, NO_CLIMB, Adoption
 from distlr.optimizer.rate import LearningRate, check_rate
 from distlr.strategies.replicas import on_replicas, sum_over_replicas
 
@@ -82,6 +82,17 @@ class ScaledOptimizer:
         multiplier = self._distlr.multiplier
         multiplier.assign(float(multiplier.numpy()) * factor)
 
+    def climb(self, share: float, samples: int) -> None:
+        """Lets the rate go from `share` of the formula's to all of it, linearly, over the next so many samples.
+
+        A factor of its own on the formula, for the time after a change of the batch, whose rate is another at once. It
+        is kept in the optimizer's variables, so that a restart goes on with it.
+        """
+        if self._distlr.batch is None:
+            raise ConfigurationError("A climb is counted in samples, and the optimizer has no batch.")
+        start = [float(self.samples_seen), float(samples), float(share)]
+        self.state(CLIMB, NO_CLIMB).assign(start)
+
     @property
     def multiplier(self) -> float:
         """The only part of the formula that changes during a run; 1 at the start."""
@@ -135,6 +146,10 @@ class ScaledOptimizer:
     def _formula(self, samples: tf.Tensor | None = None) -> tf.Tensor:
         adoption = self._distlr
         rate = adoption.law(self._time(samples)) * tf.cast(adoption.multiplier, tf.float64)
+        if CLIMB in adoption.named:
+            start, length, share = tf.unstack(tf.cast(adoption.named[CLIMB], tf.float64))
+            passed = tf.cast(self._samples() if samples is None else samples, tf.float64) - start
+            rate *= tf.where(passed < length, share + (1.0 - share) * passed / tf.maximum(length, 1.0), 1.0)
         return tf.cast(rate, keras.config.floatx())
 
     def _time(self, samples: tf.Tensor | None = None) -> tf.Tensor:
@@ -317,11 +332,21 @@ class ScaledOptimizer:
         """
         return self._distlr.state(self, name, np.asarray(initial, np.float64))
 
+    def states(self) -> dict[str, list[float]]:
+        """The states of deciders by name, with what each begins with: those that were asked for, and those loaded."""
+        return self._distlr.states()
+
+    def own_variables(self) -> dict[str, Any]:
+        """The variables that distlr added, by name: the multiplier, the clock, and what `state` made."""
+        return dict(sorted(self._distlr.named.items()))
+
     def save_own_variables(self, store: Any) -> None:
         saving.save(self, store)
 
     def load_own_variables(self, store: Any) -> None:
         saving.load(self, store)
+        if CLIMB in self._distlr.held_states and not self._distlr.spans_processes:
+            self.state(CLIMB, NO_CLIMB)  # the formula needs it; nobody else will ask for it
 
     def get_config(self) -> dict[str, Any]:
         """The plain optimizer, as Keras serializes it, and the arguments of its scaling."""

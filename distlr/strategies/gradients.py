@@ -7,14 +7,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from distlr.communicators.stops import StopRequest
+from distlr.communicators.requests import Requests
 from distlr.strategies.replicas import sum_over_replicas
 
 __all__ = ["StrategyGradients"]
 
 
-class StrategyGradients(StopRequest):
-    """The sum over all replicas of all ranks, which the strategy computes, and with it a request to stop."""
+class StrategyGradients(Requests):
+    """The sum over all replicas of all ranks, which the strategy computes, and with it requests."""
 
     def average(self, gradients: Sequence[Any], names: Sequence[str]) -> list[Any]:
         """The mean over the batch of each gradient: dense, sparse, or None. In a replica.

@@ -11,6 +11,8 @@ import tensorflow as tf
 from distlr.callbacks import (
     Audit,
     BroadcastState,
+    Checkpoint,
+    FollowEpochs,
     LearningRateLogger,
     ReduceLROnPlateau,
     ReplicaGuard,
@@ -35,8 +37,8 @@ class Saver(K.ModelCheckpoint):
 def _stages(tmp_path: Any) -> list[list[Any]]:
     strategy = tf.distribute.get_strategy()
     return [
-        [Audit(strategy)],
-        [SyncMetrics(), SyncStatistics(strategy)],
+        [Audit(strategy), FollowEpochs([])],
+        [SyncMetrics(), SyncStatistics()],
         [LearningRateLogger()],
         [
             ReduceLROnPlateau(),
@@ -47,7 +49,12 @@ def _stages(tmp_path: Any) -> list[list[Any]]:
             Decider(),
         ],
         [ReplicaGuard()],
-        [K.ModelCheckpoint(tmp_path / "a.keras"), K.BackupAndRestore(tmp_path / "backup"), Saver(tmp_path / "b.keras")],
+        [
+            Checkpoint(tmp_path),
+            K.ModelCheckpoint(tmp_path / "a.keras"),
+            K.BackupAndRestore(tmp_path / "backup"),
+            Saver(tmp_path / "b.keras"),
+        ],
         [K.TensorBoard(tmp_path), K.CSVLogger(tmp_path / "log.csv")],
         [BroadcastState()],
     ]

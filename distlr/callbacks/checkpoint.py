@@ -1,0 +1,386 @@
+"""A run that goes on after a crash as if nothing had happened."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from distlr._numbers import positive_integer
+from distlr.callbacks.base import JobCallback
+from distlr.callbacks.follow import FollowEpochs
+from distlr.checkpoints import CheckpointDirectory
+from distlr.communicators.fused import Bundle, exchange_bundles
+from distlr.duration import Duration
+from distlr.errors import ConfigurationError, DistlrError, StateError, received
+from distlr.optimizer import ScaledOptimizer, differences, formula, inner, rate_of
+from distlr.run_state import RunState, gather_arrays, restore_metrics, restore_seeds
+
+__all__ = ["Checkpoint"]
+
+_log = logging.getLogger("distlr")
+
+_ACTIONS = {"SIGTERM": "leave", "SIGUSR1": "save"}
+
+
+class Checkpoint(JobCallback):
+    """Writes checkpoints, and continues the newest one: at the right epoch, batch and sample, at the right rate.
+
+    Rank 0 writes; a crash at any instant leaves the checkpoint before it whole. When `fit` begins and the directory has
+    one, rank 0 reads it and every rank gets it: weights, optimizer, multiplier, clock, plateau, the order and place of
+    the data that `job.shard` made, the metrics of the epoch that was interrupted, and each rank's dropout.
+    `fit` then continues in that epoch, where no sample is trained twice and none is left out. `fit` itself
+    stays as it is: `epochs` is the number of all, `initial_epoch` is not needed.
+
+    On another number of workers than the one that wrote it the clock goes on in samples, while the factor and the
+    momentum of moving averages are the script's, computed from the base; one line says what changed.
+
+    At SIGUSR1 (Slurm's `--signal=USR1@60`) all ranks write a checkpoint after the same step and go on; at SIGTERM they
+    write one and the process ends with 143 (128 + 15). A second signal does what it does without distlr.
+
+    Args:
+        directory: of this run and this `fit` alone.
+        every: how often: "1ep" (the default), "100ba", "50000sp"; what falls on an epoch's end is written
+            after everything has been decided there.
+        keep: how many of the newest stay.
+        resume: False refuses a directory that has a checkpoint, so that nothing is overwritten.
+        accept: whether a checkpoint is continued whose formula (schedule, rule, warmup, optimizer) is another than the
+            script's, which by default is refused, with the differences.
+        rewarm: a duration; after a change of the factor the rate climbs from its old value over this span.
+        signals: which are listened to: "SIGTERM", "SIGUSR1".
+
+    Raises:
+        ConfigurationError, ConfigurationTypeError, StateError, DistributionError: see the messages; before the
+            first step, on every rank.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        every: str | Duration = "1ep",
+        *,
+        keep: int = 3,
+        resume: bool = True,
+        accept: bool = False,
+        rewarm: str | Duration | None = None,
+        signals: Sequence[str] = ("SIGTERM", "SIGUSR1"),
+    ) -> None:
+        super().__init__()
+        self.directory = CheckpointDirectory(directory, positive_integer("keep", keep))
+        self.every = Duration.parse(every, "every")
+        if self.every.value == 0 or self.every.unit == "dur":
+            raise ConfigurationError(received("every", every, "above 0, in ep, ba or sp"))
+        self.resume, self.accept = resume, accept
+        self.rewarm = None if rewarm is None else Duration.parse(rewarm, "rewarm")
+        unknown = [name for name in signals if name not in _ACTIONS]
+        if unknown or isinstance(signals, str):
+            raise ConfigurationError(received("signals", signals, f"some of {', '.join(map(repr, _ACTIONS))}"))
+        self.signals = tuple(signals)
+        self.follow: FollowEpochs | None = None
+        self._asked: set[str] = set()
+        self._handlers: dict[int, Any] = {}
+        self._begun = False
+        self._ranks: list[dict[str, np.ndarray]] = []  # of the checkpoint that is continued
+        self._epoch = 0
+        self._steps = self._steps_in_run = 0  # Keras' steps since the epoch began, or the run, in this process
+        self._left: int | None = None  # steps of an epoch that was interrupted, and those that had been done
+        self._done = 0
+        self._first_update = 0.0
+        self._mark = 0  # how many times it has been due
+        self._saved_at = -1
+
+    def bind_data(self, follow: FollowEpochs) -> None:
+        """Gives the job's data to the callback; called by `job.callbacks`."""
+        self.follow = follow
+
+    @property
+    def async_safe(self) -> bool:
+        """Tells Keras whether the device may run ahead of the batches' callbacks."""
+        return not (self._within_epochs or self.signals or self.communicator.size > 1 or self.directory.files())
+
+    # -- the run begins ------------------------------------------------------------------------------
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Continues what is there. Collective."""
+        optimizer = inner(self.model.optimizer)
+        if not isinstance(optimizer, ScaledOptimizer):
+            raise ConfigurationError(
+                f"Checkpoint keeps the clock and the multiplier, which the plain Keras optimizer '{optimizer.name}' "
+                "has not. To mend it: optimizer = job.optimizer(optimizer, batch), inside `with job.scope():`."
+            )
+        if self.follow is None:
+            raise ConfigurationError(
+                "Checkpoint does not know the job's data. To mend it: fit(callbacks=job.callbacks([Checkpoint(...)]))."
+            )
+        self._check_data()
+        if not self._begun:
+            self._continue()
+        self._begun = True
+        self._steps_in_run = 0
+        self._first_update = self._updates_before()
+        self._mark = self._times_due()
+        self._saved_at = self._updates_done
+        self._listen()
+
+    def _check_data(self) -> None:
+        if not self._within_epochs:
+            return
+        assert self.follow is not None
+        hint = 'write every="1ep"'
+        if not self.follow.positions:
+            made = "with data from job.shard(data, batch), which can be continued in the middle of an epoch"
+            raise ConfigurationError(received("every", str(self.every), f"in whole epochs but {made}", hint))
+        if (self.params or {}).get("steps") is None:
+            known = "in whole epochs where the number of steps an epoch is not known"
+            raise ConfigurationError(received("every", str(self.every), known, f"{hint}, or pass samples_per_epoch"))
+
+    def _continue(self) -> None:
+        """Rank 0 reads the newest checkpoint, and tells the others what is not in the model's variables."""
+        said, refused = Bundle({}), None
+        if self.communicator.is_root:
+            try:
+                said = self._load()
+            except (DistlrError, ValueError, OSError) as error:
+                refused, said = error, Bundle({}, note={"error": str(error)})
+        if self.communicator.size > 1:
+            said = exchange_bundles(self.communicator, said, tag="the checkpoint to continue")[0]
+        if said.note is None:
+            return
+        if "error" in said.note:
+            raise refused or StateError(
+                f"[rank {self.communicator.rank}] Rank 0 could not continue: {said.note['error']}"
+            )
+        state = RunState.from_json(said.note)
+        self._ranks = [
+            {name.partition("/")[2]: array for name, array in said.arrays.items() if name.startswith(f"{rank}/")}
+            for rank in range(state.ranks)
+        ]
+        self._place(state)
+
+    def _load(self) -> Bundle:
+        self.directory.clean()
+        for path, run, ranks in self.directory.newest():
+            if not self.resume:
+                hint = "write resume=True, or name another directory"
+                raise ConfigurationError(received("resume", False, f"True where {path} is", hint))
+            state = RunState.from_json(run)
+            different = differences(state.formula, formula(inner(self.model.optimizer)))
+            if different and not self.accept:
+                lines = "\n  ".join(different)
+                raise StateError(
+                    f"{path} was written under another formula than the script's:\n  {lines}\nTo mend it: make the "
+                    "optimizer as it was, or write Checkpoint(..., accept=True) to go on with the script's."
+                )
+            self.model.load_weights(path)
+            for line in different:
+                _log.warning("The script's formula is used: %s.", line)
+            _log.info("%s", self._line(path, state))
+            arrays = {f"{rank}/{name}": array for rank, own in enumerate(ranks) for name, array in own.items()}
+            return Bundle(arrays, note=state.to_json())
+        return Bundle({})
+
+    def _place(self, state: RunState) -> None:
+        """Sets epoch, data, dropout and, after a change of the factor, the climb, on this rank."""
+        assert self.follow is not None
+        optimizer = inner(self.model.optimizer)
+        epoch, positions, left = state.epoch, state.positions, None
+        if state.steps:
+            if len(positions) != len(self.follow.positions):
+                raise StateError(
+                    f"The checkpoint is of the middle of an epoch over {len(positions)} data sets of job.shard, and "
+                    f"the script has {len(self.follow.positions)}. To mend it: make them as they were."
+                )
+            left = state.steps_left(optimizer, (self.params or {}).get("steps"))
+            if left == 0:  # no whole update of the script's batch fits into what is left
+                epoch += 1
+                positions = [[seed, number + 1, 0] for seed, number, _ in positions]
+        self._left, self._done, self._epoch = left or None, state.steps, epoch
+        self.follow.resume(epoch, positions)
+        restore_seeds(self.communicator, self.model, self._ranks)
+        self.model._initial_epoch = epoch
+        factor = float(optimizer.explain()["factor"])
+        if self.rewarm is not None and factor != state.factor:
+            optimizer.climb(state.factor / factor, int(optimizer.batch.to_samples(self.rewarm, argument="rewarm")))
+
+    def _line(self, path: Path, state: RunState) -> str:
+        """What is continued, and what another number of workers changes."""
+        optimizer = inner(self.model.optimizer)
+        parts = optimizer.explain()
+        own = RunState.of(self.model, self.communicator, epoch=0, steps=0, positions=[])
+        place = f"epoch {state.epoch + 1}" + (f", after {state.steps} steps of it" if state.steps else "")
+        line = (
+            f"Continuing {path}: {place} ({state.samples_seen} samples seen), at the rate {rate_of(optimizer):.6g}, "
+            f"multiplier {optimizer.multiplier:g}"
+        )
+        sizes = (state.replicas, state.global_batch, state.factor)
+        if sizes == (own.replicas, own.global_batch, own.factor):
+            return f"{line}."
+        climb = "the warmup goes on" if optimizer.in_warmup else "the warmup is over"
+        if parts.get("warmup") is None:
+            climb = "no warmup"
+        if self.rewarm is not None and state.factor != own.factor:
+            climb = f"the rate climbs from its old value over {self.rewarm}"
+        return (
+            f"{line}. Written on {state.replicas} replicas (batch {state.global_batch}, factor {state.factor:g}), now "
+            f"{own.replicas} (batch {own.global_batch}, factor {own.factor:g}, from the base); {climb}; the clock and "
+            "the plateau's state go on."
+        )
+
+    # -- while it runs -------------------------------------------------------------------------------
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Notes the epoch."""
+        if epoch < self._epoch:
+            raise ConfigurationError(
+                f"fit begins epoch {epoch + 1}, and {self.directory.path} has checkpoints of a later one. To mend it: "
+                "give each fit a Checkpoint with a directory of its own."
+            )
+        if self._left is None or epoch != self._epoch:
+            self._left, self._done = None, 0
+        self._epoch, self._steps = epoch, 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes where it is time or was asked for; in an epoch that was interrupted gives the metrics their start."""
+        if self._left is not None and self._steps == 0:
+            restore_metrics(self.communicator, self.model, self._ranks)
+        self._steps_in_run += batch + 1 - self._steps
+        self._steps = batch + 1
+        asked = self._requests()
+        if self._ended():  # what falls on the last step is written after what is decided then
+            if self._left is not None and self.follow is not None:
+                self.follow.end_epoch()
+        elif (asked or self._is_due()) and self._steps_in_run % self._accumulation == 0:
+            self._write(steps=self._steps)
+            self._answer(asked)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes where it is time or was asked for; after the deciders and the guard."""
+        asked = self._requests()
+        steps = 0 if self._ended() else self._steps  # of an epoch that was stopped
+        if not steps:
+            self._epoch, self._left, self._done, self._steps = epoch + 1, None, 0, 0
+        if asked or self._is_due(at_end=True):
+            self._write(steps=steps, within_epoch=False)
+        self._answer(asked)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Writes the end, unless it is written already."""
+        self._stop_listening()
+        self.model._initial_epoch = None
+        if self._updates_done != self._saved_at:
+            self._write(steps=self._steps, within_epoch=False)
+        if "leave" in self._asked:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _write(self, *, steps: int, within_epoch: bool = True) -> None:
+        """Collective. `steps` of the epoch have been done in this process; 0 where the last one is complete."""
+        assert self.follow is not None
+        ranks = gather_arrays(self.communicator, self.model, within_epoch=within_epoch)
+        self._mark, self._saved_at = self._times_due(), self._updates_done
+        if not self.communicator.is_root:
+            return
+        if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
+            _log.warning("The weights are not finite, so no checkpoint is written; the one before stays the newest.")
+            return
+        positions = []
+        for position in self.follow.positions:
+            if position.endless:
+                positions.append([position.seed, 0, position.after(self._steps_in_run)])
+            else:
+                positions.append([position.seed, self._epoch, position.after(steps) if steps else 0])
+        done = self._done + steps if steps else 0
+        state = RunState.of(self.model, self.communicator, epoch=self._epoch, steps=done, positions=positions)
+        self.directory.write(self._updates_done, self.model, state.to_json(), ranks)
+
+    # -- when ----------------------------------------------------------------------------------------
+
+    @property
+    def _within_epochs(self) -> bool:
+        return self.every.unit != "ep" or self.every.value.denominator != 1
+
+    @property
+    def _updates_done(self) -> int:
+        return int(inner(self.model.optimizer).iterations.numpy())
+
+    @property
+    def _accumulation(self) -> int:
+        return inner(self.model.optimizer).gradient_accumulation_steps or 1
+
+    def _ended(self) -> bool:
+        steps = self._left or (self.params or {}).get("steps")
+        return steps is None or self._steps >= steps
+
+    def _updates_before(self) -> float:
+        """Updates of the script's batch before this run, on the clock."""
+        optimizer = inner(self.model.optimizer)
+        if optimizer.batch is None:
+            return self._updates_done / self._accumulation
+        return float(optimizer.batch.updates_at(optimizer.samples_seen))
+
+    def _times_due(self) -> int:
+        """How often it has been due since the start of the run, counted in updates."""
+        if not self._within_epochs:
+            return self._epoch // int(self.every.value)
+        batch = inner(self.model.optimizer).batch
+        if batch is None and self.every.unit != "ba":
+            hint = 'write every="100ba", or pass a batch to job.optimizer'
+            raise ConfigurationError(received("every", str(self.every), "in updates where there is no batch", hint))
+        interval = float(self.every.value) if batch is None else batch.to_updates(self.every, argument="every")
+        return int((self._first_update + self._steps_in_run // self._accumulation) // max(interval, 1))
+
+    def _is_due(self, at_end: bool = False) -> bool:
+        return (at_end or self._within_epochs) and self._times_due() > self._mark
+
+    # -- signals -------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        exchange = inner(self.model.optimizer).exchange
+        if self.communicator.size > 1 and exchange is None:
+            self.signals = ()  # nothing would tell the other ranks
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python gives signals to the main thread alone
+        for name in self.signals:
+            number = signal.Signals[name]
+            self._handlers[number] = signal.signal(number, self._heard)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        self._asked.add(_ACTIONS[name])
+        if _ACTIONS[name] == "leave":
+            signal.signal(number, self._handlers[number])  # a second one is not to wait
+
+    def _stop_listening(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _requests(self) -> set[str]:
+        """What is to be done now: on several ranks what all have heard of."""
+        if not self.signals:
+            return set()
+        if self.communicator.size == 1:
+            return set(self._asked)
+        exchange = inner(self.model.optimizer).exchange
+        for kind in self._asked:
+            exchange.request(kind)
+        return {kind for kind in _ACTIONS.values() if exchange.agreed_on(kind)}
+
+    def _answer(self, asked: set[str]) -> None:
+        for kind in asked:
+            self._asked.discard(kind)
+            if self.communicator.size > 1:
+                inner(self.model.optimizer).exchange.take_back(kind)
+        if asked and self.communicator.is_root:
+            _log.info("Wrote %s at a signal.", self.directory.files()[0])
+        if "leave" in asked:
+            self._stop_listening()
+            if self.communicator.size > 1:
+                self.communicator.barrier(tag="saved, and leaving")  # the launcher ends all when the first has ended
+            raise SystemExit(128 + signal.SIGTERM)

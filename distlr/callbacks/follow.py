@@ -1,0 +1,81 @@
+"""The data's place, kept in step with `fit`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from distlr.callbacks.base import JobCallback
+from distlr.optimizer import ScaledOptimizer, inner
+from distlr.position import Position
+
+__all__ = ["FollowEpochs"]
+
+_log = logging.getLogger("distlr")
+
+
+class FollowEpochs(JobCallback):
+    """Tells the training data which epoch begins, so that its order is that epoch's; `job.callbacks` puts it first.
+
+    Without it each iteration of the data is the next epoch, which is right only where a run starts at the first one and
+    nothing else iterates.
+
+    Args:
+        positions: one for each training pipeline of the job.
+    """
+
+    def __init__(self, positions: Sequence[Position]) -> None:
+        super().__init__()
+        self.positions = positions
+        self._resumed: int | None = None
+        self._cut_short = False
+        self._checked = False
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Forgets an earlier `fit`."""
+        self._resumed, self._cut_short, self._checked = None, False, False
+
+    def resume(self, epoch: int, positions: Sequence[Sequence[int]]) -> None:
+        """Says where the data goes on: seed, pass and offset of each pipeline, in the order in which they were made."""
+        self._resumed = epoch
+        for position, (seed, number, offset) in zip(self.positions, positions, strict=False):
+            position.resume(seed, number, offset)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Before Keras begins to iterate."""
+        if not self._checked and epoch != self._resumed:
+            self._check_clock()
+        self._checked = True
+        for position in self.positions:
+            position.begin(epoch)
+
+    def end_epoch(self) -> None:
+        """Lets Keras end the epoch after this batch: the one that was resumed has fewer than it counts with."""
+        if not self.model.stop_training:
+            self.model.stop_training = self._cut_short = True
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """The training goes on."""
+        self._go_on()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """The training goes on."""
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._cut_short:
+            self.model.stop_training = self._cut_short = False
+
+    def _check_clock(self) -> None:
+        optimizer = inner(self.model.optimizer)
+        batch = optimizer.batch if isinstance(optimizer, ScaledOptimizer) else None
+        if batch is None or batch.samples_per_epoch is None or not self.communicator.is_root:
+            return
+        share = optimizer.samples_seen % batch.samples_per_epoch / batch.samples_per_epoch
+        if share:
+            _log.warning(
+                "The clock stands at %.3g of an epoch, and fit begins a whole one, so the schedule is ahead by as "
+                "much. To go on in the middle of an epoch: job.callbacks([distlr.callbacks.Checkpoint(...)]).",
+                share,
+            )

@@ -1,0 +1,47 @@
+"""Requests that travel with the gradients: at no collective's cost, heard at the same update on every rank."""
+
+from __future__ import annotations
+
+__all__ = ["KINDS", "Requests"]
+
+KINDS = ("stop", "save", "leave")
+"""To end the training; to write a checkpoint and go on; to write one and end the process."""
+
+
+class Requests:
+    """What this rank wants, and what all have heard of; an exchange of gradients carries one to the other.
+
+    Attributes:
+        wanted: a variable of this process, for each kind 1 where it is requested here.
+        agreed: a variable of this process, for each kind above 0 where any rank wanted it before the last update.
+    """
+
+    def __init__(self) -> None:
+        import tensorflow as tf
+
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA  # in the scope of a strategy: assigned in a replica
+        self.wanted = tf.Variable([0.0] * len(KINDS), trainable=False, aggregation=first)
+        self.agreed = tf.Variable([0.0] * len(KINDS), trainable=False, aggregation=first)
+
+    def request(self, kind: str) -> None:
+        """Lets all ranks know, with the next update's gradients, what this one wants."""
+        self._set(self.wanted, kind, 1.0)
+
+    def take_back(self, kind: str) -> None:
+        """Forgets this rank's request and what was agreed."""
+        self._set(self.wanted, kind, 0.0)
+        self._set(self.agreed, kind, 0.0)
+
+    def requested(self, kind: str) -> bool:
+        """Whether this rank wants it."""
+        return bool(self.wanted.numpy()[KINDS.index(kind)] > 0)
+
+    def agreed_on(self, kind: str) -> bool:
+        """Whether any rank wanted it before the last update; the same on all ranks."""
+        return bool(self.agreed.numpy()[KINDS.index(kind)] > 0)
+
+    def _set(self, variable: object, kind: str, value: float) -> None:
+        values = variable.numpy()  # type: ignore[attr-defined]
+        if values[KINDS.index(kind)] != value:
+            values[KINDS.index(kind)] = value
+            variable.assign(values)  # type: ignore[attr-defined]

@@ -1,0 +1,97 @@
+"""Where in the training data a run stands: which pass over it, and how much of that pass all ranks have drawn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from distlr.batch import GlobalBatch
+
+__all__ = ["Position"]
+
+_MIX = 1_000_003
+
+
+class Position:
+    """The place of one training pipeline, which reads it whenever an iteration of the data begins.
+
+    The order of the samples is a function of `seed` and the pass alone, so that a run that was interrupted goes on with
+    the sample that would have come next. As long as nobody says which epoch it is (`begin`), each iteration is the one
+    after the last.
+
+    Args:
+        batch: the global batch.
+        seed: of the order.
+        endless: whether one iteration lasts for the whole run (`remainder="carry"`); then the pass is always 0, and
+            `offset` counts from the start of the run.
+    """
+
+    def __init__(self, batch: GlobalBatch, seed: int, endless: bool = False) -> None:
+        self.per_step = batch.per_replica * batch.replicas
+        self.endless = endless
+        self._variable = _plainly(lambda: tf.Variable([seed, 0, 0, 1], trainable=False, dtype=tf.int64))
+        self._resumed: int | None = None
+
+    @property
+    def seed(self) -> int:
+        """Of the order of the samples."""
+        return int(self._variable.numpy()[0])
+
+    @property
+    def epoch(self) -> int:
+        """The pass over the data, from 0."""
+        return int(self._variable.numpy()[1])
+
+    @property
+    def offset(self) -> int:
+        """Samples of the pass that all ranks together had drawn when it began here: 0, or where a run was resumed."""
+        return int(self._variable.numpy()[2])
+
+    def begin(self, epoch: int) -> None:
+        """Says that the next iteration is of this epoch: from its start, unless `resume` said otherwise."""
+        if self._resumed == epoch:
+            self._resumed = None
+        elif self.endless:
+            self._set(self.seed, 0, self.offset)
+        else:
+            self._set(self.seed, epoch, 0)
+
+    def resume(self, seed: int, epoch: int, offset: int) -> None:
+        """Says where the first iteration is to begin; the ones after it begin at their start."""
+        self._set(seed, 0 if self.endless else epoch, offset)
+        self._resumed = epoch
+
+    def after(self, steps: int) -> int:
+        """Samples of the pass that are drawn after so many steps from where it began here."""
+        return self.offset + steps * self.per_step
+
+    def enter(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Seed, pass and offset, for an iteration that begins; in graph."""
+        seed, epoch, offset, step = tf.unstack(self._variable.read_value())
+        tf.cond(step > 0, lambda: self._variable.assign([seed, epoch + 1, 0, 1]), lambda: self._variable.read_value())
+        return seed, epoch, offset
+
+    @staticmethod
+    def seed_of(seed: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
+        """One number for the order of one pass; in graph."""
+        return seed * _MIX + epoch
+
+    def _set(self, seed: int, epoch: int, offset: int) -> None:
+        self._variable.assign([seed, epoch, offset, 0])
+
+
+def _plainly(make: Callable[[], Any]) -> Any:
+    """Makes a variable of this process' host, also inside the scope of a strategy, which is its thread's alone."""
+    made: list[Any] = []
+
+    def run() -> None:
+        with tf.device("CPU:0"):
+            made.append(make())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return made[0]

@@ -1,0 +1,173 @@
+"""What of a run is in no weight and no optimizer variable, so that a checkpoint has to say it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distlr._version import __version__
+from distlr.communicators import Communicator
+from distlr.communicators.fused import Bundle, exchange_bundles, mean_over, reduce_over
+from distlr.errors import StateError
+from distlr.metrics import assign_states, read_states
+from distlr.optimizer import ScaledOptimizer, formula, inner
+from distlr.statistics import assign_statistics, average_over_replicas, read_statistics
+
+__all__ = ["RunState", "gather_arrays", "restore_metrics", "restore_seeds"]
+
+_SEED, _METRIC = "seed/", "metric/"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunState:
+    """Where a run stood, and under which formula; plain JSON values.
+
+    Attributes:
+        epoch: the epoch, from 0, in which the next step is.
+        steps: Keras' steps of that epoch that were done.
+        iterations: of the optimizer.
+        samples_seen: the clock.
+        positions: seed, pass and offset of each training pipeline.
+        formula: of the optimizer; see `optimizer.formula`.
+        ranks: how many wrote it.
+        replicas: over all ranks.
+        global_batch: samples an update, or None where nothing was scaled.
+        factor: of the rate.
+        versions: of distlr, Keras and TensorFlow; for people.
+    """
+
+    epoch: int
+    steps: int
+    iterations: int
+    samples_seen: int
+    positions: list[list[int]]
+    formula: dict[str, Any]
+    ranks: int
+    replicas: int
+    global_batch: int | None
+    factor: float
+    versions: dict[str, str]
+
+    @classmethod
+    def of(
+        cls, model: Any, communicator: Communicator, *, epoch: int, steps: int, positions: list[list[int]]
+    ) -> RunState:
+        """The state of this run now."""
+        optimizer = inner(model.optimizer)
+        parts = optimizer.explain()
+        replicas = int(model.distribute_strategy.num_replicas_in_sync)
+        return cls(
+            epoch=epoch,
+            steps=steps,
+            iterations=int(optimizer.iterations.numpy()),
+            samples_seen=optimizer.samples_seen,
+            positions=positions,
+            formula=formula(optimizer),
+            ranks=communicator.size,
+            replicas=replicas if communicator.strategy_spans_ranks else replicas * communicator.size,
+            global_batch=parts.get("global_batch"),
+            factor=float(parts["factor"]),
+            versions={"distlr": __version__, "keras": keras.__version__, "tensorflow": tf.__version__},
+        )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunState:
+        """What `to_json` gave; trusts nothing, since it comes from a file.
+
+        Raises:
+            StateError: something is missing, or is not of its type.
+        """
+        try:
+            found = cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+            counts = [found.epoch, found.steps, found.iterations, found.samples_seen, found.ranks, found.replicas]
+            counts += [number for position in found.positions for number in position[1:]]
+            right = all(type(count) is int and count >= 0 for count in counts)
+            right = right and all(len(position) == 3 and type(position[0]) is int for position in found.positions)
+            right = right and isinstance(found.formula, dict) and found.factor > 0
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(f"The checkpoint does not say where the run stood: {error!r}.") from error
+        if not right:
+            raise StateError(f"The checkpoint does not say where the run stood: {dict(values)!r}.")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The attributes by their names."""
+        return dataclasses.asdict(self)
+
+    def steps_left(self, optimizer: ScaledOptimizer, steps: int | None) -> int:
+        """Keras' steps that are left of the epoch, on whatever number of replicas goes on with it.
+
+        `(U - j) * accumulation` with `j = ceil(p * U / S)` updates of the new batch done after `p` of `S` samples.
+
+        Args:
+            optimizer: the script's.
+            steps: Keras' steps of a whole epoch.
+
+        Raises:
+            StateError: the number of replicas is another one, and there is no batch to count in.
+        """
+        batch = optimizer.batch
+        if batch is not None and batch.samples_per_epoch is not None:
+            done = batch.updates_at(self.samples_seen % batch.samples_per_epoch)
+            return int((batch.updates_per_epoch - done) * batch.accumulation)
+        if steps is None:
+            raise StateError("The checkpoint is of the middle of an epoch whose number of steps is not known here.")
+        return max(0, steps - self.steps)
+
+
+def gather_arrays(communicator: Communicator, model: Any, *, within_epoch: bool) -> list[dict[str, np.ndarray]]:
+    """The arrays that are each rank's own, by rank. Collective.
+
+    They are the states of seed generators (dropout) and, in the middle of an epoch, of the metrics. There the moving
+    statistics, too, become their mean over replicas and ranks, as they do at each epoch's end, so that the run goes on
+    from what the checkpoint holds.
+    """
+    own = {f"{_SEED}{i}": np.asarray(seed.numpy(), np.int64) for i, seed in enumerate(_seeds(model))}
+    statistics: dict[str, np.ndarray] = {}
+    if within_epoch:
+        own |= read_states(model.metrics).arrays
+        average_over_replicas(model)
+        statistics = read_statistics(model) if communicator.size > 1 else {}
+    if communicator.size == 1:
+        return [own]
+    bundles = exchange_bundles(communicator, Bundle({**own, **statistics}), tag="the ranks' part of a checkpoint")
+    if statistics:
+        assign_statistics(model, mean_over([Bundle({n: b.arrays[n] for n in statistics}) for b in bundles]))
+    return [{n: array for n, array in b.arrays.items() if n not in statistics} for b in bundles]
+
+
+def restore_seeds(communicator: Communicator, model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Gives this rank its seed generators' states; a rank that the checkpoint does not know keeps its own."""
+    if communicator.rank >= len(ranks):
+        return
+    own = ranks[communicator.rank]
+    for i, seed in enumerate(_seeds(model)):
+        value = own.get(f"{_SEED}{i}")
+        if value is not None and value.shape == tuple(seed.shape):
+            seed.assign(value.astype(seed.dtype))
+
+
+def restore_metrics(communicator: Communicator, model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Adds to this rank's metrics what they had counted; on another number of ranks rank 0 gets all of it.
+
+    After the first batch: Keras makes a metric that `compile` was given by its name, and its variables, only then.
+    """
+    states = [{name: array for name, array in own.items() if name.startswith(_METRIC)} for own in ranks]
+    if communicator.strategy_spans_ranks:
+        states = states[:1]  # what each read was the sum of all
+    elif len(ranks) == communicator.size:
+        states = [states[communicator.rank]]
+    elif not communicator.is_root:
+        return
+    now = read_states(model.metrics)
+    assign_states(model.metrics, reduce_over([*(Bundle(own) for own in states), Bundle(now.arrays)], now.how))
+
+
+def _seeds(model: Any) -> list[Any]:
+    weights = {id(variable) for variable in model.weights}
+    return [variable for variable in model.variables if id(variable) not in weights]

@@ -1,0 +1,360 @@
+"""A run that was interrupted goes on bit for bit as the one that was not."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import distlr
+from distlr.callbacks import Checkpoint
+from distlr.errors import ConfigurationError, StateError
+
+K = keras.callbacks
+SAMPLES, EPOCHS = 70, 4
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(SAMPLES, 6)).astype("float32")
+Y = (X.sum(axis=1, keepdims=True) > 0).astype("float32")
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class Watch(K.Callback):
+    """Notes samples and rate after each step, by all of the rate's bits; ends the run after some steps."""
+
+    def __init__(self, die_after: int | None = None) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, str]] = []
+        self.die_after = die_after
+
+    def on_train_batch_end(self, batch, logs=None):
+        optimizer = self.model.optimizer
+        self.seen.append((optimizer.samples_seen, float(optimizer.learning_rate).hex()))
+        if len(self.seen) == self.die_after:
+            raise Killed
+
+
+class Run:
+    """One process of a job: everything is made anew."""
+
+    def __init__(
+        self,
+        directory,
+        *,
+        simulate=1,
+        per_replica=4,
+        die_after=None,
+        stream=False,
+        accumulation=1,
+        remainder="drop",
+        schedule=None,
+        dropout=True,
+        plateau=True,
+        **options,
+    ):
+        keras.utils.set_random_seed(3)
+        self.job = job = distlr.init(environ={}, simulate=simulate if simulate > 1 else None)
+        batch = job.batch(per_replica=per_replica, base_batch=4, samples_per_epoch=SAMPLES, accumulation=accumulation)
+        with job.scope():
+            inner = [keras.layers.Dense(5), keras.layers.BatchNormalization(momentum=0.8)]
+            inner += [keras.layers.Dropout(0.3)] if dropout else []
+            self.model = keras.Sequential([keras.Input((6,)), *inner, keras.layers.Dense(1, "sigmoid")])
+            rate = schedule or keras.optimizers.schedules.CosineDecay(0.05, 100)
+            accumulate = {"gradient_accumulation_steps": accumulation} if accumulation > 1 else {}
+            plain = keras.optimizers.SGD(rate, momentum=0.9, **accumulate)
+            self.model.compile(
+                job.optimizer(plain, batch, warmup="1.5ep"), "binary_crossentropy", weighted_metrics=["accuracy"]
+            )
+        data = tf.data.Dataset.from_tensor_slices((X, Y)) if stream else (X, Y)
+        self.watch = Watch(die_after)
+        callbacks = [self.watch, Checkpoint(directory, **{"every": "7ba", **options})]
+        if plateau:
+            callbacks.append(distlr.callbacks.ReduceLROnPlateau("val_loss", patience=1, factor=0.5, min_delta=0.3))
+        self.logs: dict = {}
+        try:
+            history = self.model.fit(
+                job.shard(data, batch, remainder=remainder),
+                epochs=EPOCHS,
+                steps_per_epoch=batch.steps_per_epoch if remainder == "carry" else None,
+                validation_data=job.shard((X[:16], Y[:16]), batch, training=False),
+                callbacks=job.callbacks(callbacks),
+                shuffle=False,
+                verbose=0,
+            )
+            self.logs = {epoch: {n: v[i] for n, v in history.history.items()} for i, epoch in enumerate(history.epoch)}
+        except Killed:
+            pass
+
+    @property
+    def weights(self):
+        return [np.asarray(v.numpy()) for v in [*self.model.weights, *self.model.optimizer.variables]]
+
+
+def resumed_at(run: Run, whole: Run) -> int:
+    """How many steps of the whole run the resumed one did not repeat."""
+    return len(whole.watch.seen) - len(run.watch.seen)
+
+
+def assert_continues(run: Run, whole: Run, exact: bool = True) -> None:
+    assert run.watch.seen == whole.watch.seen[resumed_at(run, whole) :]
+    for found, expected in zip(run.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for epoch, logs in run.logs.items():
+        for name, value in logs.items():
+            expected = whole.logs[epoch][name]
+            assert value == (expected if exact else pytest.approx(expected, rel=1e-5)), (epoch, name)
+
+
+OPTIONS = {
+    "arrays": {},
+    "stream": {"stream": True},
+    "carried": {"remainder": "carry"},
+    "carried stream": {"remainder": "carry", "stream": True},
+    "accumulated": {"accumulation": 2, "per_replica": 2, "every": "3ba"},
+    "whole epochs": {"every": "1ep"},
+    "half epochs": {"every": "0.5ep"},
+    "samples": {"every": "30sp"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_it_continues_bit_for_bit(tmp_path, options) -> None:
+    """In the warmup, in the middle of an epoch, of a plateau's patience, at an epoch's end: killed again and again."""
+    whole = Run(tmp_path / "whole", **options)
+    assert len(whole.watch.seen) >= EPOCHS * 17
+    assert len({rate for _, rate in whole.watch.seen}) > 30
+    for i, die_after in enumerate((26, 33, 9)):  # each from the last checkpoint of the one before
+        run = Run(tmp_path / "broken", die_after=die_after, **options)
+        assert len(run.watch.seen) == die_after, i
+    last = Run(tmp_path / "broken", **options)
+    assert 0 < len(last.watch.seen) < len(whole.watch.seen)
+    assert_continues(last, whole)
+    assert whole.model.optimizer.multiplier < 1  # the plateau has cut
+
+
+@pytest.mark.replicas
+@pytest.mark.parametrize("stream", [False, True])
+def test_it_continues_on_simulated_replicas(four_cpus, tmp_path, stream) -> None:
+    options = {"simulate": 4, "per_replica": 2, "stream": stream, "every": "3ba"}
+    whole = Run(tmp_path / "whole", **options)
+    Run(tmp_path / "broken", die_after=13, **options)
+    last = Run(tmp_path / "broken", **options)
+    assert resumed_at(last, whole) == 12
+    assert_continues(last, whole, exact=False)
+
+
+def test_no_sample_is_trained_twice_or_left_out_within_the_epoch(tmp_path) -> None:
+    """The inputs themselves, of the epoch that was interrupted."""
+    numbers = np.arange(SAMPLES, dtype="float32")[:, None]
+    seen: list[float] = []
+
+    class Seeing(keras.Sequential):
+        def train_step(self, data):
+            tf.py_function(lambda value: seen.extend(value.numpy().ravel().tolist()), [data[0]], [])
+            return super().train_step(data)
+
+    def run(die_after):
+        job = distlr.init(environ={})
+        batch = job.batch(per_replica=5, base_batch=5, samples_per_epoch=SAMPLES)
+        model = Seeing([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(job.optimizer(keras.optimizers.SGD(0.0), batch), "mse")
+        seen.clear()
+        callbacks = job.callbacks([Watch(die_after), Checkpoint(tmp_path, "2ba")])
+        data = job.shard((numbers, numbers), batch)
+        with contextlib.suppress(Killed):
+            model.fit(data, epochs=1, callbacks=callbacks, verbose=0, shuffle=False)
+        return list(seen)
+
+    first = run(9)[: 8 * 5]  # the last checkpoint is of 8 steps
+    rest = run(None)
+    assert sorted(first + rest) == list(range(SAMPLES))
+    assert first + rest != list(range(SAMPLES))
+
+
+# -- another number of replicas --------------------------------------------------------------------------
+
+
+SIZES = (1, 2, 3, 4)
+CHANGING = {"plateau": False, "dropout": False}
+
+
+@pytest.fixture(scope="module")
+def wholes(four_cpus, tmp_path_factory):
+    """A run from the start on each number of replicas: the rate by the clock."""
+    return {m: Run(tmp_path_factory.mktemp("whole"), simulate=m, every="9ep", **CHANGING).watch.seen for m in SIZES}
+
+
+@pytest.fixture(scope="module")
+def broken(four_cpus, tmp_path_factory):
+    """A checkpoint of each number of replicas after 1.4 epochs, in the warmup."""
+    found = {n: tmp_path_factory.mktemp("broken") for n in SIZES}
+    for n, directory in found.items():
+        Run(directory, simulate=n, die_after=-(-25 // n), every=f"{24 // n}ba", **CHANGING)
+    return found
+
+
+@pytest.mark.replicas
+@pytest.mark.parametrize("m", SIZES)
+@pytest.mark.parametrize("n", SIZES)
+def test_the_rate_by_epoch_is_that_of_a_run_on_m_from_the_start(wholes, broken, tmp_path, caplog, n, m) -> None:
+    """Compared where both runs' clocks stand at one place: from the next update on both are on the grid of m."""
+    shutil.copytree(broken[n], tmp_path / "run")
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "distlr"):
+        last = Run(tmp_path / "run", simulate=m, every="9ep", **CHANGING)
+    rate_at = dict(wholes[m])
+    compared = [(samples, rate) for samples, rate in last.watch.seen if samples in rate_at]
+    assert len(compared) >= len(last.watch.seen) - 1 > 0
+    assert [rate_at[samples] for samples, _ in compared] == [rate for _, rate in compared]
+    assert last.watch.seen[-1] == wholes[m][-1]
+    (line,) = (record.getMessage() for record in caplog.records if "Continuing" in record.getMessage())
+    assert "epoch 2, after" in line
+    if n != m:
+        assert f"Written on {n} replicas (batch {4 * n}, factor {n}), now {m} (batch {4 * m}, factor {m}" in line
+        assert "warmup" in line
+
+
+def test_after_a_change_the_rate_climbs_where_it_was_asked_to(four_cpus, tmp_path) -> None:
+    options = {"plateau": False, "schedule": 0.1}
+    Run(tmp_path / "run", die_after=44, every="2ep", **options)  # two epochs and a half, after the warmup
+    first = Run(tmp_path / "run", simulate=4, rewarm="1ep", every="1ba", die_after=2, **options)
+    rates = [float.fromhex(rate) for _, rate in first.watch.seen]
+    assert first.model.optimizer.samples_seen == 2 * SAMPLES + 35
+    share = 35 / SAMPLES
+    assert rates[-1] == pytest.approx(0.1 * 4 * (0.25 + 0.75 * share), rel=1e-6)
+    again = Run(tmp_path / "run", simulate=4, every="1ba", **options)  # in the middle of the climb
+    rates = [float.fromhex(rate) for _, rate in again.watch.seen]
+    share = (again.watch.seen[0][0] - 2 * SAMPLES) / SAMPLES
+    assert rates[0] == pytest.approx(0.1 * 4 * (0.25 + 0.75 * share), rel=1e-6)
+    assert rates[-1] == pytest.approx(0.4, rel=1e-6)
+
+
+# -- what is refused -------------------------------------------------------------------------------------
+
+
+def test_another_formula_is_refused_with_the_difference_or_accepted(tmp_path, caplog) -> None:
+    Run(tmp_path, die_after=30)
+    other = keras.optimizers.schedules.CosineDecay(0.05, 120)
+    with pytest.raises(
+        StateError, match=r"learning_rate\.config.decay_steps: 100 in the checkpoint, 120 in the script"
+    ):
+        Run(tmp_path, schedule=other)
+    run = Run(tmp_path, schedule=other, accept=True)
+    assert "The script's formula is used: " in caplog.text
+    assert len(run.watch.seen) == EPOCHS * 17 - 28
+
+
+def test_what_cannot_be_right_is_refused_before_the_first_step(tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match="`every` must be above 0, in ep, ba or sp"):
+        Checkpoint(tmp_path, "0ep")
+    with pytest.raises(ConfigurationError, match="`signals` must be some of 'SIGTERM', 'SIGUSR1'"):
+        Checkpoint(tmp_path, signals=["SIGKILL"])
+    Run(tmp_path, die_after=20)
+    with pytest.raises(ConfigurationError, match="`resume` must be True where"):
+        Run(tmp_path, resume=False)
+    job = distlr.init(environ={})
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    with pytest.raises(ConfigurationError, match="which the plain Keras optimizer"):
+        model.fit(X, Y, callbacks=job.callbacks([Checkpoint(tmp_path / "other")]), verbose=0)
+    model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    with pytest.raises(ConfigurationError, match=r"with data from job\.shard"):
+        model.fit(X, Y, callbacks=job.callbacks([Checkpoint(tmp_path / "other", "5ba")]), verbose=0)
+    with pytest.raises(ConfigurationError, match="does not know the job's data"):
+        model.fit(X, Y, callbacks=[Checkpoint(tmp_path / "other")], verbose=0)
+    with pytest.raises(ConfigurationError, match=r"write distlr\.callbacks\.Checkpoint\('b', every='10ba'\)"):
+        job.callbacks([K.BackupAndRestore("b", save_freq=10)])
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_second_fit_needs_a_directory_of_its_own(tmp_path) -> None:
+    run = Run(tmp_path)
+    checkpoint = Checkpoint(tmp_path)
+    data = run.job.shard((X, Y), run.model.optimizer.batch)
+    run.model.fit(data, epochs=EPOCHS, callbacks=run.job.callbacks([checkpoint]), verbose=0, shuffle=False)
+    with pytest.raises(ConfigurationError, match="give each fit a Checkpoint with a directory of its own"):
+        run.model.fit(data, epochs=1, callbacks=run.job.callbacks([checkpoint]), verbose=0, shuffle=False)
+
+
+def test_a_run_that_is_complete_trains_no_more(tmp_path) -> None:
+    whole = Run(tmp_path)
+    again = Run(tmp_path)
+    assert again.watch.seen == []
+    for found, expected in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+# -- files -----------------------------------------------------------------------------------------------
+
+
+def test_the_newest_are_kept_and_what_cannot_be_read_is_passed_over(tmp_path, caplog) -> None:
+    Run(tmp_path, die_after=30, every="3ba", keep=2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-000000000027.weights.h5", "step-000000000030.weights.h5"][-2:] or names == [
+        "step-000000000024.weights.h5",
+        "step-000000000027.weights.h5",
+    ]
+    (tmp_path / names[-1]).write_bytes(b"\x89HDF\r\n\x1a\n and no more")
+    (tmp_path / f".{names[-1]}.abc.weights.h5").write_bytes(b"half")
+    run = Run(tmp_path, every="3ba", die_after=1)
+    assert "is no checkpoint of distlr" in caplog.text
+    step = int(names[0].split("-")[1].split(".")[0])
+    assert run.watch.seen[0][0] == run.model.optimizer.batch.samples_at(step + 1)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_keras_loads_it(tmp_path) -> None:
+    run = Run(tmp_path)
+    other = Run(tmp_path / "other", die_after=1)
+    other.model.load_weights(sorted(tmp_path.glob("step-*"))[-1])
+    for found, expected in zip(other.weights, run.weights, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path, caplog) -> None:
+    Run(tmp_path, schedule=1e30, every="1ep", plateau=False)
+    assert "The weights are not finite, so no checkpoint is written" in caplog.text
+    assert not list(tmp_path.glob("*"))
+
+
+# -- signals ---------------------------------------------------------------------------------------------
+
+
+class Signal(K.Callback):
+    def __init__(self, number: int, after: int) -> None:
+        super().__init__()
+        self.number, self.after, self.steps = number, after, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps += 1
+        if self.steps == self.after:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, True), (signal.SIGUSR1, False)])
+def test_a_signal_writes_a_checkpoint(tmp_path, number, ends) -> None:
+    before = signal.getsignal(number)
+    job = distlr.init(environ={})
+    batch = job.batch(per_replica=5, base_batch=5, samples_per_epoch=SAMPLES)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+    model.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
+    callbacks = job.callbacks([Signal(number, 20), Checkpoint(tmp_path, "9ep")])
+    fit = {"epochs": 2, "callbacks": callbacks, "verbose": 0, "shuffle": False}
+    if ends:
+        with pytest.raises(SystemExit) as ended:
+            model.fit(job.shard((X, Y), batch), **fit)
+        assert ended.value.code == 128 + 15
+    else:
+        model.fit(job.shard((X, Y), batch), **fit)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-000000000020.weights.h5", *([] if ends else ["step-000000000028.weights.h5"])]
+    assert signal.getsignal(number) == before
