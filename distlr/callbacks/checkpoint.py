@@ -120,13 +120,11 @@ class Checkpoint(JobCallback):
                 "Checkpoint does not know the job's data. To mend it: fit(callbacks=job.callbacks([Checkpoint(...)]))."
             )
         self._check_data()
+        self._steps_in_run = 0
+        self._begin_at(self._count, optimizer.samples_seen)
         if not self._begun:
             self._continue()
         self._begun = True
-        self._steps_in_run = 0
-        self._first_update = self._updates_before()
-        self._mark = self._times_due()
-        self._saved_at = self._updates_done
         self._listen()
 
     def _check_data(self) -> None:
@@ -202,6 +200,7 @@ class Checkpoint(JobCallback):
                 epoch += 1
                 positions = [[seed, number + 1, 0] for seed, number, _ in positions]
         self._left, self._done, self._epoch = left or None, state.steps, epoch
+        self._begin_at(state.iterations, state.samples_seen)  # the other ranks' variables get rank 0's values later
         self.follow.resume(epoch, positions)
         restore_seeds(self.communicator, self.model, self._ranks)
         self.model._initial_epoch = epoch
@@ -274,7 +273,7 @@ class Checkpoint(JobCallback):
         """Writes the end, unless it is written already."""
         self._stop_listening()
         self.model._initial_epoch = None
-        if self._updates_done != self._saved_at:
+        if self._count != self._saved_at:
             self._write(steps=self._steps, within_epoch=False)
         if "leave" in self._asked:
             raise SystemExit(128 + signal.SIGTERM)
@@ -283,7 +282,7 @@ class Checkpoint(JobCallback):
         """Collective. `steps` of the epoch have been done in this process; 0 where the last one is complete."""
         assert self.follow is not None
         ranks = gather_arrays(self.communicator, self.model, within_epoch=within_epoch)
-        self._mark, self._saved_at = self._times_due(), self._updates_done
+        self._mark, self._saved_at = self._times_due(), self._count
         if not self.communicator.is_root:
             return
         if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
@@ -297,7 +296,7 @@ class Checkpoint(JobCallback):
                 positions.append([position.seed, self._epoch, position.after(steps) if steps else 0])
         done = self._done + steps if steps else 0
         state = RunState.of(self.model, self.communicator, epoch=self._epoch, steps=done, positions=positions)
-        self.directory.write(self._updates_done, self.model, state.to_json(), ranks)
+        self.directory.write(self._count, self.model, state.to_json(), ranks)
 
     # -- when ----------------------------------------------------------------------------------------
 
@@ -306,7 +305,7 @@ class Checkpoint(JobCallback):
         return self.every.unit != "ep" or self.every.value.denominator != 1
 
     @property
-    def _updates_done(self) -> int:
+    def _count(self) -> int:
         return int(inner(self.model.optimizer).iterations.numpy())
 
     @property
@@ -317,12 +316,11 @@ class Checkpoint(JobCallback):
         steps = self._left or (self.params or {}).get("steps")
         return steps is None or self._steps >= steps
 
-    def _updates_before(self) -> float:
-        """Updates of the script's batch before this run, on the clock."""
-        optimizer = inner(self.model.optimizer)
-        if optimizer.batch is None:
-            return self._updates_done / self._accumulation
-        return float(optimizer.batch.updates_at(optimizer.samples_seen))
+    def _begin_at(self, iterations: int, samples: int) -> None:
+        """Notes how many updates of the script's batch were before this run, on the clock."""
+        batch = inner(self.model.optimizer).batch
+        self._first_update = iterations / self._accumulation if batch is None else float(batch.updates_at(samples))
+        self._mark, self._saved_at = self._times_due(), iterations
 
     def _times_due(self) -> int:
         """How often it has been due since the start of the run, counted in updates."""

@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Kills a random rank of a job at a random moment, starts it anew, and compares with the run that was not interrupted.
+
+The sequence of (samples, rate) after each step, on each rank, by all bits of the rate: of the attempt that was killed it
+must be the beginning of the whole one's, of the one after it the rest from a checkpoint on; and the final
+weights, statistics, slots and states must be equal bit for bit.
+
+    python benchmarks/kill_and_resume.py [--trials 20] [--launcher gloo] [--size 2] [--seed 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = "tests/distributed/scripts/resumable.py"
+LIMIT = 120  # seconds a job
+
+
+def launching() -> Any:
+    """The tests' way to start a job and to leave nothing of it behind."""
+    spec = importlib.util.spec_from_file_location("_launching", ROOT / "tests" / "distributed" / "_launching.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def steps_of(directory: Path, attempt: str, rank: int) -> list[str]:
+    """What a rank noted; of the last line, which may be half, nothing."""
+    path = directory / f"{attempt}-{rank}.txt"
+    return path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
+
+
+class RandomKiller:
+    """Kills a rank with SIGKILL, so many seconds after the first step."""
+
+    def __init__(self, rank: int, after: float, log: Path) -> None:
+        self.rank, self.after, self.log = rank, after, log
+        self.killed = False
+
+    def __call__(self, ranks: Callable[[], dict[int, int]]) -> None:
+        deadline = time.monotonic() + LIMIT
+        while not (self.log.exists() and self.log.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        pid = ranks().get(self.rank)
+        time.sleep(self.after)
+        if pid is not None:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                self.killed = True
+            except ProcessLookupError:
+                pass  # it had ended
+
+
+def trial(module: Any, launcher: str, size: int, whole: Path, directory: Path, rng: random.Random, span: float) -> dict:
+    """One job, killed once; begun anew where it ended before its moment came."""
+    killed = False
+    while not killed:
+        shutil.rmtree(directory, ignore_errors=True)
+        rank = rng.randrange(size)
+        killer = RandomKiller(rank, rng.uniform(0, span), directory / f"first-{rank}.txt")
+        module.launch(launcher, size, [SCRIPT, str(directory), "first"], limit=LIMIT, watch=killer)
+        killed = killer.killed
+    last = module.launch(launcher, size, [SCRIPT, str(directory), "second"], limit=LIMIT)
+    identical = last.code == 0
+    resumed_at = 0
+    for other in range(size):
+        expected = steps_of(whole, "whole", other)
+        first, second = steps_of(directory, "first", other), steps_of(directory, "second", other)
+        resumed_at = len(expected) - len(second)
+        identical &= first == expected[: len(first)] and second == expected[resumed_at:] and resumed_at <= len(first)
+    if identical:
+        ends = (directory / "second.json", whole / "whole.json")
+        found, expected = (json.loads(path.read_text()) for path in ends)
+        identical = found["weights"] == expected["weights"] and found["multiplier"] == expected["multiplier"]
+    if not identical:
+        print(last.output[-3000:], file=sys.stderr)
+    return {
+        "rank": rank,
+        "steps": len(steps_of(whole, "whole", 0)),
+        "resumed_at": resumed_at,
+        "identical": bool(identical),
+    }
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--launcher", default="gloo", help="gloo, horovod-mpi, mpirun or multi-worker")
+    parser.add_argument("--size", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    module, rng, trials = launching(), random.Random(args.seed), []
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder, "whole")
+        module.launch(args.launcher, args.size, [SCRIPT, str(whole), "whole"], limit=LIMIT).check()
+        span = json.loads((whole / "whole.json").read_text())["seconds"]
+        for number in range(args.trials):
+            trials.append(trial(module, args.launcher, args.size, whole, Path(folder, str(number)), rng, span))
+            print(json.dumps({"trial": number, **trials[-1]}), file=sys.stderr, flush=True)
+    result = {
+        "launcher": args.launcher,
+        "size": args.size,
+        "trials": len(trials),
+        "resumed": sum(one["resumed_at"] > 0 for one in trials),
+        "identical": sum(one["identical"] for one in trials),
+    }
+    print(json.dumps(result))
+    return result
+
+
+if __name__ == "__main__":
+    result = main()
+    sys.exit(result["identical"] != result["trials"])
