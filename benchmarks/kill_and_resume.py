@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Kills a random rank of a job at a random moment, starts it anew, and compares with the run that was not interrupted.
 
-The sequence of (samples, rate) after each step, on each rank, by all bits of the rate: of the attempt that was killed it
-must be the beginning of the whole one's, of the one after it the rest from a checkpoint on; and the final
+Compared is the sequence of (samples, rate) after each step, on each rank, by all bits of the rate: of the attempt that
+was killed it must be the beginning of the whole one's, of the one after it the rest from a checkpoint on. The final
 weights, statistics, slots and states must be equal bit for bit.
 
     python benchmarks/kill_and_resume.py [--trials 20] [--launcher gloo] [--size 2] [--seed 0]

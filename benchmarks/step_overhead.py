@@ -18,6 +18,7 @@ import os
 import platform
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,8 @@ Arm = Callable[[], None]
 BATCH = 64
 SHAPES = {"cnn": (8, 8, 1), "mlp": (32,)}
 SHORT = 4  # steps of the short fit
-ARMS = ("constant", "control", "keras_schedule", "full_stack", "set_from_python")
+ARMS = ("constant", "control", "keras_schedule", "full_stack", "checkpoint", "set_from_python")
+EVERY = "100ba"  # a checkpoint in the arm of that name, on top of the full stack
 
 
 class SetFromPython(keras.callbacks.Callback):
@@ -72,17 +74,26 @@ def make_arm(arm: str, model_name: str, optimizer_name: str, steps: int) -> Arm:
     batch = job.batch(BATCH, base_batch=16, samples_per_epoch=samples)
     cosine = keras.optimizers.schedules.CosineDecay(0.01, 10**6)
     callbacks: list[Any] = []
-    if arm == "full_stack":
-        plateau = distlr.callbacks.ReduceLROnPlateau("loss", patience=10**6)
+    if arm in ("full_stack", "checkpoint"):
         chosen = job.optimizer(optimizer(optimizer_name, cosine), batch, warmup="100ep")
-        callbacks = job.callbacks([plateau])
+        callbacks = [distlr.callbacks.ReduceLROnPlateau("loss", patience=10**6)]
+        if arm == "full_stack":
+            callbacks = job.callbacks(callbacks)
     else:
         chosen = optimizer(optimizer_name, cosine if arm == "keras_schedule" else 0.01)
         if arm == "set_from_python":
             callbacks = [SetFromPython()]
     model.compile(chosen, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     data = job.shard((images, labels), batch, shuffle=False).cache()
-    return lambda: model.fit(data, verbose=0, shuffle=False, callbacks=callbacks) and None
+    if arm != "checkpoint":
+        return lambda: model.fit(data, verbose=0, shuffle=False, callbacks=callbacks) and None
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            checkpoint = distlr.callbacks.Checkpoint(directory, EVERY)
+            model.fit(data, verbose=0, shuffle=False, callbacks=job.callbacks([*callbacks, checkpoint]))
+
+    return run
 
 
 def seconds(arm: Arm) -> np.ndarray:

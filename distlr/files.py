@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replacing", "write_bytes", "write_json"]
+__all__ = ["write_bytes", "write_json"]
 
 
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], suffix: str = "") -> Iterator[Path]:
-    """Gives a temporary file to write, and puts it in the target's place in one step when all of it is on the disk.
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replaces a file in one step; after a crash at any instant the old one or the new one is there, whole.
 
-    After a crash at any instant the old file or the new one is there, whole. The directory is made if it is missing.
-    The temporary file stands beside the target, so that the rename stays within one file system; its name is that of
-    the target with a dot before it and letters and `suffix` behind it. It is removed when anything fails.
+    The directory is made if it is missing. The temporary file stands beside the target, so that the rename
+    stays within one file system, and is removed when anything fails.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=suffix)
-    os.close(descriptor)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        yield Path(name)
-        with open(name, "rb") as file:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
         # mkstemp makes it readable by its owner alone; a result file follows the umask as any other does.
         umask = os.umask(0)
@@ -42,12 +38,6 @@ def replacing(path: str | os.PathLike[str], suffix: str = "") -> Iterator[Path]:
         os.fsync(directory)  # the rename itself
     finally:
         os.close(directory)
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replaces a file in one step; see `replacing`."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -15,12 +15,21 @@ from distlr.communicators import Communicator
 from distlr.communicators.fused import Bundle, exchange_bundles, mean_over, reduce_over
 from distlr.errors import StateError
 from distlr.metrics import assign_states, read_states
-from distlr.optimizer import ScaledOptimizer, formula, inner
+from distlr.optimizer import ScaledOptimizer, inner, read_state, write_state
 from distlr.statistics import assign_statistics, average_over_replicas, read_statistics
 
-__all__ = ["RunState", "gather_arrays", "restore_metrics", "restore_seeds"]
+__all__ = [
+    "RunState",
+    "are_finite",
+    "gather_arrays",
+    "rank_arrays",
+    "read_arrays",
+    "restore_metrics",
+    "restore_seeds",
+    "write_arrays",
+]
 
-_SEED, _METRIC = "seed/", "metric/"
+_WEIGHT, _OPTIMIZER, _RANK, _SEED, _METRIC = "weight/", "optimizer/", "rank/", "seed/", "metric/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,24 +63,21 @@ class RunState:
     versions: dict[str, str]
 
     @classmethod
-    def of(
-        cls, model: Any, communicator: Communicator, *, epoch: int, steps: int, positions: list[list[int]]
-    ) -> RunState:
-        """The state of this run now."""
+    def of(cls, model: Any, communicator: Communicator, formula: dict[str, Any]) -> RunState:
+        """The state of this run now, at the start of the first epoch; `dataclasses.replace` says where it is."""
         optimizer = inner(model.optimizer)
-        parts = optimizer.explain()
         replicas = int(model.distribute_strategy.num_replicas_in_sync)
         return cls(
-            epoch=epoch,
-            steps=steps,
+            epoch=0,
+            steps=0,
             iterations=int(optimizer.iterations.numpy()),
             samples_seen=optimizer.samples_seen,
-            positions=positions,
-            formula=formula(optimizer),
+            positions=[],
+            formula=formula,
             ranks=communicator.size,
             replicas=replicas if communicator.strategy_spans_ranks else replicas * communicator.size,
-            global_batch=parts.get("global_batch"),
-            factor=float(parts["factor"]),
+            global_batch=None if optimizer.batch is None else optimizer.batch.size,
+            factor=1.0 if optimizer.schedule is None else float(optimizer.schedule.factor),
             versions={"distlr": __version__, "keras": keras.__version__, "tensorflow": tf.__version__},
         )
 
@@ -118,6 +124,52 @@ class RunState:
         if steps is None:
             raise StateError("The checkpoint is of the middle of an epoch whose number of steps is not known here.")
         return max(0, steps - self.steps)
+
+
+def read_arrays(model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The model's weights and its optimizer's variables, which all ranks share, and what is each rank's own.
+
+    Args:
+        model: compiled with an adopted optimizer.
+        ranks: what `gather_arrays` gave.
+    """
+    arrays = {f"{_WEIGHT}{i}": weight.numpy() for i, weight in enumerate(model.weights)}
+    arrays |= {_OPTIMIZER + name: value for name, value in read_state(model.optimizer).items()}
+    return arrays | {f"{_RANK}{rank}/{name}": array for rank, own in enumerate(ranks) for name, array in own.items()}
+
+
+def write_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives the model and its optimizer what `read_arrays` gave.
+
+    Raises:
+        StateError: they do not fit; nothing was changed.
+    """
+    weights = [arrays.get(f"{_WEIGHT}{i}") for i in range(sum(name.startswith(_WEIGHT) for name in arrays))]
+    shapes = [None if value is None else tuple(value.shape) for value in weights]
+    expected = [tuple(weight.shape) for weight in model.weights]
+    if shapes != expected:
+        first = next((i for i, (a, b) in enumerate(zip(shapes, expected, strict=False)) if a != b), None)
+        what = f"{len(shapes)} weights, and the model {len(expected)}"
+        if first is not None:
+            what = f"the shape {shapes[first]} for '{model.weights[first].path}', and the model {expected[first]}"
+        raise StateError(f"The checkpoint has {what}. To mend it: build the model that it was written of.")
+    write_state(model.optimizer, _under(_OPTIMIZER, arrays))
+    for weight, value in zip(model.weights, weights, strict=True):
+        weight.assign(value)
+
+
+def are_finite(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether the weights and the optimizer's slots are finite; a plateau's best may begin as infinity."""
+    return all(np.isfinite(a).all() for name, a in arrays.items() if name.startswith(_WEIGHT) or "/slot_" in name)
+
+
+def rank_arrays(arrays: Mapping[str, np.ndarray], ranks: int) -> list[dict[str, np.ndarray]]:
+    """What is each rank's own, by rank, of what `read_arrays` gave."""
+    return [_under(f"{_RANK}{rank}/", arrays) for rank in range(ranks)]
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def gather_arrays(communicator: Communicator, model: Any, *, within_epoch: bool) -> list[dict[str, np.ndarray]]:

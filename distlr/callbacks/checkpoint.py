@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -21,7 +22,16 @@ from distlr.communicators.fused import Bundle, exchange_bundles
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, DistlrError, StateError, received
 from distlr.optimizer import ScaledOptimizer, differences, formula, inner, rate_of
-from distlr.run_state import RunState, gather_arrays, restore_metrics, restore_seeds
+from distlr.run_state import (
+    RunState,
+    are_finite,
+    gather_arrays,
+    rank_arrays,
+    read_arrays,
+    restore_metrics,
+    restore_seeds,
+    write_arrays,
+)
 
 __all__ = ["Checkpoint"]
 
@@ -87,6 +97,7 @@ class Checkpoint(JobCallback):
         self._asked: set[str] = set()
         self._handlers: dict[int, Any] = {}
         self._begun = False
+        self._state: RunState  # of the script, as it began
         self._ranks: list[dict[str, np.ndarray]] = []  # of the checkpoint that is continued
         self._epoch = 0
         self._steps = self._steps_in_run = 0  # Keras' steps since the epoch began, or the run, in this process
@@ -121,6 +132,7 @@ class Checkpoint(JobCallback):
             )
         self._check_data()
         self._steps_in_run = 0
+        self._state = RunState.of(self.model, self.communicator, formula(optimizer))
         self._begin_at(self._count, optimizer.samples_seen)
         if not self._begun:
             self._continue()
@@ -156,32 +168,29 @@ class Checkpoint(JobCallback):
                 f"[rank {self.communicator.rank}] Rank 0 could not continue: {said.note['error']}"
             )
         state = RunState.from_json(said.note)
-        self._ranks = [
-            {name.partition("/")[2]: array for name, array in said.arrays.items() if name.startswith(f"{rank}/")}
-            for rank in range(state.ranks)
-        ]
+        self._ranks = rank_arrays(said.arrays, state.ranks)
         self._place(state)
 
     def _load(self) -> Bundle:
         self.directory.clean()
-        for path, run, ranks in self.directory.newest():
+        for path, arrays, run in self.directory.readable():
             if not self.resume:
                 hint = "write resume=True, or name another directory"
                 raise ConfigurationError(received("resume", False, f"True where {path} is", hint))
             state = RunState.from_json(run)
-            different = differences(state.formula, formula(inner(self.model.optimizer)))
+            different = differences(state.formula, self._state.formula)
             if different and not self.accept:
                 lines = "\n  ".join(different)
                 raise StateError(
                     f"{path} was written under another formula than the script's:\n  {lines}\nTo mend it: make the "
                     "optimizer as it was, or write Checkpoint(..., accept=True) to go on with the script's."
                 )
-            self.model.load_weights(path)
+            write_arrays(self.model, arrays)
             for line in different:
                 _log.warning("The script's formula is used: %s.", line)
             _log.info("%s", self._line(path, state))
-            arrays = {f"{rank}/{name}": array for rank, own in enumerate(ranks) for name, array in own.items()}
-            return Bundle(arrays, note=state.to_json())
+            own = {name: array for name, array in arrays.items() if name.startswith("rank/")}
+            return Bundle(own, note=state.to_json())
         return Bundle({})
 
     def _place(self, state: RunState) -> None:
@@ -204,7 +213,7 @@ class Checkpoint(JobCallback):
         self.follow.resume(epoch, positions)
         restore_seeds(self.communicator, self.model, self._ranks)
         self.model._initial_epoch = epoch
-        factor = float(optimizer.explain()["factor"])
+        factor = self._state.factor
         if self.rewarm is not None and factor != state.factor:
             optimizer.climb(state.factor / factor, int(optimizer.batch.to_samples(self.rewarm, argument="rewarm")))
 
@@ -212,7 +221,7 @@ class Checkpoint(JobCallback):
         """What is continued, and what another number of workers changes."""
         optimizer = inner(self.model.optimizer)
         parts = optimizer.explain()
-        own = RunState.of(self.model, self.communicator, epoch=0, steps=0, positions=[])
+        own = self._state
         place = f"epoch {state.epoch + 1}" + (f", after {state.steps} steps of it" if state.steps else "")
         line = (
             f"Continuing {path}: {place} ({state.samples_seen} samples seen), at the rate {rate_of(optimizer):.6g}, "
@@ -285,7 +294,8 @@ class Checkpoint(JobCallback):
         self._mark, self._saved_at = self._times_due(), self._count
         if not self.communicator.is_root:
             return
-        if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
+        arrays = read_arrays(self.model, ranks)
+        if not are_finite(arrays):
             _log.warning("The weights are not finite, so no checkpoint is written; the one before stays the newest.")
             return
         positions = []
@@ -294,9 +304,15 @@ class Checkpoint(JobCallback):
                 positions.append([position.seed, 0, position.after(self._steps_in_run)])
             else:
                 positions.append([position.seed, self._epoch, position.after(steps) if steps else 0])
-        done = self._done + steps if steps else 0
-        state = RunState.of(self.model, self.communicator, epoch=self._epoch, steps=done, positions=positions)
-        self.directory.write(self._count, self.model, state.to_json(), ranks)
+        state = dataclasses.replace(
+            self._state,
+            epoch=self._epoch,
+            steps=self._done + steps if steps else 0,
+            iterations=self._count,
+            samples_seen=inner(self.model.optimizer).samples_seen,
+            positions=positions,
+        )
+        self.directory.write(state.iterations, arrays, state.to_json())
 
     # -- when ----------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from distlr.optimizer.formula import differences, formula
 from distlr.optimizer.handle import RateHandle, handle, rate_of
 from distlr.optimizer.loss_scale import agree
 from distlr.optimizer.mixin import ScaledOptimizer
+from distlr.optimizer.saving import read_state, write_state
 
 __all__ = [
     "RateHandle",
@@ -17,6 +18,8 @@ __all__ = [
     "inner",
     "is_adopted",
     "rate_of",
+    "read_state",
     "strategy_of",
     "strip",
+    "write_state",
 ]

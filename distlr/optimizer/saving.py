@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import tensorflow as tf
 from distlr.errors import StateError
 from distlr.optimizer.adoption import PREFIX, name_of, saved_name
 
-__all__ = ["load", "load_held", "save", "split_weights"]
+__all__ = ["load", "load_held", "read_state", "save", "split_weights", "write_state"]
 
 _ITERATION, _RATE, _SLOT = "iteration", "learning_rate", "slot_"
 
@@ -84,6 +85,26 @@ def load(optimizer: Any, store: Any) -> None:
         adoption.refused = error
         raise
     _assign(optimizer, state)
+
+
+def read_state(optimizer: Any) -> dict[str, np.ndarray]:
+    """All variables of an adopted optimizer, and of a `LossScaleOptimizer` around it, by the names of `save`."""
+    stores: dict[str, dict[str, np.ndarray]] = {}
+    for prefix, part in _parts(optimizer):
+        part.save_own_variables(stores.setdefault(prefix, {}))
+    return {prefix + name: np.asarray(value) for prefix, store in stores.items() for name, value in store.items()}
+
+
+def write_state(optimizer: Any, state: Mapping[str, np.ndarray]) -> None:
+    """Gives an optimizer what `read_state` gave, built or not; see `load`."""
+    for prefix, part in _parts(optimizer):
+        inside = [name for name in state if name.startswith(prefix)]
+        part.load_own_variables({name[len(prefix) :]: state[name] for name in inside})
+
+
+def _parts(optimizer: Any) -> list[tuple[str, Any]]:
+    core = getattr(optimizer, "inner_optimizer", optimizer)
+    return [("inner/", core), *([] if core is optimizer else [("outer/", optimizer)])]
 
 
 def load_held(optimizer: Any) -> None:

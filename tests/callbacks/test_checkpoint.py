@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 
@@ -15,6 +17,7 @@ import tensorflow as tf
 
 import distlr
 from distlr.callbacks import Checkpoint
+from distlr.checkpoints import read_checkpoint
 from distlr.errors import ConfigurationError, StateError
 
 K = keras.callbacks
@@ -299,12 +302,12 @@ def test_a_run_that_is_complete_trains_no_more(tmp_path) -> None:
 def test_the_newest_are_kept_and_what_cannot_be_read_is_passed_over(tmp_path, caplog) -> None:
     Run(tmp_path, die_after=30, every="3ba", keep=2)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["step-000000000027.weights.h5", "step-000000000030.weights.h5"][-2:] or names == [
-        "step-000000000024.weights.h5",
-        "step-000000000027.weights.h5",
+    assert names == ["step-000000000027.safetensors", "step-000000000030.safetensors"][-2:] or names == [
+        "step-000000000024.safetensors",
+        "step-000000000027.safetensors",
     ]
     (tmp_path / names[-1]).write_bytes(b"\x89HDF\r\n\x1a\n and no more")
-    (tmp_path / f".{names[-1]}.abc.weights.h5").write_bytes(b"half")
+    (tmp_path / f".{names[-1]}.abc.safetensors").write_bytes(b"half")
     run = Run(tmp_path, every="3ba", die_after=1)
     assert "is no checkpoint of distlr" in caplog.text
     step = int(names[0].split("-")[1].split(".")[0])
@@ -312,12 +315,58 @@ def test_the_newest_are_kept_and_what_cannot_be_read_is_passed_over(tmp_path, ca
     assert not list(tmp_path.glob(".*"))
 
 
-def test_keras_loads_it(tmp_path) -> None:
+def test_what_is_in_a_file(tmp_path) -> None:
     run = Run(tmp_path)
-    other = Run(tmp_path / "other", die_after=1)
-    other.model.load_weights(sorted(tmp_path.glob("step-*"))[-1])
-    for found, expected in zip(other.weights, run.weights, strict=True):
+    arrays, said = read_checkpoint(max(tmp_path.glob("step-*")))
+    for i, weight in enumerate(run.model.get_weights()):
+        np.testing.assert_array_equal(arrays[f"weight/{i}"], weight)
+    assert arrays["optimizer/inner/distlr_samples_seen"].shape == ()
+    assert said["samples_seen"] == EPOCHS * SAMPLES
+    assert said["formula"]["scaling.warmup"] == "1.5ep"
+
+
+def test_another_model_is_refused_and_nothing_is_changed(tmp_path) -> None:
+    Run(tmp_path, dropout=False)
+    job = distlr.init(environ={})
+    batch = job.batch(per_replica=4, base_batch=4, samples_per_epoch=SAMPLES)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(7)])
+    before = model.get_weights()
+    model.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
+    callbacks = job.callbacks([Checkpoint(tmp_path, accept=True)])
+    with pytest.raises(StateError, match=r"has the shape \(6, 5\) for 'sequential.*/kernel', and the model \(6, 7\)"):
+        model.fit(job.shard((X, Y), batch), callbacks=callbacks, verbose=0, shuffle=False)
+    for found, expected in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+class Loaded:
+    """What makes Python run code when it unpickles it."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_a_hostile_file_is_passed_over(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    deep = b"[" * 100_000
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    run = {"__metadata__": {"format": "1", "run": json.dumps({"epoch": -1})}}
+    hostile = [
+        b"",
+        pickle.dumps(Loaded()),
+        len(deep).to_bytes(8, "little") + deep,
+        (2**63).to_bytes(8, "little") + b"{}",
+        len(header).to_bytes(8, "little") + header,
+        len(json.dumps(run)).to_bytes(8, "little") + json.dumps(run).encode(),
+    ]
+    for content in hostile[:-1]:
+        (tmp_path / "step-000000000001.safetensors").write_bytes(content)
+        with pytest.raises(StateError, match="is no checkpoint of distlr"):
+            read_checkpoint(tmp_path / "step-000000000001.safetensors")
+    (tmp_path / "step-000000000001.safetensors").write_bytes(hostile[-1])
+    with pytest.raises(StateError, match="does not say where the run stood"):
+        Run(tmp_path)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path, caplog) -> None:
@@ -356,5 +405,5 @@ def test_a_signal_writes_a_checkpoint(tmp_path, number, ends) -> None:
     else:
         model.fit(job.shard((X, Y), batch), **fit)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["step-000000000020.weights.h5", *([] if ends else ["step-000000000028.weights.h5"])]
+    assert names == ["step-000000000020.safetensors", *([] if ends else ["step-000000000028.safetensors"])]
     assert signal.getsignal(number) == before
