@@ -40,7 +40,8 @@ BATCH = 64
 SHAPES = {"cnn": (8, 8, 1), "mlp": (32,)}
 SHORT = 4  # steps of the short fit
 ARMS = ("constant", "control", "keras_schedule", "full_stack", "checkpoint", "set_from_python")
-EVERY = "100ba"  # a checkpoint in the arm of that name, on top of the full stack
+EVERY = "100ba"  # a checkpoint in the arm of that name
+BESIDE = {"checkpoint": "full_stack"}  # what an arm is compared with, where that is not the constant rate
 
 
 class SetFromPython(keras.callbacks.Callback):
@@ -104,7 +105,7 @@ def seconds(arm: Arm) -> np.ndarray:
 
 
 def measure(arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str, dict[str, np.ndarray]]:
-    """By arm and clock, one a round: the pairs (seconds of the arm, seconds of the constant arm beside it).
+    """By arm and clock, one a round: the pairs (seconds of the arm, seconds of the arm that it is compared with).
 
     `short` holds the seconds of the short fits likewise.
     """
@@ -118,7 +119,8 @@ def measure(arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str, dict[str
     for _ in range(rounds):
         random.shuffle(order)
         for name in order:
-            pair = [name, "constant"]
+            beside = BESIDE.get(name, "constant")
+            pair = [name, beside]
             random.shuffle(pair)
             taken = {}
             for arm in pair:
@@ -126,7 +128,7 @@ def measure(arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str, dict[str
                 whole, once = seconds(long), seconds(short)
                 taken[arm] = {"cpu": (whole - once)[0], "wall": (whole - once)[1], "short": once[0]}
             for clock, values in pairs[name].items():
-                values.append((taken[name][clock], taken["constant"][clock]))
+                values.append((taken[name][clock], taken[beside][clock]))
     return {name: {clock: np.array(values) for clock, values in clocks.items()} for name, clocks in pairs.items()}
 
 
@@ -144,7 +146,7 @@ def main() -> None:
         lengths = (options.steps + SHORT, SHORT)
         arms = {
             arm: tuple(make_arm(arm, model_name, optimizer_name, steps) for steps in lengths)
-            for arm in ("constant", *options.arms)
+            for arm in ("constant", *BESIDE.values(), *options.arms)
         }
         times = measure(arms, options.rounds)
         for arm in options.arms:
