@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,8 @@ from distlr.files import write_json
 __all__ = ["write"]
 
 
-def write(
-    run_dir: Path, job: distlr.Job, model: Any, history: dict[str, list[float]], decisions: list[Any], accuracy: float
-) -> None:
-    """Gathers the digests (collective), and writes both files on rank 0."""
+def write(run_dir: Path, job: distlr.Job, model: Any, decisions: list[Any], accuracy: float) -> None:
+    """Gathers the digests (collective), and writes both files on rank 0, of the epochs before a restart too."""
     optimizer = model.optimizer
     explained = job.explain()
     summary = {
@@ -31,7 +30,7 @@ def write(
         "factor": explained["factor"],
         "steps": int(optimizer.iterations.numpy()),
         "final_learning_rate": float(optimizer.learning_rate),
-        "learning_rates": [float(rate) for rate in history["learning_rate"]],
+        "learning_rates": [record["learning_rate"] for record in records(run_dir)] if job.is_root else [],
         "decisions": decisions,
         "test_accuracy": accuracy,
         "weights_digests": job.weights_digests(model),
@@ -50,12 +49,20 @@ def write(
     print(f"test accuracy {accuracy:.2%}, factor {summary['factor']:g}, weights on {job.replicas} replicas {equal}")
     print(f"wrote {run_dir}/summary.json", end="")
     if importlib.util.find_spec("matplotlib") is not None:
-        draw(run_dir / "learning_rate.png", optimizer.schedule, history["lr_multiplier"], decisions)
+        draw(run_dir / "learning_rate.png", optimizer.schedule, records(run_dir), decisions)
         print(f" and {run_dir}/learning_rate.png", end="")
     print()
 
 
-def draw(path: Path, schedule: Any, multipliers: list[float], decisions: list[Any]) -> None:
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    """What `LearningRateLogger` wrote, an epoch each, of the last run in the directory."""
+    lines = (run_dir / distlr.callbacks.LearningRateLogger.FILE).read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    first = max(i for i, record in enumerate(found) if record["epoch"] == 0)
+    return found[first:]
+
+
+def draw(path: Path, schedule: Any, epochs: list[dict[str, Any]], decisions: list[Any]) -> None:
     """The rate against epochs, from the formula, with the cuts marked; faint: without the multiplier."""
     import matplotlib
 
@@ -65,7 +72,7 @@ def draw(path: Path, schedule: Any, multipliers: list[float], decisions: list[An
     batch = schedule.batch
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     without = []
-    for epoch, multiplier in enumerate(multipliers):
+    for epoch, multiplier in enumerate(record["lr_multiplier"] for record in epochs):
         samples = np.linspace(epoch, epoch + 1, 200, endpoint=False) * batch.samples_per_epoch
         full = schedule.at(tf.constant(samples / batch.base_batch)).numpy()
         without.append((samples / batch.samples_per_epoch, full))
@@ -76,7 +83,7 @@ def draw(path: Path, schedule: Any, multipliers: list[float], decisions: list[An
         label = "cut on a plateau" if i == 0 else None
         axes.axvline(decision["epoch"] + 1, color="C3", linestyle="--", linewidth=1, label=label)
     axes.plot([], [], color="C0", linewidth=2, label="the rate that was applied")
-    axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, len(multipliers)), ylim=(0, None))
+    axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, len(epochs)), ylim=(0, None))
     axes.set_title(
         f"global batch {batch.size} on {batch.replicas} replicas, base batch {batch.base_batch}: factor "
         f"{schedule.factor:g} ({schedule.explain()['rule']})"

@@ -33,6 +33,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--patience", type=int, help="cut the rate after so many epochs without a better val_loss")
     parser.add_argument("--rule", choices=("linear", "sqrt", "none"), default="linear")
     parser.add_argument("--warmup", default="2ep", help='a duration: "2ep", "100ba", "5000sp", "0.05dur", "0ep"')
+    parser.add_argument(
+        "--checkpoint", metavar="EVERY", help='a duration: keep checkpoints in RUN_DIR, and continue the last, "1ep"'
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/train"))
     return parser.parse_args()
@@ -92,7 +95,9 @@ def main() -> None:
     patience = args.patience or (5 if args.schedule == "plateau" else None)
     if patience:
         callbacks.append(distlr.callbacks.ReduceLROnPlateau("val_loss", factor=0.1, patience=patience))
-    history = model.fit(
+    if args.checkpoint:
+        callbacks.append(distlr.callbacks.Checkpoint(args.run_dir / "checkpoints", every=args.checkpoint))
+    model.fit(
         job.shard(train, batch, seed=args.seed),
         epochs=args.epochs,
         validation_data=job.shard(test, batch, training=False),
@@ -101,8 +106,8 @@ def main() -> None:
         verbose=2 if job.is_root else 0,
     )
     accuracy = job.evaluate(model, job.shard(test, batch, training=False))["accuracy"]
-    decisions = [decision for callback in callbacks[1:] for decision in callback.decisions]
-    report.write(args.run_dir, job, model, history.history, decisions, accuracy)
+    decisions = [decision for callback in callbacks for decision in getattr(callback, "decisions", [])]
+    report.write(args.run_dir, job, model, decisions, accuracy)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,19 @@ def test_a_second_fit_appends(recording, tmp_path) -> None:
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
 
 
+def test_a_run_that_is_continued_takes_back_what_it_trains_again(recording, tmp_path) -> None:
+    file = tmp_path / LearningRateLogger.FILE
+    file.write_text("".join(json.dumps({"epoch": epoch}) + "\n" for epoch in (0, 1, 0, 1, 2, 3)))
+    logger = LearningRateLogger(tmp_path)
+    logger.set_model(SimpleNamespace(optimizer=recording.Bench(1).adopt()))
+    logger.on_train_begin()
+    for epoch in (2, 3):
+        logger.on_epoch_begin(epoch)
+        logger.on_epoch_end(epoch)
+    assert [json.loads(line)["epoch"] for line in file.read_text().splitlines()] == [0, 1, 0, 1, 2, 3]
+    assert "learning_rate" in file.read_text().splitlines()[-2]
+
+
 def test_rank_0_alone_writes(recording, tmp_path) -> None:
     optimizer = recording.Bench(1).adopt()
 

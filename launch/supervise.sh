@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Starts a job anew whenever it dies, from its last checkpoint (distlr.callbacks.Checkpoint):
+#   launch/supervise.sh [--tries 10] [--pause 5] launch/horovodrun.sh -np 8 train.py [arguments]
+# It ends with 0 when the job does; with the job's own status after so many tries; or, after SIGTERM or SIGINT, which it
+# passes on to all of the job's processes, with the job's status then. The pause in seconds doubles from try to try, up to
+# five minutes. A try that lasted an hour or longer begins the count anew: the job was well.
+set -euo pipefail
+
+tries=10 pause=5
+while [[ $# -gt 1 ]]; do
+    case $1 in
+        --tries) tries=$2 ;;
+        --pause) pause=$2 ;;
+        *) break ;;
+    esac
+    shift 2
+done
+if [[ $# -eq 0 || $1 == -* || ! $tries =~ ^[1-9][0-9]*$ || ! $pause =~ ^[0-9]+$ ]]; then
+    echo "usage: $0 [--tries N] [--pause SECONDS] command [arguments]" >&2
+    exit 2
+fi
+
+job='' stopping=''
+end() {
+    stopping=1
+    [[ -z $job ]] || kill -s "$1" -- "-$job" 2>/dev/null || true
+}
+trap 'end TERM' TERM
+trap 'end INT' INT
+
+set -m # each job is a process group of its own
+failed=0 wait_for=$pause
+while true; do
+    start=$SECONDS
+    "$@" &
+    job=$!
+    status=0
+    while true; do # a signal ends `wait` before the job has ended
+        status=0
+        wait "$job" || status=$?
+        kill -0 "$job" 2>/dev/null || break
+    done
+    kill -KILL -- "-$job" 2>/dev/null || true # what is left of it
+    job=''
+    [[ $status -ne 0 ]] || exit 0
+    [[ -z $stopping ]] || exit "$status"
+    ((SECONDS - start < 3600)) || failed=0 wait_for=$pause
+    failed=$((failed + 1))
+    if [[ $failed -ge $tries ]]; then
+        echo "supervise: the job ended with $status; that was try $failed of $tries, and the last" >&2
+        exit "$status"
+    fi
+    echo "supervise: the job ended with $status; try $((failed + 1)) of $tries in $wait_for s" >&2
+    sleep "$wait_for" &
+    job=$! # a signal ends it
+    wait "$job" || true
+    job=''
+    [[ -z $stopping ]] || exit "$status"
+    wait_for=$((wait_for * 2 < 300 ? wait_for * 2 : 300))
+done

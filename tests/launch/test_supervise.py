@@ -1,0 +1,87 @@
+"""`launch/supervise.sh`: a job that dies is started anew, so many times, and no process of it stays."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import pytest
+
+SUPERVISE = pathlib.Path(__file__).resolve().parents[2] / "launch" / "supervise.sh"
+
+
+def supervise(*words: str, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(SUPERVISE), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=30)
+    return process.returncode, output
+
+
+def wait_for(path: pathlib.Path) -> str:
+    deadline = time.monotonic() + 20
+    while not (path.exists() and path.read_text().strip()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return path.read_text().strip()
+
+
+def test_it_starts_the_job_until_it_ends_well(tmp_path) -> None:
+    job = f'echo run >> {tmp_path}/runs; [ "$(wc -l < {tmp_path}/runs)" -ge 3 ] || exit 7'
+    code, output = ended(supervise("--tries", "5", "--pause", "0", "bash", "-c", job))
+    assert code == 0
+    assert (tmp_path / "runs").read_text().split() == ["run"] * 3
+    assert output.count("the job ended with 7") == 2
+    assert "try 3 of 5 in 0 s" in output
+
+
+def test_the_tries_are_bounded(tmp_path) -> None:
+    code, output = ended(
+        supervise("--tries", "3", "--pause", "0", "bash", "-c", f"echo run >> {tmp_path}/runs; exit 9")
+    )
+    assert code == 9
+    assert (tmp_path / "runs").read_text().split() == ["run"] * 3
+    assert "that was try 3 of 3, and the last" in output
+
+
+@pytest.mark.parametrize("while_pausing", [False, True])
+def test_a_signal_ends_the_job_and_starts_no_other(tmp_path, while_pausing) -> None:
+    job = f"trap 'exit 143' TERM; echo run >> {tmp_path}/runs; "
+    job += "exit 3" if while_pausing else "while true; do sleep 0.05; done"
+    process = supervise("--pause", "20", "bash", "-c", job)
+    wait_for(tmp_path / "runs")
+    time.sleep(0.3 if while_pausing else 0)
+    process.send_signal(signal.SIGTERM)
+    code, _ = ended(process)
+    assert code == (3 if while_pausing else 143)
+    assert (tmp_path / "runs").read_text().split() == ["run"]
+
+
+def test_what_the_job_leaves_behind_is_ended(tmp_path) -> None:
+    job = f"sleep 60 & echo $! > {tmp_path}/left; exit 4"
+    code, _ = ended(supervise("--tries", "1", "bash", "-c", job))
+    assert code == 4
+    pid = int(wait_for(tmp_path / "left"))
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
+            return  # dead, and nobody has asked how it ended
+        time.sleep(0.02)
+    pytest.fail(f"process {pid} is still there")
+
+
+@pytest.mark.parametrize("words", [[], ["--tries", "0", "true"], ["--pause", "x", "true"], ["--unknown", "1", "true"]])
+def test_the_usage(words) -> None:
+    code, output = ended(supervise(*words))
+    assert code == 2
+    assert "usage: " in output
