@@ -12,6 +12,7 @@ __all__ = [
     "ConfigurationTypeError",
     "DistlrError",
     "DistributionError",
+    "NonFiniteError",
     "ReplicaDivergenceError",
     "StateError",
     "received",
@@ -45,6 +46,10 @@ class ReplicaDivergenceError(DistributionError):
 
 class StateError(DistlrError, ValueError):
     """Saved state that does not fit the optimizer it is loaded into."""
+
+
+class NonFiniteError(DistlrError, ValueError):
+    """A gradient, a loss or a metric that is NaN or infinite."""
 
 
 class CollectiveTimeoutError(DistributionError):

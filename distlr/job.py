@@ -17,14 +17,17 @@ from distlr.batch import GlobalBatch
 from distlr.broadcast import broadcast_state
 from distlr.callbacks import (
     Audit,
+    BadNumbers,
     Checkpoint,
     FollowEpochs,
     JobCallback,
     LearningRateLogger,
+    ReduceLROnPlateau,
     SyncStatistics,
     check_savers,
     for_ranks,
     ordered,
+    watches_numbers,
 )
 from distlr.communicators import Communicator, SingleCommunicator
 from distlr.communicators.fused import Bundle, exchange_bundles, first_of, numbers, reduce_over
@@ -290,6 +293,9 @@ class Job:
         if not any(isinstance(callback, LearningRateLogger) for callback in given):
             given.append(LearningRateLogger())
         check_savers(given)
+        if not watches_numbers(given):
+            plateaus = [callback.policy for callback in given if isinstance(callback, ReduceLROnPlateau)]
+            given.append(BadNumbers(ignore={policy.monitor for policy in plateaus if policy.on_nan != "raise"}))
         follow = FollowEpochs(self._positions)
         given += [self.audit(), follow]
         if self.local_replicas > 1:

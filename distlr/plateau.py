@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, SupportsFloat, cast
 
 from distlr._numbers import not_negative_real, positive_real, real
-from distlr.errors import ConfigurationError, ConfigurationTypeError, DistlrError, StateError, received
+from distlr.errors import ConfigurationError, ConfigurationTypeError, NonFiniteError, StateError, received
 from distlr.monitors import infer_direction
 
 __all__ = ["Decision", "NonFiniteMetricError", "PlateauPolicy", "PlateauState"]
@@ -23,7 +23,7 @@ _COUNT_LIMIT = 2**53  # the largest range of integers that a float64 state varia
 _FLOOR_SLACK = 2.0**-22  # 2 to 4 float32 ulps: a floor reached through a product of factors may be off by that
 
 
-class NonFiniteMetricError(DistlrError, ValueError):
+class NonFiniteMetricError(NonFiniteError):
     """The monitored metric is NaN or infinite, and the policy says `on_nan="raise"`."""
 
 

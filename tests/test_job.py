@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import distlr
-from distlr.callbacks import Audit, FollowEpochs, LearningRateLogger, SyncStatistics
+from distlr.callbacks import Audit, BadNumbers, FollowEpochs, LearningRateLogger, SyncStatistics
 from distlr.communicators import SingleCommunicator, ThreadCommunicator
 from distlr.errors import ConfigurationError, DistributionError
 from distlr.job import Job
@@ -292,13 +292,14 @@ def test_callbacks_adds_the_audit_and_the_logger_and_orders_all(four):
 
     plateau, saver, own = distlr.callbacks.ReduceLROnPlateau(), keras.callbacks.BackupAndRestore("unused"), Own()
     single = distlr.init(environ={}).callbacks([saver, own, plateau])
-    assert [type(callback) for callback in single[:3]] == [Audit, FollowEpochs, LearningRateLogger]
-    assert single[3:] == [own, plateau, saver]
+    assert [type(callback) for callback in single[:4]] == [Audit, FollowEpochs, LearningRateLogger, BadNumbers]
+    assert single[4:] == [own, plateau, saver]
     assert [type(callback) for callback in four.callbacks()] == [
         Audit,
         FollowEpochs,
         SyncStatistics,
         LearningRateLogger,
+        BadNumbers,
     ]
     logger = LearningRateLogger()
     assert [callback for callback in single if isinstance(callback, LearningRateLogger)] != [logger]
@@ -312,7 +313,7 @@ def test_callbacks_know_the_jobs_ranks():
         return [callback.communicator is comm for callback in job.callbacks([distlr.callbacks.ReduceLROnPlateau()])]
 
     for known in run_ranks(fn, 2):
-        assert len(known) == 7
+        assert len(known) == 8
         assert all(known)
 
 

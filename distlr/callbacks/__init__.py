@@ -1,19 +1,21 @@
 """Keras callbacks of a distributed job, one a file."""
 
 from distlr.callbacks.audit import Audit
+from distlr.callbacks.bad_numbers import BadNumbers
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.broadcast import BroadcastState
 from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.logger import LearningRateLogger
-from distlr.callbacks.order import check_savers, for_ranks, ordered
+from distlr.callbacks.order import check_savers, for_ranks, ordered, watches_numbers
 from distlr.callbacks.plateau import ReduceLROnPlateau
 from distlr.callbacks.sync_metrics import SyncMetrics
 from distlr.callbacks.sync_statistics import SyncStatistics
 
 __all__ = [
     "Audit",
+    "BadNumbers",
     "BroadcastState",
     "Checkpoint",
     "FollowEpochs",
@@ -26,4 +28,5 @@ __all__ = [
     "check_savers",
     "for_ranks",
     "ordered",
+    "watches_numbers",
 ]

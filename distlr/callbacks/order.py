@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from distlr.callbacks.audit import Audit
+from distlr.callbacks.bad_numbers import BadNumbers
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.broadcast import BroadcastState
 from distlr.callbacks.checkpoint import Checkpoint
@@ -21,7 +22,7 @@ from distlr.callbacks.sync_statistics import SyncStatistics
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationError, received
 
-__all__ = ["check_savers", "for_ranks", "ordered"]
+__all__ = ["check_savers", "for_ranks", "ordered", "watches_numbers"]
 
 _KERAS = keras.callbacks
 
@@ -32,6 +33,7 @@ _STAGES: tuple[tuple[type, ...], ...] = (
     (Audit, FollowEpochs),
     (SyncMetrics, SyncStatistics),
     (LearningRateLogger,),
+    (BadNumbers,),
     (
         _KERAS.LearningRateScheduler,
         ReduceLROnPlateau,
@@ -44,7 +46,7 @@ _STAGES: tuple[tuple[type, ...], ...] = (
     (_KERAS.TensorBoard, _KERAS.CSVLogger),
     (BroadcastState,),
 )
-_USERS_STAGE = 3  # a callback that is not known may decide
+_USERS_STAGE = 4  # a callback that is not known may decide
 _WRITERS = (_KERAS.ModelCheckpoint, _KERAS.BackupAndRestore, _KERAS.TensorBoard, _KERAS.CSVLogger)
 
 
@@ -61,6 +63,11 @@ def check_savers(callbacks: Sequence[Any]) -> None:
             hint = f"write distlr.callbacks.Checkpoint({str(callback.backup_dir)!r}, every='{frequency}ba')"
             what = "'epoch': Keras begins the epoch anew, whose samples the clock and the weights have had already"
             raise ConfigurationError(received("save_freq", frequency, what, hint))
+
+
+def watches_numbers(callbacks: Sequence[Any]) -> bool:
+    """Whether something given decides already what a NaN does."""
+    return any(isinstance(callback, (BadNumbers, _KERAS.TerminateOnNaN)) for callback in callbacks)
 
 
 def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 __all__ = ["KINDS", "Requests"]
 
-KINDS = ("stop", "save", "leave")
-"""To end the training; to write a checkpoint and go on; to write one and end the process."""
+KINDS = ("stop", "save", "leave", "bad")
+"""To end the training; to write a checkpoint and go on; to write one and end the process; a loss that is not finite."""
 
 
 class Requests:

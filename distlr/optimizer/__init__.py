@@ -5,7 +5,7 @@ from distlr.optimizer.formula import differences, formula
 from distlr.optimizer.handle import RateHandle, handle, rate_of
 from distlr.optimizer.loss_scale import agree
 from distlr.optimizer.mixin import ScaledOptimizer
-from distlr.optimizer.saving import read_state, write_state
+from distlr.optimizer.saving import read_state, slots_of, write_state
 
 __all__ = [
     "RateHandle",
@@ -19,6 +19,7 @@ __all__ = [
     "is_adopted",
     "rate_of",
     "read_state",
+    "slots_of",
     "strategy_of",
     "strip",
     "write_state",

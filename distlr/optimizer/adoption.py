@@ -19,11 +19,13 @@ from distlr.optimizer.rate import RateCache
 from distlr.schedules import Scaled
 from distlr.schedules.base import as_float64
 
-__all__ = ["CLIMB", "NO_CLIMB", "PREFIX", "Adoption", "name_of", "saved_name"]
+__all__ = ["BAD_STEPS", "CLIMB", "NO_CLIMB", "PREFIX", "Adoption", "name_of", "saved_name"]
 
 PREFIX = "distlr_"
 """Begins the name of each variable of distlr's in a saved file and in a TensorFlow checkpoint."""
 
+BAD_STEPS = "bad_steps"
+"""Names the state that counts the steps that were left out for a gradient that is not finite."""
 CLIMB = "climb"
 """Names the state of a climb: where it began and its length, in samples, and the share of the rate it began at."""
 NO_CLIMB = (0.0, 0.0, 1.0)
@@ -63,6 +65,7 @@ class Adoption:
         self.broadcast = False
         self.scale: list[str] = []  # what else is scaled
         self.bases: dict[str, float] = {}  # and what it was at the base batch, by attribute
+        self.bad_steps: Any = None  # where steps with a gradient that is not finite are left out
         self.previous_rate: Any = None  # where the momentum is corrected
         self.follows: dict[str, Any] = {}  # schedules of weight_decay and momentum
         self.follow_factors: dict[str, float] = {}

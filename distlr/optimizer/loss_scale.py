@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr.strategies.replicas import sum_over_replicas
+from distlr.optimizer.gate import agreed
 
 __all__ = ["AgreedLossScaleOptimizer", "agree"]
 
@@ -30,11 +30,7 @@ class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def check_finite(self, grads: Sequence[Any]) -> tf.Tensor:
         """Whether the gradients are finite on every replica of every rank, the same on each."""
-        finite = super().check_finite(grads)
-        (failing,) = sum_over_replicas([tf.cast(tf.logical_not(finite), tf.float32)])
-        finite = tf.equal(failing, 0.0)
-        exchange = getattr(self.inner_optimizer, "exchange", None)
-        return finite if exchange is None else exchange.all_true(finite)
+        return agreed(super().check_finite(grads), getattr(self.inner_optimizer, "exchange", None))
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Sets all of `variables` (Keras' class leaves the inner optimizer's as they are)."""

@@ -14,7 +14,8 @@ import tensorflow as tf
 from distlr.errors import ConfigurationError
 from distlr.optimizer import saving
 from distlr.optimizer.accumulation import accumulate
-from distlr.optimizer.adoption import CLIMB, NO_CLIMB, Adoption
+from distlr.optimizer.adoption import BAD_STEPS, CLIMB, NO_CLIMB, Adoption
+from distlr.optimizer.gate import agreed, are_finite, only_if
 from distlr.optimizer.rate import LearningRate, check_rate
 from distlr.strategies.replicas import on_replicas, sum_over_replicas
 
@@ -171,11 +172,27 @@ class ScaledOptimizer:
     # -- one update ----------------------------------------------------------------------------------
 
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
-        """As in Keras, with the rate computed once before it, and the digest and the clock moved on after it."""
+        """As in Keras, with the rate computed once before it, and the digest and the clock moved on after it.
+
+        Where the gradients are watched (`watch`) all replicas and ranks leave a step out where one has one that is not
+        finite.
+        """
         if len(grads) == 0:
             return  # Keras applies nothing either, so the clock stands still
         adoption = self._distlr
         adoption.check_current_strategy(self.agreed_loss_scale)
+        if adoption.bad_steps is None or self.agreed_loss_scale:
+            self._step(grads, trainable_variables)
+            return
+        if trainable_variables is not None and not self.built:
+            with tf.init_scope():
+                self.build(trainable_variables)
+        finite = agreed(are_finite(grads), adoption.exchange)
+        count = adoption.bad_steps
+        only_if(finite, self._step, lambda: count.assign(count + 1.0), (list(grads), trainable_variables))
+
+    def _step(self, grads: Sequence[Any], trainable_variables: Any) -> None:
+        adoption = self._distlr
         samples = self._samples()
         rate = self._formula(samples)
         updates = self._updates()
@@ -231,6 +248,20 @@ class ScaledOptimizer:
     @weight_decay.setter
     def weight_decay(self, value: Any) -> None:
         self.__dict__["weight_decay"] = value
+
+    def watch(self) -> bool:
+        """Lets all replicas and ranks leave out a step where a gradient is not finite; False where they do already."""
+        adoption = self._distlr
+        if adoption.bad_steps is not None:
+            return False
+        adoption.bad_steps = self.state(BAD_STEPS, [0.0])
+        return True
+
+    @property
+    def bad_steps(self) -> int:
+        """How many steps were left out, where the gradients are watched."""
+        count = self._distlr.bad_steps
+        return 0 if count is None else int(count.numpy()[0])
 
     def _updates(self) -> tf.Tensor | None:
         """Whether this step updates the weights; None where every step does."""

@@ -18,7 +18,7 @@ import tensorflow as tf
 from distlr.errors import StateError
 from distlr.optimizer.adoption import PREFIX, name_of, saved_name
 
-__all__ = ["load", "load_held", "read_state", "save", "split_weights", "write_state"]
+__all__ = ["load", "load_held", "read_state", "save", "slots_of", "split_weights", "write_state"]
 
 _ITERATION, _RATE, _SLOT = "iteration", "learning_rate", "slot_"
 
@@ -85,6 +85,12 @@ def load(optimizer: Any, store: Any) -> None:
         adoption.refused = error
         raise
     _assign(optimizer, state)
+
+
+def slots_of(optimizer: Any) -> list[Any]:
+    """The variables in which an optimizer, distlr's or Keras', gathers what it has seen: not rate and iterations."""
+    core = getattr(optimizer, "inner_optimizer", optimizer)
+    return _plain_variables(core)[2]
 
 
 def read_state(optimizer: Any) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ import tensorflow as tf
 import distlr
 from distlr.callbacks import Checkpoint
 from distlr.checkpoints import read_checkpoint
-from distlr.errors import ConfigurationError, StateError
+from distlr.errors import ConfigurationError, NonFiniteError, StateError
 
 K = keras.callbacks
 SAMPLES, EPOCHS = 70, 4
@@ -62,6 +62,7 @@ class Run:
         schedule=None,
         dropout=True,
         plateau=True,
+        more=(),
         **options,
     ):
         keras.utils.set_random_seed(3)
@@ -79,7 +80,7 @@ class Run:
             )
         data = tf.data.Dataset.from_tensor_slices((X, Y)) if stream else (X, Y)
         self.watch = Watch(die_after)
-        callbacks = [self.watch, Checkpoint(directory, **{"every": "7ba", **options})]
+        callbacks = [*more, self.watch, Checkpoint(directory, **{"every": "7ba", **options})]
         if plateau:
             callbacks.append(distlr.callbacks.ReduceLROnPlateau("val_loss", patience=1, factor=0.5, min_delta=0.3))
         self.logs: dict = {}
@@ -127,9 +128,10 @@ OPTIONS = {
     "half epochs": {"every": "0.5ep"},
     "samples": {"every": "30sp"},
 }
+MARKS = dict.fromkeys(("carried", "carried stream", "whole epochs", "half epochs"), (pytest.mark.replicas,))
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", [pytest.param(o, id=n, marks=MARKS.get(n, ())) for n, o in OPTIONS.items()])
 def test_it_continues_bit_for_bit(tmp_path, options) -> None:
     """In the warmup, in the middle of an epoch, of a plateau's patience, at an epoch's end: killed again and again."""
     whole = Run(tmp_path / "whole", **options)
@@ -370,7 +372,9 @@ def test_a_hostile_file_is_passed_over(tmp_path, monkeypatch) -> None:
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path, caplog) -> None:
-    Run(tmp_path, schedule=1e30, every="1ep", plateau=False)
+    with pytest.raises(NonFiniteError, match="loss is nan"):
+        Run(tmp_path, schedule=1e30, every="1ep", plateau=False)
+    Run(tmp_path, schedule=1e30, every="1ep", plateau=False, more=[K.TerminateOnNaN()])
     assert "The weights are not finite, so no checkpoint is written" in caplog.text
     assert not list(tmp_path.glob("*"))
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from distlr.callbacks import (
     Audit,
+    BadNumbers,
     BroadcastState,
     Checkpoint,
     FollowEpochs,
@@ -40,6 +41,7 @@ def _stages(tmp_path: Any) -> list[list[Any]]:
         [Audit(strategy), FollowEpochs([])],
         [SyncMetrics(), SyncStatistics()],
         [LearningRateLogger()],
+        [BadNumbers()],
         [
             ReduceLROnPlateau(),
             K.ReduceLROnPlateau(),

@@ -1,0 +1,166 @@
+"""What happens at a NaN or an infinity: in a gradient, the loss or a metric."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from distlr._numbers import positive_integer, positive_real
+from distlr.callbacks.base import JobCallback
+from distlr.errors import ConfigurationError, NonFiniteError, received
+from distlr.optimizer import ScaledOptimizer, inner
+from distlr.snapshot import Snapshot
+
+__all__ = ["BadNumbers"]
+
+_log = logging.getLogger("distlr")
+
+POLICIES = ("raise", "skip", "backtrack")
+
+
+class BadNumbers(JobCallback):
+    """Looks for numbers that are not finite, and acts on all ranks at the same step.
+
+    With "skip" and "backtrack" every step is watched: where a gradient of any replica or rank is not finite, all of
+    them leave the step out, weights, slots and clock as they were. "skip" goes on from there; "backtrack" returns to
+    the weights and slots of the epoch's start and multiplies the rate by `factor`, decided on rank 0. More than `limit`
+    such steps in a run are an error. A loss that is not finite counts as such a step, and a metric at
+    an epoch's end likewise; what the epoch's metrics had counted until then is dropped.
+
+    With "raise", which `job.callbacks` adds by itself, the logs of each epoch are looked at and the training ends with
+    `NonFiniteError` on every rank, before anything is saved; with `each_step` at the first step, before the weights
+    have changed. Under `mixed_float16` an overflow is the loss scale's business, which leaves the step out by itself.
+
+    Args:
+        policy: "raise", "skip" or "backtrack".
+        factor: of the rate, at each return.
+        limit: how many steps a run may lose.
+        each_step: whether each step is watched; always with "skip" and "backtrack".
+        ignore: names of metrics that may be what they are.
+
+    Raises:
+        ConfigurationError: a value is out of its range, or the optimizer is not distlr's and steps are to be watched.
+    """
+
+    def __init__(
+        self,
+        policy: str = "raise",
+        *,
+        factor: float = 0.5,
+        limit: int = 10,
+        each_step: bool = False,
+        ignore: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        if policy not in POLICIES:
+            raise ConfigurationError(received("policy", policy, f"one of {', '.join(map(repr, POLICIES))}"))
+        self.policy = policy
+        self.factor = positive_real("factor", factor)
+        if self.factor > 1:
+            raise ConfigurationError(received("factor", factor, "at most 1"))
+        self.limit = positive_integer("limit", limit)
+        self.each_step = each_step or policy != "raise"
+        self.ignore = set(ignore)
+        self.count = 0
+        self._epoch = 0
+        self._seen: int | None = None
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def async_safe(self) -> bool:
+        """Tells Keras whether the device may run ahead of the batches' callbacks."""
+        return not self.each_step
+
+    def set_model(self, model: Any) -> None:
+        """Lets the optimizer watch its gradients, before the step is traced."""
+        super().set_model(model)
+        if not self.each_step:
+            return
+        optimizer = inner(model.optimizer)
+        if not isinstance(optimizer, ScaledOptimizer):
+            hint = "optimizer = job.optimizer(optimizer, batch), inside `with job.scope():`"
+            raise ConfigurationError(received("policy", self.policy, "'raise' with a plain Keras optimizer", hint))
+        if optimizer.watch():
+            model.train_function = None  # the traced one does not look
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Begins to count."""
+        self._seen = None  # known once every rank has rank 0's state
+        self._snapshot = Snapshot(self.model) if self.policy == "backtrack" else None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Keeps what there is to go back to."""
+        self._epoch = epoch
+        if self._seen is None and self.each_step:
+            self._seen = inner(self.model.optimizer).bad_steps
+        if self._snapshot is not None and not self._snapshot.take() and not self._snapshot:
+            raise NonFiniteError(f"[rank {self.communicator.rank}] The weights are not finite before the first step.")
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Acts where this step was left out, or the loss is not finite on some rank."""
+        if not self.each_step:
+            return
+        optimizer = inner(self.model.optimizer)
+        assert self._seen is not None
+        bad = optimizer.bad_steps - self._seen
+        self._seen += bad
+        lost = not bad and self._loss_is_bad(logs or {}, optimizer.exchange)
+        if bad or lost:
+            what = "the loss is not finite" if lost else "a gradient is not finite"
+            self._act(f"batch {batch + 1} of epoch {self._epoch + 1}", what, max(bad, 1))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Looks at the epoch's logs, which are equal on all ranks."""
+        # A loss scale leaves steps out by itself, whose loss the epoch's mean has all the same.
+        scales = self.model.optimizer is not inner(self.model.optimizer)
+        ignored = self.ignore | ({"loss"} if scales else set())
+        bad = {name: value for name, value in (logs or {}).items() if name not in ignored and _is_bad(value)}
+        if bad:
+            said = ", ".join(f"{name} is {float(value)}" for name, value in bad.items())
+            self._act(f"the end of epoch {epoch + 1}", said, 1)
+
+    def _loss_is_bad(self, logs: Mapping[str, Any], exchange: Any) -> bool:
+        own = _is_bad(logs.get("loss"))
+        if self.communicator.size == 1 or exchange is None:
+            return own and self.communicator.size == 1
+        agreed: bool = exchange.agreed_on("bad")
+        if agreed:
+            exchange.take_back("bad")
+        elif own:
+            exchange.request("bad")
+        return agreed
+
+    def _act(self, when: str, what: str, steps: int) -> None:
+        """On every rank at the same step. Collective where the policy is to go back."""
+        self.count += steps
+        place = f"[rank {self.communicator.rank}] At {when} {what}"
+        if self.policy == "raise":
+            raise NonFiniteError(
+                f"{place}. To mend it: a lower rate, a longer warmup or clipping; or go on with "
+                "distlr.callbacks.BadNumbers('skip'), or 'backtrack'."
+            )
+        if self.count > self.limit:
+            raise NonFiniteError(
+                f"{place}, the {self.count}th time in this run, and the limit is {self.limit}. To mend it: look for "
+                "what diverges, or raise BadNumbers(limit=)."
+            )
+        if self._snapshot is not None:
+            decision = {"factor": self.factor, "count": self.count} if self.communicator.is_root else None
+            decision = self.communicator.broadcast_json(decision, tag=f"back to earlier weights at {when}")
+            self._snapshot.restore()
+            inner(self.model.optimizer).multiply_rate(decision["factor"])
+        self.model.reset_metrics()  # a sum that is not finite stays so
+        if self.communicator.is_root:
+            done = "the step is left out"
+            if self._snapshot is not None:
+                done = f"back to the weights of the epoch's start, at {self.factor:g} of the rate"
+            _log.warning("At %s %s: %s (%d of at most %d).", when, what, done, self.count, self.limit)
+
+
+def _is_bad(value: Any) -> bool:
+    try:
+        return value is not None and not math.isfinite(value)
+    except TypeError:
+        return False  # no number

@@ -1,0 +1,166 @@
+"""A NaN: the training ends, or every replica leaves the step out, or all go back."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import distlr
+from distlr.callbacks import BadNumbers
+from distlr.errors import ConfigurationError, NonFiniteError
+
+STEPS, PER_STEP = 6, 8
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(STEPS * PER_STEP, 3)).astype("float32")
+Y = X.sum(axis=1, keepdims=True)
+BAD = 3  # the batch with a NaN, of which another replica than the first has it
+
+
+class Rates(keras.callbacks.Callback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, float]] = []
+        self.weights: list[np.ndarray] = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        optimizer = self.model.optimizer
+        self.seen.append((optimizer.samples_seen, float(optimizer.learning_rate)))
+        self.weights.append(self.model.get_weights()[0])
+
+
+def poisoned(value: float = np.nan, sample: int = PER_STEP - 1) -> np.ndarray:
+    x = X.copy()
+    x[BAD * PER_STEP + sample] = value
+    return x
+
+
+def fit(x, y, *callbacks, replicas=1, epochs=1, accumulation=1, optimizer=None, rate=None, samples=STEPS * PER_STEP):
+    keras.utils.set_random_seed(0)
+    job = distlr.init(environ={}, simulate=replicas if replicas > 1 else None)
+    batch = job.batch(PER_STEP // replicas, base_batch=PER_STEP, samples_per_epoch=samples, accumulation=accumulation)
+    with job.scope():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(1)])
+        accumulate = {"gradient_accumulation_steps": accumulation} if accumulation > 1 else {}
+        schedule = rate or keras.optimizers.schedules.CosineDecay(0.05, 40)
+        plain = optimizer or keras.optimizers.Adam(schedule, weight_decay=0.01, **accumulate)
+        model.compile(job.optimizer(plain, batch), "mse")
+    rates = Rates()
+    history = model.fit(
+        job.shard((x, y), batch, shuffle=False),
+        epochs=epochs,
+        callbacks=job.callbacks([*callbacks, rates]),
+        verbose=0,
+        shuffle=False,
+    )
+    return model, rates, history.history
+
+
+@pytest.mark.parametrize("each_step", [False, True])
+def test_the_training_ends_by_default(each_step) -> None:
+    callbacks = [BadNumbers(each_step=True)] if each_step else []
+    rates = Rates()
+    when = "batch 4 of epoch 1 a gradient is not finite" if each_step else "the end of epoch 1 loss is nan"
+    with pytest.raises(NonFiniteError, match=f"At {when}"):
+        fit(poisoned(), Y, *callbacks, rates)
+    if each_step:
+        assert np.isfinite(rates.weights).all()
+
+
+def test_a_metric_that_may_be_nan() -> None:
+    def undefined(y, p):
+        return y[:, 0] * np.nan
+
+    job = distlr.init(environ={})
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse", metrics=[undefined])
+    fits = {"x": X, "y": Y, "verbose": 0}
+    with pytest.raises(NonFiniteError, match="undefined is nan"):
+        model.fit(**fits, callbacks=job.callbacks())
+    model.fit(**fits, callbacks=job.callbacks([BadNumbers(ignore=["undefined"])]))
+    plateau = distlr.callbacks.ReduceLROnPlateau("undefined", mode="min", on_nan="ignore")
+    model.fit(**fits, callbacks=job.callbacks([plateau]))
+    model.fit(**fits, callbacks=job.callbacks([keras.callbacks.TerminateOnNaN()]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_step_that_is_skipped_is_as_if_it_had_not_been(value, caplog) -> None:
+    model, rates, history = fit(poisoned(value), Y, BadNumbers("skip"))
+    left = [i for i in range(len(X)) if i // PER_STEP != BAD]
+    expected, expected_rates, _ = fit(X[left], Y[left], samples=STEPS * PER_STEP - PER_STEP)
+    for found, other in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, other)
+    assert [pair for i, pair in enumerate(rates.seen) if i != BAD] == expected_rates.seen
+    assert rates.seen[BAD] == rates.seen[BAD - 1]
+    assert int(model.optimizer.iterations.numpy()) == STEPS - 1
+    assert np.isfinite(history["loss"]).all()
+    assert "At batch 4 of epoch 1 a gradient is not finite: the step is left out (1 of at most 10)." in caplog.text
+
+
+@pytest.mark.replicas
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_an_overflow_on_one_replica_alone(four_cpus, accumulation) -> None:
+    """All leave the step out, and with accumulation the part of one."""
+    options = {"accumulation": accumulation, "rate": 0.05}
+    model, _, _ = fit(poisoned(), Y, BadNumbers("skip"), replicas=4, **options)
+    left = [i for i in range(len(X)) if i // PER_STEP != BAD]
+    expected, _, _ = fit(X[left], Y[left], samples=len(left), **options)
+    for found, other in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(found, other, rtol=1e-4, atol=1e-6)
+    copies = model.distribute_strategy.experimental_local_results(model.weights[0].value)
+    assert len({copy.numpy().tobytes() for copy in copies}) == 1
+    assert int(model.optimizer.iterations.numpy()) == STEPS - 1
+
+
+def test_backtracking_returns_to_the_epochs_start_at_a_lower_rate(caplog) -> None:
+    """The NaN is in the second epoch: in the data of every one, and the first has its own."""
+    calls = []
+
+    class Once(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            calls.append([weight.copy() for weight in self.model.get_weights()])
+
+    model, rates, history = fit(poisoned(), Y, BadNumbers("backtrack", factor=0.25), Once(), epochs=2)
+    assert model.optimizer.multiplier == 0.25**2
+    np.testing.assert_array_equal(rates.weights[BAD], calls[0][0])
+    np.testing.assert_array_equal(rates.weights[STEPS + BAD], calls[1][0])
+    assert np.abs(calls[1][0] - calls[0][0]).max() > 0
+    assert np.isfinite(history["loss"]).all()
+    assert "back to the weights of the epoch's start, at 0.25 of the rate (2 of at most 10)" in caplog.text
+    full = keras.optimizers.schedules.CosineDecay(0.05, 40)
+    assert rates.seen[BAD][1] == pytest.approx(0.25 * float(full(BAD)), rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_though_the_gradients_are(caplog) -> None:
+    def loss(y, p):
+        return tf.where(y > 1e6, tf.stop_gradient(p) + np.inf, (y - p) ** 2)
+
+    y = Y.copy()
+    y[BAD * PER_STEP] = 1e9
+    job = distlr.init(environ={})
+    batch = job.batch(PER_STEP, base_batch=PER_STEP, samples_per_epoch=len(X))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(job.optimizer(keras.optimizers.SGD(0.01), batch), loss)
+    callbacks = job.callbacks([BadNumbers("skip")])
+    model.fit(job.shard((X, y), batch, shuffle=False), callbacks=callbacks, verbose=0, shuffle=False)
+    assert "At batch 4 of epoch 1 the loss is not finite" in caplog.text
+
+
+def test_the_number_is_bounded() -> None:
+    with pytest.raises(NonFiniteError, match="the 3th time in this run, and the limit is 2"):
+        fit(poisoned(), Y, BadNumbers("skip", limit=2), epochs=4)
+    with pytest.raises(NonFiniteError, match="the limit is 2"):
+        fit(X, Y, BadNumbers("skip", limit=2), epochs=4, optimizer=keras.optimizers.SGD(1e30))
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="`policy` must be one of 'raise', 'skip', 'backtrack'"):
+        BadNumbers("ignore")
+    with pytest.raises(ConfigurationError, match="`factor` must be at most 1"):
+        BadNumbers("backtrack", factor=2)
+    job = distlr.init(environ={})
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    with pytest.raises(ConfigurationError, match="`policy` must be 'raise' with a plain Keras optimizer"):
+        model.fit(X, Y, callbacks=job.callbacks([BadNumbers("skip")]), verbose=0)
