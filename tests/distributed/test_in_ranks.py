@@ -36,7 +36,12 @@ def test_conformance(launching, launcher, size) -> None:
 @pytest.mark.parametrize(("launcher", "size"), [("gloo", 2), ("horovod-mpi", 2), ("mpirun", 3), ("multi-worker", 2)])
 def test_each_rank(launching, launcher, size) -> None:
     spans = launcher == "multi-worker"
-    names = ["test_callbacks", "test_metrics", *(["test_strategy"] if spans else ["test_exchange", "test_drop_in"])]
+    names = [
+        "test_callbacks",
+        "test_metrics",
+        "test_nothing_lost",
+        *(["test_strategy"] if spans else ["test_exchange", "test_drop_in"]),
+    ]
     script = ["tests/distributed/scripts/in_ranks.py", *(f"tests/distributed/ranks/{name}.py" for name in names)]
     counts = passed(launching.launch(launcher, size, script, limit=400).check(), size)
     assert len(set(counts)) == 1

@@ -82,6 +82,35 @@ def test_three_backends_train_the_same(launching, tmp_path) -> None:
             assert error < 1e-5, backend
 
 
+@pytest.fixture(scope="module")
+def kill_and_resume(launching, load_helper):
+    """The benchmark of that name."""
+    return load_helper(launching.ROOT / "benchmarks" / "kill_and_resume.py")
+
+
+@pytest.mark.parametrize(("launcher", "trials"), [("gloo", 2), ("multi-worker", 1)])
+def test_a_killed_run_continues_bit_for_bit(kill_and_resume, capsys, launcher, trials) -> None:
+    result = kill_and_resume.main(["--launcher", launcher, "--trials", str(trials), "--seed", "1"])
+    assert (result["trials"], result["identical"]) == (trials, trials), capsys.readouterr().err[-8000:]
+
+
+def test_two_ranks_become_three(launching, tmp_path) -> None:
+    """Killed on two ranks of Horovod, continued on three over MPI: the clock, in samples, goes on to the same end."""
+    script = "tests/distributed/scripts/resumable.py"
+    killer = launching.Killer(1, tmp_path / "checkpoints" / "step-000000000040.safetensors")
+    launching.launch("gloo", 2, [script, str(tmp_path), "two"], limit=100, watch=killer)
+    assert killer.at is not None
+    finished = launching.launch("mpirun", 3, [script, str(tmp_path), "three"], limit=100).check()
+    assert "Written on 2 replicas (batch 8, factor 2), now 3 (batch 12, factor 3, from the base)" in finished.output
+    two, three = ((tmp_path / f"{name}-0.txt").read_text().splitlines() for name in ("two", "three"))
+    clock = [int(line.split()[0]) for line in three]
+    assert clock == sorted(set(clock))
+    assert 41 * 8 <= clock[0] <= int(two[-1].split()[0]) + 2 * 12
+    assert clock[-1] == 6 * 330
+    for rank in (1, 2):
+        assert (tmp_path / f"three-{rank}.txt").read_text().splitlines() == three
+
+
 def test_workers_that_do_not_meet_end_with_a_reason(launching) -> None:
     """A worker of the list that never starts: the other one ends, and says which."""
     workers = "localhost:45871,localhost:45872"
