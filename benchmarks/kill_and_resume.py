@@ -27,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "tests/distributed/scripts/resumable.py"
 LIMIT = 120  # seconds a job
+SAMPLES, ELASTIC_EPOCHS = 330, 30
 
 
 def launching() -> Any:
@@ -98,14 +99,56 @@ def trial(module: Any, launcher: str, size: int, whole: Path, directory: Path, r
     }
 
 
+def elastic_trial(module: Any, directory: Path, rng: random.Random, span: float) -> dict:
+    """One elastic job of two ranks, of which one is killed: the other must end it, and with 0."""
+    directory.mkdir()
+    hosts = directory / "hosts.sh"
+    hosts.write_text("#!/bin/sh\necho localhost:1\necho 127.0.0.1:1\n")  # the ranks of one host end together
+    hosts.chmod(0o755)
+    rank = rng.randrange(2)
+    killer = RandomKiller(rank, rng.uniform(0, span), directory / f"run-{rank}.txt")
+    words = [
+        "launch/horovodrun.sh",
+        "--gloo",
+        "-np",
+        "2",
+        "--min-np",
+        "1",
+        "--max-np",
+        "2",
+        "--network-interface",
+        "lo",
+    ]
+    words += ["--host-discovery-script", str(hosts), SCRIPT, str(directory), "run", str(ELASTIC_EPOCHS)]
+    finished = module.run(words, limit=LIMIT, environ={"TF_NUM_INTRAOP_THREADS": "1"}, watch=killer)
+    result = directory / "run.json"
+    replicas = json.loads(result.read_text())["replicas"] if result.exists() else 0
+    clocks = [int(steps_of(directory, "run", other)[-1].split()[0]) for other in range(2)]
+    complete = finished.code == 0 and max(clocks) == ELASTIC_EPOCHS * SAMPLES
+    if not complete:
+        print(finished.output[-12000:], file=sys.stderr)
+    return {"rank": rank, "code": finished.code, "replicas": replicas, "killed": killer.killed, "complete": complete}
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--launcher", default="gloo", help="gloo, horovod-mpi, mpirun or multi-worker")
     parser.add_argument("--size", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--elastic", action="store_true", help="Horovod's elastic mode: the other rank goes on")
     args = parser.parse_args(arguments)
     module, rng, trials = launching(), random.Random(args.seed), []
+    if args.elastic:
+        with tempfile.TemporaryDirectory() as folder:
+            for number in range(args.trials):
+                trials.append(elastic_trial(module, Path(folder, str(number)), rng, 4.0))
+                print(json.dumps({"trial": number, **trials[-1]}), file=sys.stderr, flush=True)
+        complete = sum(one["complete"] for one in trials)
+        lost = sum(one["killed"] and one["replicas"] == 1 for one in trials)
+        result = {"launcher": "elastic", "trials": len(trials), "continued_alone": lost, "identical": complete}
+        print(json.dumps(result))
+        return result
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, "whole")
         module.launch(args.launcher, args.size, [SCRIPT, str(whole), "whole"], limit=LIMIT).check()

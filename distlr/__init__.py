@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from distlr._version import __version__
 
 if TYPE_CHECKING:
-    from distlr import callbacks, communicators, errors, schedules, testing
+    from distlr import callbacks, communicators, elastic, errors, schedules, testing
     from distlr.batch import GlobalBatch
     from distlr.decider import Plateau
     from distlr.duration import Duration
@@ -40,6 +40,7 @@ __all__ = [
     "__version__",
     "callbacks",
     "communicators",
+    "elastic",
     "errors",
     "init",
     "scale",
@@ -63,7 +64,7 @@ _HOMES = {
     "scale": "schedules",
     "strip": "optimizer",
 }
-_MODULES = frozenset({"callbacks", "communicators", "errors", "schedules", "testing"})
+_MODULES = frozenset({"callbacks", "communicators", "elastic", "errors", "schedules", "testing"})
 
 
 def __getattr__(name: str) -> Any:

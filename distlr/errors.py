@@ -13,6 +13,7 @@ __all__ = [
     "DistlrError",
     "DistributionError",
     "NonFiniteError",
+    "RanksChanged",
     "ReplicaDivergenceError",
     "StateError",
     "received",
@@ -52,8 +53,18 @@ class NonFiniteError(DistlrError, ValueError):
     """A gradient, a loss or a metric that is NaN or infinite."""
 
 
+class RanksChanged(DistlrError, RuntimeError):
+    """Raised through `fit`, after a checkpoint, where other ranks wait to join; `distlr.elastic.run` catches it."""
+
+
 class CollectiveTimeoutError(DistributionError):
-    """A collective that not every rank entered in time, or entered with another tag."""
+    """A collective that not every rank entered in time, or entered with another tag.
+
+    Attributes:
+        by_engine: whether the engine ended it, since a rank was lost or did not come; not that the tags differ.
+    """
+
+    by_engine = False
 
 
 def received(argument: str, value: object, expected: str, hint: str = "") -> str:

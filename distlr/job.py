@@ -219,8 +219,8 @@ class Job:
         )
         if not exchange:
             inner(adopted).refuse_exchange()
-        if self._spans:
-            inner(adopted).mark_broadcast()  # TensorFlow gives every new variable the first worker's value
+        if self._spans or self.size == 1:
+            inner(adopted).mark_broadcast()  # a spanning strategy gives every new variable the first worker's value
         self._optimizers.append(inner(adopted))
         if self.is_root:
             _log.info("%s", _start_line(self._optimizers[-1].explain(), self))
@@ -293,6 +293,11 @@ class Job:
         if not any(isinstance(callback, LearningRateLogger) for callback in given):
             given.append(LearningRateLogger())
         check_savers(given)
+        if self.communicator.may_lose_ranks and not any(isinstance(callback, Checkpoint) for callback in given):
+            raise ConfigurationError(
+                "In an elastic job the training begins anew whenever the ranks change, and without a checkpoint from "
+                "the start. To mend it: job.callbacks([distlr.callbacks.Checkpoint(directory, every=...), ...])."
+            )
         if not watches_numbers(given):
             plateaus = [callback.policy for callback in given if isinstance(callback, ReduceLROnPlateau)]
             given.append(BadNumbers(ignore={policy.monitor for policy in plateaus if policy.on_nan != "raise"}))

@@ -125,7 +125,7 @@ class BadNumbers(JobCallback):
         own = _is_bad(logs.get("loss"))
         if self.communicator.size == 1 or exchange is None:
             return own and self.communicator.size == 1
-        agreed: bool = exchange.agreed_on("bad")
+        agreed = bool(exchange.agreed_on("bad"))
         if agreed:
             exchange.take_back("bad")
         elif own:

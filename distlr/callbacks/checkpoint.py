@@ -20,7 +20,7 @@ from distlr.callbacks.follow import FollowEpochs
 from distlr.checkpoints import CheckpointDirectory
 from distlr.communicators.fused import Bundle, exchange_bundles
 from distlr.duration import Duration
-from distlr.errors import ConfigurationError, DistlrError, StateError, received
+from distlr.errors import ConfigurationError, DistlrError, RanksChanged, StateError, received
 from distlr.optimizer import ScaledOptimizer, differences, formula, inner, rate_of
 from distlr.run_state import (
     RunState,
@@ -38,6 +38,7 @@ __all__ = ["Checkpoint"]
 _log = logging.getLogger("distlr")
 
 _ACTIONS = {"SIGTERM": "leave", "SIGUSR1": "save"}
+_REASONS = {"leave": "SIGTERM", "save": "SIGUSR1", "regroup": "other ranks join"}
 
 
 class Checkpoint(JobCallback):
@@ -377,14 +378,17 @@ class Checkpoint(JobCallback):
 
     def _requests(self) -> set[str]:
         """What is to be done now: on several ranks what all have heard of."""
-        if not self.signals:
-            return set()
+        if self.communicator.ranks_changed:
+            self._asked.add("regroup")
         if self.communicator.size == 1:
             return set(self._asked)
         exchange = inner(self.model.optimizer).exchange
+        if exchange is None:
+            return set()
         for kind in self._asked:
             exchange.request(kind)
-        return {kind for kind in _ACTIONS.values() if exchange.agreed_on(kind)}
+        heard: set[str] = exchange.agreed_on(*_REASONS)
+        return heard
 
     def _answer(self, asked: set[str]) -> None:
         for kind in asked:
@@ -392,7 +396,11 @@ class Checkpoint(JobCallback):
             if self.communicator.size > 1:
                 inner(self.model.optimizer).exchange.take_back(kind)
         if asked and self.communicator.is_root:
-            _log.info("Wrote %s at a signal.", self.directory.files()[0])
+            _log.info("Wrote %s: %s.", self.directory.files()[0], " and ".join(_REASONS[kind] for kind in asked))
+        if "regroup" in asked:
+            self._stop_listening()
+            self.communicator.barrier(tag="saved, and beginning anew")
+            raise RanksChanged("The job goes on with other ranks; `distlr.elastic.run` catches this.")
         if "leave" in asked:
             self._stop_listening()
             if self.communicator.size > 1:

@@ -110,11 +110,13 @@ class Communicator(abc.ABC):
         timeout: seconds that a collective waits for the other ranks, or None where the backend has no
             deadline of its own.
         log: the collectives this rank entered.
+        may_lose_ranks: whether the job goes on without a rank that is lost, from its last checkpoint.
         strategy_spans_ranks: whether one `tf.distribute` strategy spans the ranks, which then averages the gradients
             and reads metrics over all of them by itself.
     """
 
     timeout: float | None = None
+    may_lose_ranks: bool = False
     strategy_spans_ranks: bool = False
 
     def __init__(self) -> None:
@@ -158,6 +160,11 @@ class Communicator(abc.ABC):
         Returns:
             `size` uint8 arrays, the same on all ranks; each may have padding after its own bytes.
         """
+
+    @property
+    def ranks_changed(self) -> bool:
+        """Whether this rank has heard that the job is to go on with other ranks; never but in an elastic job."""
+        return False
 
     @property
     @final

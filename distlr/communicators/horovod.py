@@ -111,10 +111,12 @@ class HorovodCommunicator(Communicator):
         try:
             yield
         except tf.errors.OpError as error:
-            raise CollectiveTimeoutError(
+            ended = CollectiveTimeoutError(
                 f"[rank {self.rank}] {label} ended because a rank of {self.size} ended, or did not come within "
                 f"{self.timeout or float('inf'):g} s. Horovod says: {error.message.strip()}"
-            ) from error
+            )
+            ended.by_engine = True
+            raise ended from error
 
 
 def stop() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 __all__ = ["KINDS", "Requests"]
 
-KINDS = ("stop", "save", "leave", "bad")
-"""To end the training; to write a checkpoint and go on; to write one and end the process; a loss that is not finite."""
+KINDS = ("stop", "save", "leave", "regroup", "bad")
+"""To end the training; to write a checkpoint and go on, to end the process, or to begin anew with other ranks; and that
+a loss is not finite."""
 
 
 class Requests:
@@ -36,9 +37,10 @@ class Requests:
         """Whether this rank wants it."""
         return bool(self.wanted.numpy()[KINDS.index(kind)] > 0)
 
-    def agreed_on(self, kind: str) -> bool:
-        """Whether any rank wanted it before the last update; the same on all ranks."""
-        return bool(self.agreed.numpy()[KINDS.index(kind)] > 0)
+    def agreed_on(self, *kinds: str) -> set[str]:
+        """Which of these any rank wanted before the last update; the same on all ranks."""
+        agreed = self.agreed.numpy()
+        return {kind for kind in kinds if agreed[KINDS.index(kind)] > 0}
 
     def _set(self, variable: object, kind: str, value: float) -> None:
         values = variable.numpy()  # type: ignore[attr-defined]

@@ -1,0 +1,68 @@
+"""Training on ranks that come and go."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import keras
+import tensorflow as tf
+
+from distlr._numbers import positive_integer
+from distlr.communicators import Communicator
+from distlr.errors import ConfigurationTypeError, received
+from distlr.job import Job
+from distlr.start import init
+from distlr.strategies.local import pin_gpu
+
+__all__ = ["run"]
+
+T = TypeVar("T")
+
+
+def run(train: Callable[[Job], T], *, timeout: float = 600.0, resets: int = 100) -> T:
+    """Calls `train(job)`, and calls it anew with a new job whenever ranks were lost or have joined.
+
+        def train(job):
+            batch = job.batch(per_replica=64, base_batch=256, samples_per_epoch=60_000)
+            with job.scope():
+                ...                                   # model and optimizer, as ever
+            model.fit(job.shard(data, batch), epochs=90, callbacks=job.callbacks([Checkpoint("run/checkpoints")]))
+
+        distlr.elastic.run(train)
+
+    Under `horovodrun --min-np 1 --host-discovery-script ...`. Everything is made anew for the new number of ranks:
+    batch, factor, traced functions and data, so that nothing of the old one can be left. `callbacks.Checkpoint`, which
+    is needed, brings the run to where it was: all that a rank that was lost takes with it are the steps
+    since the last checkpoint. Ranks that could join do so after one that all write for it. Any error
+    that does not come from a lost rank ends the process, with that error. Without the elastic launcher it is
+    `train(distlr.init())`.
+
+    Args:
+        train: takes the job, and returns when the training is done.
+        timeout: seconds; see `distlr.init`.
+        resets: how often the ranks may change.
+
+    Returns:
+        What `train` returned.
+    """
+    if not callable(train):
+        raise ConfigurationTypeError(received("train", train, "a function of the job"))
+    resets = positive_integer("resets", resets)
+    from distlr.communicators.horovod_elastic import is_elastic, run_elastic
+
+    if not is_elastic():
+        return train(init(timeout=timeout))
+    pinned = False
+
+    def generation(communicator: Communicator) -> T:
+        nonlocal pinned
+        if not pinned:  # once: TensorFlow starts with it
+            pin_gpu(communicator.local_rank, communicator.local_size)
+            pinned = True
+        keras.utils.clear_session()
+        gc.collect()
+        return train(Job(tf.distribute.get_strategy(), "horovod", communicator))
+
+    return run_elastic(generation, timeout=timeout, resets=resets)
