@@ -7,7 +7,8 @@ from typing import Any
 
 from distlr.callbacks.base import JobCallback
 from distlr.decider import Plateau
-from distlr.plateau import PlateauPolicy
+from distlr.plateau import Decision, PlateauPolicy
+from distlr.snapshot import Snapshot
 
 __all__ = ["ReduceLROnPlateau"]
 
@@ -31,6 +32,8 @@ class ReduceLROnPlateau(JobCallback):
         threshold_mode: "abs" or "rel".
         on_nan: what a metric that is not finite does: "raise", "worse" or "ignore".
         warmup_patience: whether epochs count while the rate still climbs.
+        restore_best: at each cut return to the weights and slots of the best epoch, on every rank. They are kept in
+            memory: after a restart those of the first epoch that is better than the best before it.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class ReduceLROnPlateau(JobCallback):
         threshold_mode: str = "abs",
         on_nan: str = "raise",
         warmup_patience: bool = False,
+        restore_best: bool = False,
     ) -> None:
         super().__init__()
         self.policy = PlateauPolicy(
@@ -62,6 +66,8 @@ class ReduceLROnPlateau(JobCallback):
             warmup_patience=warmup_patience,
         )
         self.verbose = verbose
+        self.restore_best = restore_best
+        self._best: Snapshot | None = None
         self._plateau: Plateau | None = None
 
     @property
@@ -83,7 +89,17 @@ class ReduceLROnPlateau(JobCallback):
         if value is None:
             self._warn_missing(logs)
         # A rank without the metric takes part all the same; what counts is rank 0's.
-        self._plateau.step(value, epoch=epoch)
+        decision = self._plateau.step(value, epoch=epoch)
+        if self.restore_best:
+            self._return(decision)
+
+    def _return(self, decision: Decision) -> None:
+        if self._best is None or self._best.model is not self.model:
+            self._best = Snapshot(self.model)
+        if decision.improved:
+            self._best.take()
+        elif decision.cut and self._best:
+            self._best.restore()
 
     def _warn_missing(self, logs: dict[str, Any]) -> None:
         warnings.warn(

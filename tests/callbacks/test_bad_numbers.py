@@ -164,3 +164,24 @@ def test_what_cannot_be_is_refused() -> None:
     model.compile(keras.optimizers.SGD(0.01), "mse")
     with pytest.raises(ConfigurationError, match="`policy` must be 'raise' with a plain Keras optimizer"):
         model.fit(X, Y, callbacks=job.callbacks([BadNumbers("skip")]), verbose=0)
+
+
+def test_a_plateau_returns_to_the_best_weights() -> None:
+    """`restore_best`: the weights after each cut are those of the best epoch, slots and all."""
+    ends: list[np.ndarray] = []
+    starts: list[np.ndarray] = []
+
+    class Metric(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            starts.append(self.model.get_weights()[0])
+
+        def on_epoch_end(self, epoch, logs=None):
+            ends.append(self.model.get_weights()[0])
+            logs["mine"] = [3.0, 1.0, 2.0, 2.0, 2.0][epoch]
+
+    plateau = distlr.callbacks.ReduceLROnPlateau("mine", factor=0.5, patience=2, mode="min", restore_best=True)
+    model, _, _ = fit(X, Y, Metric(), plateau, epochs=5)
+    assert [decision["epoch"] for decision in plateau.decisions] == [3]
+    np.testing.assert_array_equal(starts[4], ends[1])
+    assert np.abs(ends[3] - ends[1]).max() > 0
+    assert model.optimizer.multiplier == 0.5

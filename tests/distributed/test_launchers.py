@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -92,6 +93,57 @@ def kill_and_resume(launching, load_helper):
 def test_a_killed_run_continues_bit_for_bit(kill_and_resume, capsys, launcher, trials) -> None:
     result = kill_and_resume.main(["--launcher", launcher, "--trials", str(trials), "--seed", "1"])
     assert (result["trials"], result["identical"]) == (trials, trials), capsys.readouterr().err[-8000:]
+
+
+@pytest.fixture
+def elastic(launching, tmp_path):
+    """Runs the resumable script on Horovod's elastic mode; the hosts' names are ranks of this machine."""
+    hosts = tmp_path / "hosts"
+    discovery = tmp_path / "discovery.sh"
+    discovery.write_text(f"#!/bin/sh\ncat {hosts}\n")
+    discovery.chmod(0o755)
+
+    def run(attempt, names, epochs, watch=None):
+        hosts.write_text("".join(f"{name}:1\n" for name in names))
+        words = ["launch/horovodrun.sh", "--gloo", "-np", str(len(names)), "--min-np", "1", "--max-np", "2"]
+        words += ["--network-interface", "lo", "--host-discovery-script", str(discovery)]
+        words += ["tests/distributed/scripts/resumable.py", str(tmp_path), attempt, str(epochs)]
+        return launching.run(words, limit=150, environ={"TF_NUM_INTRAOP_THREADS": "1"}, watch=watch)
+
+    run.hosts = hosts
+    return run
+
+
+def test_an_elastic_job_goes_on_without_a_rank_that_is_lost(launching, elastic, tmp_path) -> None:
+    killer = launching.Killer(0, tmp_path / "checkpoints" / "step-000000000040.safetensors")
+    finished = elastic("run", ["localhost", "127.0.0.1"], 20, killer).check()
+    assert killer.at is not None
+    assert "The ranks of generation 1 are no more" in finished.output
+    assert "Written on 2 replicas (batch 8, factor 2), now 1 (batch 4, factor 1, from the base)" in finished.output
+    assert json.loads((tmp_path / "run.json").read_text())["replicas"] == 1
+
+
+def test_a_rank_joins_an_elastic_job(elastic, tmp_path) -> None:
+    def add(ranks):
+        deadline = time.monotonic() + 90
+        while not (tmp_path / "checkpoints" / "step-000000000040.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        elastic.hosts.write_text("localhost:1\n127.0.0.1:1\n")
+
+    finished = elastic("run", ["localhost"], 35, add).check()
+    assert ": other ranks join." in finished.output
+    assert "Written on 1 replicas (batch 4, factor 1), now 2 (batch 8, factor 2, from the base)" in finished.output
+    assert json.loads((tmp_path / "run.json").read_text())["replicas"] == 2
+    steps = (tmp_path / "run-1.txt").read_text().splitlines()
+    assert (tmp_path / "run-0.txt").read_text().splitlines()[-len(steps) :] == steps
+    assert int(steps[-1].split()[0]) == 35 * 330
+
+
+def test_an_error_of_the_scripts_own_ends_an_elastic_job(elastic) -> None:
+    finished = elastic("fails", ["localhost", "127.0.0.1"], 20)
+    assert finished.code not in (0, None), finished.output[-4000:]
+    assert "ValueError: a mistake of the script's own" in finished.output
+    assert finished.seconds < 60
 
 
 def test_two_ranks_become_three(launching, tmp_path) -> None:

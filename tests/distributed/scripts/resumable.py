@@ -48,6 +48,8 @@ def train(job: distlr.Job) -> None:
 
         def on_train_batch_end(self, batch, logs=None):
             self.times.append(time.monotonic())
+            if attempt == "fails" and len(self.times) == 30:
+                raise ValueError("a mistake of the script's own")
             log.write(f"{optimizer.samples_seen} {float(optimizer.learning_rate).hex()}\n")
 
     callbacks = [
