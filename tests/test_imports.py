@@ -35,7 +35,7 @@ CONTROL = (
     "communicators.single",
     "communicators.threads",
 )
-HOROVOD = {"distlr.communicators.horovod", "distlr.horovod"}
+HOROVOD = {"distlr.communicators.horovod", "distlr.communicators.horovod_elastic", "distlr.horovod"}
 # The contract, what is made of it, and the reading of the launcher's environment.
 NO_BACKENDS = {f"distlr.communicators.{name}" for name in ("base", "detect", "frames", "fused")}
 # What Keras keeps private in its optimizers. `_backend_` and `_overwrite_` are prefixes.
