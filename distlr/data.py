@@ -83,19 +83,25 @@ def _from_arrays(
     def iteration(_: tf.Tensor) -> tf.data.Dataset:
         seed, epoch, offset = position.enter()
 
-        def one(step: tf.Tensor) -> Any:
-            places = offset + step * per_step + rank * feed + tf.range(feed, dtype=tf.int64)
-            passes = places // samples if position.endless else tf.fill([feed], epoch)
-            places %= samples
-            if shuffle:
-                seeds = tf.stack([tf.fill([feed], seed), passes, tf.zeros_like(passes)], axis=1)
-                # tf.random.experimental.index_shuffle takes a seed for each index too, and pads it wrongly.
-                places = tf.raw_ops.RandomIndexShuffle(index=places, seed=seeds, max_index=samples - 1)
-            places = tf.ensure_shape(places, [feed])
-            return tf.nest.map_structure(lambda array: tf.gather(array, places), whole)
+        def order(number: tf.Tensor) -> tf.Tensor:
+            numbers = tf.range(samples, dtype=tf.int64)
+            if not shuffle:
+                return numbers
+            return tf.random.experimental.stateless_shuffle(numbers, tf.stack([seed, number]))
 
-        steps = tf.int64.max if position.endless else (samples - offset) // per_step
-        return tf.data.Dataset.range(steps).map(one, num_parallel_calls=tf.data.AUTOTUNE)
+        def gathered(places: tf.Tensor) -> Any:
+            own = tf.ensure_shape(places[rank * feed : (rank + 1) * feed], [feed])
+            return tf.nest.map_structure(lambda array: tf.gather(array, own), whole)
+
+        if position.endless:
+            first = offset // samples
+            passes = tf.data.Dataset.range(first, tf.int64.max).map(lambda n: order(position.inner_pass(epoch, n)))
+            steps = passes.unbatch().skip(offset - first * samples).batch(per_step, drop_remainder=True)
+        else:
+            left = (samples - offset) // per_step
+            places = order(epoch)[offset : offset + left * per_step]
+            steps = tf.data.Dataset.from_tensor_slices(tf.reshape(places, [left, per_step]))
+        return steps.map(gathered, num_parallel_calls=tf.data.AUTOTUNE)
 
     return tf.data.Dataset.range(1).flat_map(iteration)
 
@@ -114,7 +120,9 @@ def _from_stream(share: tf.data.Dataset, feed: int, size: int, buffer: int, posi
         if not position.endless:
             return shuffled(seed, epoch).skip(own).batch(feed, drop_remainder=True)
         first = 0 if length is None else own // length
-        samples = tf.data.Dataset.range(first, tf.int64.max).flat_map(lambda number: shuffled(seed, number))
+        samples = tf.data.Dataset.range(first, tf.int64.max).flat_map(
+            lambda number: shuffled(seed, position.inner_pass(epoch, number))
+        )
         return samples.skip(own - first * (length or 0)).batch(feed, drop_remainder=True)
 
     return tf.data.Dataset.range(1).flat_map(iteration)

@@ -13,6 +13,7 @@ from distlr.batch import GlobalBatch
 __all__ = ["Position"]
 
 _MIX = 1_000_003
+_ENDLESS = 2**32  # passes, more than one `fit` has
 
 
 class Position:
@@ -25,8 +26,8 @@ class Position:
     Args:
         batch: the global batch.
         seed: of the order.
-        endless: whether one iteration lasts for the whole run (`remainder="carry"`); then the pass is always 0, and
-            `offset` counts from the start of the run.
+        endless: whether one iteration lasts for a whole `fit` (`remainder="carry"`); then the pass is the number of the
+            `fit`, from 0, and `offset` counts from its start.
     """
 
     def __init__(self, batch: GlobalBatch, seed: int, endless: bool = False) -> None:
@@ -34,6 +35,8 @@ class Position:
         self.endless = endless
         self._variable = _plainly(lambda: tf.Variable([seed, 0, 0, 1], trainable=False, dtype=tf.int64))
         self._resumed: int | None = None
+        self._last: int | None = None
+        self._shift = 0
 
     @property
     def seed(self) -> int:
@@ -50,19 +53,31 @@ class Position:
         """Samples of the pass that all ranks together had drawn when it began here: 0, or where a run was resumed."""
         return int(self._variable.numpy()[2])
 
-    def begin(self, epoch: int) -> None:
-        """Says that the next iteration is of this epoch: from its start, unless `resume` said otherwise."""
+    def begin(self, epoch: int, first: bool) -> None:
+        """Says that the next iteration is of this epoch: from its start, unless `resume` said otherwise.
+
+        The pass is the epoch, or where an earlier `fit` had that one already the next that was not yet, so that a
+        script that calls `fit` again and again sees another order each time.
+
+        Args:
+            epoch: Keras', from 0.
+            first: whether it is the first one of a `fit`.
+        """
         if self._resumed == epoch:
             self._resumed = None
         elif self.endless:
-            self._set(self.seed, 0, self.offset)
+            if first:
+                self._set(self.seed, 0 if self._last is None else self._last + 1, 0)
         else:
-            self._set(self.seed, epoch, 0)
+            if first:
+                self._shift = 0 if self._last is None else max(0, self._last + 1 - epoch)
+            self._set(self.seed, epoch + self._shift, 0)
+        self._last = self.epoch
 
-    def resume(self, seed: int, epoch: int, offset: int) -> None:
-        """Says where the first iteration is to begin; the ones after it begin at their start."""
-        self._set(seed, 0 if self.endless else epoch, offset)
-        self._resumed = epoch
+    def resume(self, epoch: int, seed: int, number: int, offset: int) -> None:
+        """Says where Keras' epoch `epoch` goes on: at which pass, and where in it."""
+        self._set(seed, number, offset)
+        self._resumed, self._shift = epoch, number - epoch
 
     def after(self, steps: int) -> int:
         """Samples of the pass that are drawn after so many steps from where it began here."""
@@ -75,9 +90,14 @@ class Position:
         return seed, epoch, offset
 
     @staticmethod
-    def seed_of(seed: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
+    def seed_of(seed: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         """One number for the order of one pass; in graph."""
-        return seed * _MIX + epoch
+        return seed * _MIX + number
+
+    @staticmethod
+    def inner_pass(epoch: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        """The number of one pass of an endless iteration, by which its order is told from all others'; in graph."""
+        return epoch * _ENDLESS + number
 
     def _set(self, seed: int, epoch: int, offset: int) -> None:
         self._variable.assign([seed, epoch, offset, 0])

@@ -13,6 +13,7 @@ import tensorflow as tf
 import distlr
 from distlr import GlobalBatch, data
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError
+from distlr.position import Position
 
 layers = keras.layers
 
@@ -77,6 +78,23 @@ def test_the_seed_and_the_order():
     near = flat(numbers(shards(40, batch, 1, shuffle=2)[0]))
     assert sorted(near) == list(range(40)) != near
     assert all(sample - place <= 1 for place, sample in enumerate(near))
+
+
+@pytest.mark.parametrize("size", [5, 11, 70])
+def test_the_orders_of_arrays_differ_as_much_as_they_can(size) -> None:
+    """tf.random.experimental.index_shuffle, for example, has no more than 256 for the passes of one seed."""
+    batch = GlobalBatch(size, base_batch=size, samples_per_epoch=size)
+    position = Position(batch, 7)
+    dataset = data.training((np.arange(size),), batch, rank=0, size=1, position=position)
+    iterator, orders = iter(dataset.repeat()), collections.Counter()
+    for _ in range(3000):
+        orders[tuple(next(iterator)[0].numpy().tolist())] += 1
+    assert all(sorted(order) == list(range(size)) for order in orders)
+    if size == 5:  # 120 orders, 25 times each on average
+        assert len(orders) == 120
+        assert max(orders.values()) < 60
+    else:
+        assert len(orders) > 2990
 
 
 def test_what_is_left_out_of_an_epoch_differs_from_epoch_to_epoch():

@@ -208,7 +208,10 @@ class Checkpoint(JobCallback):
             left = state.steps_left(optimizer, (self.params or {}).get("steps"))
             if left == 0:  # no whole update of the script's batch fits into what is left
                 epoch += 1
-                positions = [[seed, number + 1, 0] for seed, number, _ in positions]
+                positions = [
+                    [seed, number, offset] if position.endless else [seed, number + 1, 0]
+                    for position, (seed, number, offset) in zip(self.follow.positions, positions, strict=True)
+                ]
         self._left, self._done, self._epoch = left or None, state.steps, epoch
         self._begin_at(state.iterations, state.samples_seen)  # the other ranks' variables get rank 0's values later
         self.follow.resume(epoch, positions)
@@ -302,9 +305,11 @@ class Checkpoint(JobCallback):
         positions = []
         for position in self.follow.positions:
             if position.endless:
-                positions.append([position.seed, 0, position.after(self._steps_in_run)])
+                positions.append([position.seed, position.epoch, position.after(self._steps_in_run)])
+            elif steps:
+                positions.append([position.seed, position.epoch, position.after(steps)])
             else:
-                positions.append([position.seed, self._epoch, position.after(steps) if steps else 0])
+                positions.append([position.seed, position.epoch + 1, 0])
         state = dataclasses.replace(
             self._state,
             epoch=self._epoch,
@@ -363,7 +368,11 @@ class Checkpoint(JobCallback):
             return  # Python gives signals to the main thread alone
         for name in self.signals:
             number = signal.Signals[name]
-            self._handlers[number] = signal.signal(number, self._heard)
+            before = signal.signal(number, self._heard)
+            earlier = getattr(before, "__self__", None)
+            if isinstance(earlier, Checkpoint):  # of a `fit` that an error ended
+                before = earlier._handlers.get(number, signal.SIG_DFL)
+            self._handlers[number] = before
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -385,7 +394,7 @@ class Checkpoint(JobCallback):
         exchange = inner(self.model.optimizer).exchange
         if exchange is None:
             return set()
-        for kind in self._asked:
+        for kind in tuple(self._asked):  # a signal may add to it
             exchange.request(kind)
         heard: set[str] = exchange.agreed_on(*_REASONS)
         return heard
@@ -396,7 +405,8 @@ class Checkpoint(JobCallback):
             if self.communicator.size > 1:
                 inner(self.model.optimizer).exchange.take_back(kind)
         if asked and self.communicator.is_root:
-            _log.info("Wrote %s: %s.", self.directory.files()[0], " and ".join(_REASONS[kind] for kind in asked))
+            newest = next(iter(self.directory.files()), None)
+            _log.info("The newest checkpoint is %s: %s.", newest, " and ".join(_REASONS[kind] for kind in asked))
         if "regroup" in asked:
             self._stop_listening()
             self.communicator.barrier(tag="saved, and beginning anew")

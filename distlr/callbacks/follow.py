@@ -40,15 +40,15 @@ class FollowEpochs(JobCallback):
         """Says where the data goes on: seed, pass and offset of each pipeline, in the order in which they were made."""
         self._resumed = epoch
         for position, (seed, number, offset) in zip(self.positions, positions, strict=False):
-            position.resume(seed, number, offset)
+            position.resume(epoch, seed, number, offset)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Before Keras begins to iterate."""
         if not self._checked and epoch != self._resumed:
             self._check_clock()
-        self._checked = True
         for position in self.positions:
-            position.begin(epoch)
+            position.begin(epoch, first=not self._checked)
+        self._checked = True
 
     def end_epoch(self) -> None:
         """Lets Keras end the epoch after this batch: the one that was resumed has fewer than it counts with."""

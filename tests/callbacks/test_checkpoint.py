@@ -185,6 +185,30 @@ def test_no_sample_is_trained_twice_or_left_out_within_the_epoch(tmp_path) -> No
     assert first + rest != list(range(SAMPLES))
 
 
+@pytest.mark.parametrize("remainder", ["drop", "carry"])
+def test_each_fit_has_an_order_of_its_own(remainder) -> None:
+    """A script that calls `fit` again and again, always from the first epoch."""
+    job = distlr.init(environ={})
+    batch = job.batch(per_replica=7, base_batch=7, samples_per_epoch=SAMPLES)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(job.optimizer(keras.optimizers.SGD(0.0), batch), "mse")
+    numbers = np.arange(SAMPLES, dtype="float32")[:, None]
+    data = job.shard((numbers, numbers), batch, seed=1, remainder=remainder)
+    seen: list[list[float]] = []
+    data = data.map(
+        lambda x, y: (tf.py_function(lambda v: (seen[-1].extend(v.numpy().ravel()), v)[1], [x], x.dtype), y)
+    )
+    data = data.map(lambda x, y: (tf.ensure_shape(x, [7, 1]), y))
+    steps = batch.steps_per_epoch if remainder == "carry" else None
+    for _ in range(3):
+        seen.append([])
+        fit = {"steps_per_epoch": steps, "callbacks": job.callbacks(), "verbose": 0, "shuffle": False}
+        model.fit(data, epochs=1, **fit)
+    orders = [tuple(order[:SAMPLES]) for order in seen]
+    assert len(set(orders)) == 3
+    assert all(sorted(order) == list(range(SAMPLES)) for order in orders)
+
+
 # -- another number of replicas --------------------------------------------------------------------------
 
 
@@ -228,6 +252,7 @@ def test_the_rate_by_epoch_is_that_of_a_run_on_m_from_the_start(wholes, broken, 
         assert "warmup" in line
 
 
+@pytest.mark.replicas
 def test_after_a_change_the_rate_climbs_where_it_was_asked_to(four_cpus, tmp_path) -> None:
     options = {"plateau": False, "schedule": 0.1}
     Run(tmp_path / "run", die_after=44, every="2ep", **options)  # two epochs and a half, after the warmup
