@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from distlr._version import __version__
-from distlr.cli import batch, run
+from distlr.cli import batch, plan, run
 from distlr.errors import DistlrError
 
 __all__ = ["main"]
 
-COMMANDS = (batch, run)
+COMMANDS = (batch, plan, run)
 """The subcommands' modules, in the order in which `--help` lists them."""
 
 

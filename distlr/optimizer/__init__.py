@@ -2,7 +2,7 @@
 
 from distlr.optimizer.adopt import adopt, inner, is_adopted, strategy_of, strip
 from distlr.optimizer.formula import differences, formula
-from distlr.optimizer.handle import RateHandle, handle, rate_of
+from distlr.optimizer.handle import RateHandle, handle, rate_of, schedule_of
 from distlr.optimizer.loss_scale import agree
 from distlr.optimizer.mixin import ScaledOptimizer
 from distlr.optimizer.saving import read_state, slots_of, write_state
@@ -19,6 +19,7 @@ __all__ = [
     "is_adopted",
     "rate_of",
     "read_state",
+    "schedule_of",
     "slots_of",
     "strategy_of",
     "strip",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -11,9 +10,7 @@ import tensorflow as tf
 __all__ = ["accumulate"]
 
 
-def accumulate(
-    optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any], apply: Callable[[list[Any], list[Any]], None]
-) -> None:
+def accumulate(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
     """Adds to the accumulators, each replica for itself, and applies their mean every so many steps.
 
     Keras decides inside each replica, and what replicas do together cannot be inside a condition there. Here the
@@ -23,7 +20,6 @@ def accumulate(
         optimizer: a built Keras optimizer that accumulates.
         gradients: of this replica, one a variable.
         variables: what they are of.
-        apply: Keras' own way to apply gradients.
     """
     steps = optimizer.gradient_accumulation_steps
     sums = [optimizer._accumulated_gradients[optimizer._get_variable_index(variable)] for variable in variables]
@@ -31,11 +27,14 @@ def accumulate(
     updates = tf.equal((optimizer._iterations + 1) % steps, 0)
 
     def replica() -> None:
-        apply([tf.convert_to_tensor(total) / tf.cast(steps, total.dtype) for total in sums], list(variables))
+        # As Keras does at an update, whose `iterations` counts updates (Adam corrects its moments by it).
+        means = [tf.convert_to_tensor(total) / tf.cast(steps, total.dtype) for total in sums]
+        means = optimizer._clip_gradients(means)
+        optimizer._apply_weight_decay(variables)
+        optimizer._backend_update_step(means, list(variables), optimizer.learning_rate)
 
     def update(strategy: tf.distribute.Strategy) -> None:
-        with _without(optimizer, gradient_accumulation_steps=None, use_ema=False):
-            strategy.extended.call_for_each_replica(replica)
+        strategy.extended.call_for_each_replica(replica)
         for total in sums:
             strategy.extended.update(total.value, lambda local: local.assign(tf.zeros_like(local)), group=False)
 
@@ -54,16 +53,3 @@ def accumulate(
         optimizer._update_model_variables_moving_average(optimizer._trainable_variables)
         if optimizer.ema_overwrite_frequency:
             context.merge_call(overwrite)
-
-
-@contextlib.contextmanager
-def _without(optimizer: Any, **attributes: Any) -> Iterator[None]:
-    """Other attributes for a while; outside of the replicas, whose threads take turns."""
-    before = {name: getattr(optimizer, name) for name in attributes}
-    for name, value in attributes.items():
-        setattr(optimizer, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(optimizer, name, value)

@@ -10,7 +10,7 @@ import keras
 from distlr.errors import ConfigurationError
 from distlr.optimizer.adopt import inner, is_adopted
 
-__all__ = ["RateHandle", "handle", "rate_of"]
+__all__ = ["RateHandle", "handle", "rate_of", "schedule_of"]
 
 
 class RateHandle(Protocol):
@@ -38,6 +38,12 @@ def rate_of(optimizer: Any) -> float:
     """The rate of the next update of an optimizer, distlr's or a plain one of Keras, in whatever form it gives it."""
     rate = optimizer.learning_rate
     return float(rate if isinstance(rate, float) else rate.numpy())
+
+
+def schedule_of(optimizer: Any) -> Any:
+    """What an optimizer of Keras was given as its rate: the schedule, or the number."""
+    rate = inner(optimizer)._learning_rate
+    return float(rate.numpy()) if isinstance(rate, keras.Variable) else rate
 
 
 class _Adopted:

@@ -302,11 +302,10 @@ class ScaledOptimizer:
         # By place, not by name: a rank that built another model first has other names for the same variables.
         adoption = self._distlr
         adoption.exchanged = [str(self._get_variable_index(variable)) for variable in trainable_variables]
-        apply = super()._backend_apply_gradients  # type: ignore[misc]
         if self.gradient_accumulation_steps and on_replicas():
-            accumulate(self, grads, trainable_variables, apply)
+            accumulate(self, grads, trainable_variables)
         else:
-            apply(grads, trainable_variables)
+            super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
 
     def _clip_gradients(self, grads: Sequence[Any]) -> Sequence[Any]:
         """Averages over ranks and replicas, then clips as Keras does; reached once an update, accumulated or not.

@@ -41,6 +41,7 @@ def _data(inputs: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         ("dense", 1, {"global_clipnorm": 0.05}),
         ("dense", 2, {"global_clipnorm": 0.05}),
         ("dense", 1, {"clipnorm": 0.03}),
+        ("dense", 2, {"kind": keras.optimizers.Adam, "weight_decay": 0.1}),  # which counts updates for itself
         ("sparse", 1, {}),
         ("sparse", 2, {"clipnorm": 0.03}),
         # Overwriting on replicas works with accumulation alone: without, it is Keras' own, which cannot.
@@ -54,7 +55,9 @@ def test_replicas_train_as_one_device_with_the_whole_batch(inputs, accumulation,
     x, y = _data(inputs, REPLICAS * SHARE * UPDATES * accumulation)
 
     def optimizer():
-        return keras.optimizers.SGD(0.05, momentum=0.9, gradient_accumulation_steps=steps, **options)
+        arguments = {"momentum": 0.9, **options} if "kind" not in options else dict(options)
+        kind = arguments.pop("kind", keras.optimizers.SGD)
+        return kind(0.05, gradient_accumulation_steps=steps, **arguments)
 
     with job.scope():
         shared = _model(inputs)

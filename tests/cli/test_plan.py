@@ -1,0 +1,75 @@
+"""`distlr plan`, as it is typed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+
+import pytest
+
+from distlr.cli.main import main
+
+RUN = ["--per-replica", "64", "--base-batch", "256", "--samples-per-epoch", "25600", "--epochs", "10"]
+COSINE = {"name": "cosine", "initial": 0.1, "steps": "10ep"}
+
+
+def plan(*words: str) -> int:
+    return main(["plan", *words])
+
+
+def test_the_table_the_chart_and_the_warnings(capsys) -> None:
+    assert plan(json.dumps(COSINE), *RUN, "--replicas", "4", "16", "256", "--warmup", "2ep") == 0
+    said = capsys.readouterr()
+    for text in ("4 replicas", "batch 1024", "factor 4", "the warmup ends", "0.0095491", "█"):
+        assert text in said.out, text
+    assert said.err.count("warning (") == 1
+    assert "warning (256 replicas): k = 64 is beyond" in said.err
+
+
+def test_files_and_silence(tmp_path, capsys) -> None:
+    spec = tmp_path / "schedule.json"
+    spec.write_text(json.dumps(COSINE))
+    files = ["--csv", str(tmp_path / "rates.csv"), "--png", str(tmp_path / "rates.png")]
+    assert plan(str(spec), *RUN, "--replicas", "4", "8", "--quiet", *files) == 0
+    assert capsys.readouterr().out == ""
+    rows = list(csv.reader((tmp_path / "rates.csv").read_text().splitlines()))
+    assert rows[0] == ["epoch", "replicas_4", "replicas_8"]
+    assert [float(value) for value in rows[1]] == [0.0, 0.1, 0.2]
+    assert float(rows[-1][0]) == 10
+    assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_can_be_imported(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "my_rates.py").write_text(
+        "import keras\nschedule = keras.optimizers.schedules.CosineDecay(0.1, 1000)\n"
+        "class Settings:\n    optimizer = keras.optimizers.SGD(schedule)\n"
+        "rate = 0.2\nadam = keras.optimizers.Adam(0.3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    try:
+        for name, first in (("schedule", "0.1"), ("Settings.optimizer", "0.1"), ("rate", "0.2"), ("adam", "0.3")):
+            assert plan(f"my_rates:{name}", *RUN, "--replicas", "4") == 0
+            assert f"│     0 │        {first} │" in capsys.readouterr().out
+    finally:
+        sys.modules.pop("my_rates", None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("nothing_here", "must be an importable object, JSON, or a file of it"),
+        ("no_such_module:rate", "cannot be imported"),
+        ("math:no_such_name", "cannot be imported"),
+        ("math:pi_", "cannot be imported"),
+        ("{not json", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"name": "cosin"}', "did you mean 'cosine'"),
+        ('{"name": "cosine", "initial": 0.1, "steps": "1zz"}', "steps"),
+    ],
+)
+def test_what_cannot_be_is_one_line(capsys, spec, said) -> None:
+    assert plan(spec, *RUN) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error

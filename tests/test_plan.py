@@ -1,0 +1,74 @@
+"""The plan of a run: the formula's own numbers, where something happens, and what is probably a mistake."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from distlr import schedules
+from distlr.batch import GlobalBatch
+from distlr.errors import ConfigurationError
+from distlr.plan import plan
+
+K = keras.optimizers.schedules
+SAMPLES, BASE, EPOCHS = 25_600, 256, 40
+RUN = EPOCHS * SAMPLES // BASE  # in base steps
+
+
+def batch(replicas=1, per_replica=256, **options):
+    return GlobalBatch(per_replica, replicas=replicas, base_batch=BASE, samples_per_epoch=SAMPLES, **options)
+
+
+def one(schedule, replicas=1, **options):
+    (curve,) = plan(schedule, [batch(replicas)], **{"epochs": EPOCHS, **options})
+    return curve
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_the_curve_is_the_formula(replicas) -> None:
+    curve = one(schedules.Cosine(0.1, RUN), replicas, warmup="5ep")
+    assert (curve.epochs[0], curve.epochs[-1]) == (0, EPOCHS)
+    for epoch in (0.0, 2.5, 5.0, 20.0, 39.0):
+        full = 0.1 * replicas * 0.5 * (1 + np.cos(np.pi * epoch / EPOCHS))
+        climb = 1.0 if epoch >= 5 else 1 / replicas + (1 - 1 / replicas) * epoch / 5
+        assert curve.rate_at(epoch) == pytest.approx(full * climb, rel=1e-9)
+        assert curve.rate_at(epoch) == pytest.approx(np.interp(epoch, curve.epochs, curve.rates), rel=1e-3)
+    assert [mark.what for mark in curve.marks] == (["the warmup ends"] if replicas > 1 else [])
+    assert curve.warnings == []
+
+
+def test_boundaries_and_restarts_are_marked_to_the_step() -> None:
+    curve = one(schedules.MultiStep(0.1, [RUN // 4, RUN // 2], gamma=0.5))
+    assert [mark.what for mark in curve.marks] == ["the rate falls in one step"] * 2
+    assert [mark.epoch for mark in curve.marks] == pytest.approx([10, 20], abs=1e-3)
+    curve = one(schedules.CosineRestarts(0.1, RUN // 4))
+    rises = [mark for mark in curve.marks if mark.what == "the rate rises in one step"]
+    assert rises[0].epoch == pytest.approx(10, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "said"),
+    [
+        (K.ExponentialDecay(0.1, 10, 0.01), {}, "under 1e-12 from epoch"),
+        (schedules.Cosine(0.1, RUN), {"replicas": 4, "warmup": "21ep"}, "more than half of the run of 40 epochs"),
+        (schedules.Cosine(0.1, RUN // 2), {}, "has reached its end, 0, at epoch 19.98 of 40"),
+        (schedules.Cosine(0.1, RUN * 2), {}, "still falls after the run: 0.05 at its end"),
+        (schedules.Constant(0.1), {"replicas": 33}, "k = 33 is beyond what is known to work with the linear rule, 32"),
+        (K.CosineDecay(0.1, RUN // 8), {"replicas": 8}, "in steps of the batch of 2048"),
+    ],
+)
+def test_what_is_probably_a_mistake(schedule, options, said) -> None:
+    found = one(schedule, **options).warnings
+    assert any(said in warning for warning in found), found
+
+
+def test_the_length_of_the_run() -> None:
+    (curve,) = plan(0.1, [batch(duration="7ep")])
+    assert curve.epochs[-1] == 7
+    with pytest.raises(ConfigurationError, match="`epochs` must be given, or the batch's duration"):
+        plan(0.1, [batch()])
+    with pytest.raises(ConfigurationError, match="`samples_per_epoch` must be given"):
+        plan(0.1, [GlobalBatch(4, base_batch=4)], epochs=3)
+    with pytest.raises(ConfigurationError, match="`epochs` must be above 0"):
+        plan(0.1, [batch()], epochs=0)
