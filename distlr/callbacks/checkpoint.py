@@ -6,10 +6,8 @@ import dataclasses
 import logging
 import os
 import signal
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -32,13 +30,14 @@ from distlr.run_state import (
     restore_seeds,
     write_arrays,
 )
+from distlr.signals import REASONS, Signals
 
 __all__ = ["Checkpoint"]
 
 _log = logging.getLogger("distlr")
 
-_ACTIONS = {"SIGTERM": "leave", "SIGUSR1": "save"}
-_REASONS = {"leave": "SIGTERM", "save": "SIGUSR1", "regroup": "other ranks join"}
+LEFT = 128 + signal.SIGTERM
+"""The exit status of a process that wrote a checkpoint at SIGTERM."""
 
 
 class Checkpoint(JobCallback):
@@ -90,13 +89,8 @@ class Checkpoint(JobCallback):
             raise ConfigurationError(received("every", every, "above 0, in ep, ba or sp"))
         self.resume, self.accept = resume, accept
         self.rewarm = None if rewarm is None else Duration.parse(rewarm, "rewarm")
-        unknown = [name for name in signals if name not in _ACTIONS]
-        if unknown or isinstance(signals, str):
-            raise ConfigurationError(received("signals", signals, f"some of {', '.join(map(repr, _ACTIONS))}"))
-        self.signals = tuple(signals)
+        self.signals = Signals(signals)
         self.follow: FollowEpochs | None = None
-        self._asked: set[str] = set()
-        self._handlers: dict[int, Any] = {}
         self._begun = False
         self._state: RunState  # of the script, as it began
         self._ranks: list[dict[str, np.ndarray]] = []  # of the checkpoint that is continued
@@ -138,7 +132,8 @@ class Checkpoint(JobCallback):
         if not self._begun:
             self._continue()
         self._begun = True
-        self._listen()
+        if self.communicator.size == 1 or self._exchange is not None:  # else nothing would tell the other ranks
+            self.signals.listen()
 
     def _check_data(self) -> None:
         if not self._within_epochs:
@@ -264,7 +259,7 @@ class Checkpoint(JobCallback):
             restore_metrics(self.communicator, self.model, self._ranks)
         self._steps_in_run += batch + 1 - self._steps
         self._steps = batch + 1
-        asked = self._requests()
+        asked = self.signals.requests(self.communicator, self._exchange)
         if self._ended():  # what falls on the last step is written after what is decided then
             if self._left is not None and self.follow is not None:
                 self.follow.end_epoch()
@@ -274,7 +269,7 @@ class Checkpoint(JobCallback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes where it is time or was asked for; after the deciders and the guard."""
-        asked = self._requests()
+        asked = self.signals.requests(self.communicator, self._exchange)
         steps = 0 if self._ended() else self._steps  # of an epoch that was stopped
         if not steps:
             self._epoch, self._left, self._done, self._steps = epoch + 1, None, 0, 0
@@ -284,12 +279,12 @@ class Checkpoint(JobCallback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Writes the end, unless it is written already."""
-        self._stop_listening()
+        self.signals.stop()
         self.model._initial_epoch = None
         if self._count != self._saved_at:
             self._write(steps=self._steps, within_epoch=False)
-        if "leave" in self._asked:
-            raise SystemExit(128 + signal.SIGTERM)
+        if self.signals.leaving:
+            raise SystemExit(LEFT)
 
     def _write(self, *, steps: int, within_epoch: bool = True) -> None:
         """Collective. `steps` of the epoch have been done in this process; 0 where the last one is complete."""
@@ -358,61 +353,25 @@ class Checkpoint(JobCallback):
     def _is_due(self, at_end: bool = False) -> bool:
         return (at_end or self._within_epochs) and self._times_due() > self._mark
 
-    # -- signals -------------------------------------------------------------------------------------
+    # -- what was asked for --------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        exchange = inner(self.model.optimizer).exchange
-        if self.communicator.size > 1 and exchange is None:
-            self.signals = ()  # nothing would tell the other ranks
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python gives signals to the main thread alone
-        for name in self.signals:
-            number = signal.Signals[name]
-            before = signal.signal(number, self._heard)
-            earlier = getattr(before, "__self__", None)
-            if isinstance(earlier, Checkpoint):  # of a `fit` that an error ended
-                before = earlier._handlers.get(number, signal.SIG_DFL)
-            self._handlers[number] = before
-
-    def _heard(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        self._asked.add(_ACTIONS[name])
-        if _ACTIONS[name] == "leave":
-            signal.signal(number, self._handlers[number])  # a second one is not to wait
-
-    def _stop_listening(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers.clear()
-
-    def _requests(self) -> set[str]:
-        """What is to be done now: on several ranks what all have heard of."""
-        if self.communicator.ranks_changed:
-            self._asked.add("regroup")
-        if self.communicator.size == 1:
-            return set(self._asked)
-        exchange = inner(self.model.optimizer).exchange
-        if exchange is None:
-            return set()
-        for kind in tuple(self._asked):  # a signal may add to it
-            exchange.request(kind)
-        heard: set[str] = exchange.agreed_on(*_REASONS)
-        return heard
+    @property
+    def _exchange(self) -> Any:
+        return inner(self.model.optimizer).exchange
 
     def _answer(self, asked: set[str]) -> None:
-        for kind in asked:
-            self._asked.discard(kind)
-            if self.communicator.size > 1:
-                inner(self.model.optimizer).exchange.take_back(kind)
-        if asked and self.communicator.is_root:
+        """After the checkpoint: ends the process, or this generation of ranks, where that was asked for."""
+        if not asked:
+            return
+        self.signals.done(asked, self.communicator, self._exchange)
+        if self.communicator.is_root:
             newest = next(iter(self.directory.files()), None)
-            _log.info("The newest checkpoint is %s: %s.", newest, " and ".join(_REASONS[kind] for kind in asked))
+            _log.info("The newest checkpoint is %s: %s.", newest, " and ".join(REASONS[kind] for kind in asked))
+        if not asked & {"regroup", "leave"}:
+            return
+        self.signals.stop()
+        if self.communicator.size > 1:
+            self.communicator.barrier(tag="saved, and ending")  # a launcher ends all when the first has ended
         if "regroup" in asked:
-            self._stop_listening()
-            self.communicator.barrier(tag="saved, and beginning anew")
             raise RanksChanged("The job goes on with other ranks; `distlr.elastic.run` catches this.")
-        if "leave" in asked:
-            self._stop_listening()
-            if self.communicator.size > 1:
-                self.communicator.barrier(tag="saved, and leaving")  # the launcher ends all when the first has ended
-            raise SystemExit(128 + signal.SIGTERM)
+        raise SystemExit(LEFT)

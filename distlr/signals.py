@@ -1,0 +1,93 @@
+"""What a process is asked for by signals, and how all ranks of a job come to do it at the same step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterable, Sequence
+from types import FrameType
+from typing import Any
+
+from distlr.communicators import Communicator
+from distlr.errors import ConfigurationError, received
+
+__all__ = ["REASONS", "Signals"]
+
+ACTIONS = {"SIGTERM": "leave", "SIGUSR1": "save"}
+"""The kind of request (`communicators.requests`) that a signal makes."""
+
+REASONS = {"leave": "SIGTERM", "save": "SIGUSR1", "regroup": "other ranks join"}
+"""Why something is asked for, by its kind."""
+
+
+class Signals:
+    """Listens to signals, and passes what they ask for on to the other ranks, with the gradients.
+
+    Args:
+        names: of the signals.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        unknown = [name for name in names if name not in ACTIONS]
+        if unknown or isinstance(names, str):
+            raise ConfigurationError(received("signals", names, f"some of {', '.join(map(repr, ACTIONS))}"))
+        self.names = tuple(names)
+        self._asked: set[str] = set()
+        self._before: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    def listen(self) -> None:
+        """Takes the signals over; in the main thread, to which alone Python gives them."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in self.names:
+            number = signal.Signals[name]
+            before = signal.signal(number, self._heard)
+            earlier = getattr(before, "__self__", None)
+            if isinstance(earlier, Signals):  # of a training that an error ended
+                before = earlier._before.get(number, signal.SIG_DFL)
+            self._before[number] = before
+
+    def stop(self) -> None:
+        """Gives the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def requests(self, communicator: Communicator, exchange: Any) -> set[str]:
+        """What is to be done now: alone what was asked for, on several ranks what all have heard of.
+
+        Args:
+            communicator: the job's.
+            exchange: of the optimizer's gradients, which carries the requests; without one the ranks hear of nothing.
+        """
+        if communicator.ranks_changed:
+            self._asked.add("regroup")
+        if communicator.size == 1:
+            return set(self._asked)
+        if exchange is None:
+            return set()
+        for kind in tuple(self._asked):  # a signal may add to it
+            exchange.request(kind)
+        heard: set[str] = exchange.agreed_on(*REASONS)
+        return heard
+
+    def done(self, kinds: Iterable[str], communicator: Communicator, exchange: Any) -> None:
+        """Forgets what has been done."""
+        for kind in kinds:
+            self._asked.discard(kind)
+            if communicator.size > 1:
+                exchange.take_back(kind)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this process was asked to end, and has not."""
+        return "leave" in self._asked
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        kind = ACTIONS[signal.Signals(number).name]
+        self._asked.add(kind)
+        if kind == "leave":
+            signal.signal(number, self._before[number])  # a second one is not to wait
