@@ -34,9 +34,9 @@ def run(train: Callable[[Job], T], *, timeout: float = 600.0, resets: int = 100)
 
     Under `horovodrun --min-np 1 --host-discovery-script ...`. Everything is made anew for the new number of ranks:
     batch, factor, traced functions and data, so that nothing of the old one can be left. `callbacks.Checkpoint`, which
-    is needed, in a directory that every host sees, brings the run to where it was: all that a rank that was lost takes
-    with it are the steps since the last checkpoint. Ranks that could join do so after one that all write for it. Any error
-    that does not come from a lost rank ends the process, with that error. Without the elastic launcher it is
+    is needed, in a directory that every host sees, brings the run to where it was: a rank that was lost takes with it
+    the steps since the last checkpoint, and no more. Ranks that could join do so after one that all write for it. Any
+    error that does not come from a lost rank ends the process, with that error. Without the elastic launcher it is
     `train(distlr.init())`.
 
     Args:
