@@ -53,7 +53,8 @@ class Checkpoint(JobCallback):
     momentum of moving averages are the script's, computed from the base; one line says what changed.
 
     At SIGUSR1 (Slurm's `--signal=USR1@60`) all ranks write a checkpoint after the same step and go on; at SIGTERM they
-    write one and the process ends with 143 (128 + 15). A second signal does what it does without distlr.
+    write one and the process ends with 143 (128 + 15). A second signal does what it does without distlr. Where the data
+    is not from `job.shard` nothing is written in the middle of an epoch: it is trained anew from its start.
 
     Args:
         directory: of this run and this `fit` alone.
@@ -260,12 +261,15 @@ class Checkpoint(JobCallback):
         self._steps_in_run += batch + 1 - self._steps
         self._steps = batch + 1
         asked = self.signals.requests(self.communicator, self._exchange)
-        if self._ended():  # what falls on the last step is written after what is decided then
+        if self._known_steps is not None and self._ended():  # written after what is decided at the epoch's end
             if self._left is not None and self.follow is not None:
                 self.follow.end_epoch()
         elif (asked or self._is_due()) and self._steps_in_run % self._accumulation == 0:
-            self._write(steps=self._steps)
-            self._answer(asked)
+            if self._can_continue_here:
+                self._write(steps=self._steps)
+                self._answer(asked)
+            else:  # a request to save waits for the epoch's end; who leaves will train the epoch anew
+                self._answer(asked - {"save"})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes where it is time or was asked for; after the deciders and the guard."""
@@ -289,6 +293,8 @@ class Checkpoint(JobCallback):
     def _write(self, *, steps: int, within_epoch: bool = True) -> None:
         """Collective. `steps` of the epoch have been done in this process; 0 where the last one is complete."""
         assert self.follow is not None
+        if steps and not self._can_continue_here:
+            return
         ranks = gather_arrays(self.communicator, self.model, within_epoch=within_epoch)
         self._mark, self._saved_at = self._times_due(), self._count
         if not self.communicator.is_root:
@@ -329,9 +335,18 @@ class Checkpoint(JobCallback):
     def _accumulation(self) -> int:
         return inner(self.model.optimizer).gradient_accumulation_steps or 1
 
+    @property
+    def _known_steps(self) -> int | None:
+        """Keras' steps of this epoch, or what is left of it, where they are known."""
+        return self._left or (self.params or {}).get("steps")
+
+    @property
+    def _can_continue_here(self) -> bool:
+        """Whether a run can go on in the middle of an epoch: only `job.shard` knows where its data stands."""
+        return bool(self.follow is not None and self.follow.positions and self._known_steps is not None)
+
     def _ended(self) -> bool:
-        steps = self._left or (self.params or {}).get("steps")
-        return steps is None or self._steps >= steps
+        return self._known_steps is None or self._steps >= self._known_steps
 
     def _begin_at(self, iterations: int, samples: int) -> None:
         """Notes how many updates of the script's batch were before this run, on the clock."""

@@ -89,8 +89,7 @@ def load(optimizer: Any, store: Any) -> None:
 
 def slots_of(optimizer: Any) -> list[Any]:
     """The variables in which an optimizer, distlr's or Keras', gathers what it has seen: not rate and iterations."""
-    core = getattr(optimizer, "inner_optimizer", optimizer)
-    return _plain_variables(core)[2]
+    return _plain_variables(_parts(optimizer)[0][1])[2]
 
 
 def read_state(optimizer: Any) -> dict[str, np.ndarray]:

@@ -459,6 +459,30 @@ class Signal(K.Callback):
             os.kill(os.getpid(), self.number)
 
 
+def test_data_of_ones_own_is_never_continued_in_the_middle_of_an_epoch(tmp_path) -> None:
+    """At SIGTERM the process ends; the epoch is trained anew, from the checkpoint at its start."""
+
+    def run(directory, *more):
+        keras.utils.set_random_seed(0)
+        job = distlr.init(environ={})
+        batch = job.batch(per_replica=5, base_batch=5, samples_per_epoch=SAMPLES)
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+        model.compile(job.optimizer(keras.optimizers.SGD(0.1, momentum=0.9), batch), "mse")
+        data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(5)
+        callbacks = job.callbacks([*more, Checkpoint(directory)])
+        model.fit(data, epochs=3, callbacks=callbacks, verbose=0, shuffle=False)
+        return model
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "broken", Signal(signal.SIGTERM, 20))
+    assert [path.name for path in (tmp_path / "broken").iterdir()] == ["step-000000000014.safetensors"]
+    continued = run(tmp_path / "broken")
+    assert continued.optimizer.samples_seen == whole.optimizer.samples_seen == 3 * SAMPLES
+    for found, expected in zip(continued.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, True), (signal.SIGUSR1, False)])
 def test_a_signal_writes_a_checkpoint(tmp_path, number, ends) -> None:
     before = signal.getsignal(number)
