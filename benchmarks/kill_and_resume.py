@@ -11,6 +11,7 @@ weights, statistics, slots and states must be equal bit for bit.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -61,30 +62,30 @@ class RandomKiller:
         pid = ranks().get(self.rank)
         time.sleep(self.after)
         if pid is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it had ended: not killed
                 os.kill(pid, signal.SIGKILL)
                 self.killed = True
-            except ProcessLookupError:
-                pass  # it had ended
 
 
 def trial(module: Any, launcher: str, size: int, whole: Path, directory: Path, rng: random.Random, span: float) -> dict:
     """One job, killed once; begun anew where it ended before its moment came."""
-    killed = False
-    while not killed:
+    for _ in range(10):
         shutil.rmtree(directory, ignore_errors=True)
         rank = rng.randrange(size)
         killer = RandomKiller(rank, rng.uniform(0, span), directory / f"first-{rank}.txt")
-        module.launch(launcher, size, [SCRIPT, str(directory), "first"], limit=LIMIT, watch=killer)
-        killed = killer.killed
+        first = module.launch(launcher, size, [SCRIPT, str(directory), "first"], limit=LIMIT, watch=killer)
+        if killer.killed:
+            break
+    else:
+        raise RuntimeError(f"The job never ran for long enough to be killed:\n{first.output[-3000:]}")
     last = module.launch(launcher, size, [SCRIPT, str(directory), "second"], limit=LIMIT)
     identical = last.code == 0
     resumed_at = 0
     for other in range(size):
         expected = steps_of(whole, "whole", other)
-        first, second = steps_of(directory, "first", other), steps_of(directory, "second", other)
+        before, second = steps_of(directory, "first", other), steps_of(directory, "second", other)
         resumed_at = len(expected) - len(second)
-        identical &= first == expected[: len(first)] and second == expected[resumed_at:] and resumed_at <= len(first)
+        identical &= before == expected[: len(before)] and second == expected[resumed_at:] and resumed_at <= len(before)
     if identical:
         ends = (directory / "second.json", whole / "whole.json")
         found, expected = (json.loads(path.read_text()) for path in ends)
