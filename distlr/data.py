@@ -112,7 +112,20 @@ def _from_stream(share: tf.data.Dataset, feed: int, size: int, buffer: int, posi
 
     def shuffled(seed: tf.Tensor, number: tf.Tensor) -> tf.data.Dataset:
         order = position.seed_of(seed, number)
-        return share.shuffle(buffer, seed=order, reshuffle_each_iteration=False) if buffer else share
+        if not buffer:
+            return share
+        # Not share.shuffle: where the global seed is 0, TensorFlow compares this one with 0 in Python.
+        shuffled = tf.raw_ops.ShuffleDatasetV3(
+            input_dataset=tf.data.experimental.to_variant(share),
+            buffer_size=tf.constant(buffer, tf.int64),
+            seed=order,
+            seed2=tf.constant(1, tf.int64),
+            seed_generator=tf.raw_ops.DummySeedGenerator(),
+            output_types=[spec.dtype for spec in tf.nest.flatten(share.element_spec)],
+            output_shapes=[spec.shape for spec in tf.nest.flatten(share.element_spec)],
+            reshuffle_each_iteration=False,
+        )
+        return tf.data.experimental.from_variant(shuffled, share.element_spec)
 
     def iteration(_: tf.Tensor) -> tf.data.Dataset:
         seed, epoch, offset = position.enter()
