@@ -98,7 +98,9 @@ class Plateau:
                     "learning_rate": after,
                 }
             )
-            _log.info("Epoch %d: %s; the rate goes from %.6g to %.6g.", epoch + 1, decision.reason, before, after)
+            if self.communicator.is_root:
+                said = (epoch + 1, decision.reason, before, after)
+                _log.info("Epoch %d: %s; the rate goes from %.6g to %.6g.", *said)
         return decision
 
     def _raise(self, message: dict[str, Any]) -> NoReturn:
@@ -114,6 +116,8 @@ class Plateau:
     def _decide(self, value: float | None) -> dict[str, Any]:
         if value is None:
             return {"skipped": f"{self.policy.monitor} is not there"}
+        if self._handle.paused:
+            return {"skipped": "plateaus are paused by hand"}
         try:
             vector = self._handle.read(self._name, self.policy.initial_state().as_vector())
             state = PlateauState.from_vector(vector)

@@ -11,11 +11,11 @@ from typing import Any
 __all__ = ["write_bytes", "write_json"]
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+def write_bytes(path: str | os.PathLike[str], data: bytes, *, private: bool = False) -> None:
     """Replaces a file in one step; after a crash at any instant the old one or the new one is there, whole.
 
     The directory is made if it is missing. The temporary file stands beside the target, so that the rename
-    stays within one file system, and is removed when anything fails.
+    stays within one file system, and is removed when anything fails. With `private` nobody but the owner can read it.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -25,10 +25,11 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes it readable by its owner alone; a result file follows the umask as any other does.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
+        if not private:
+            # mkstemp makes it readable by its owner alone; a result file follows the umask as any other does.
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)
         os.replace(name, target)
     except BaseException:
         os.unlink(name)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -22,7 +24,10 @@ from distlr.callbacks import (
     FollowEpochs,
     JobCallback,
     LearningRateLogger,
+    Record,
     ReduceLROnPlateau,
+    Scalars,
+    Steering,
     SyncStatistics,
     check_savers,
     for_ranks,
@@ -35,6 +40,7 @@ from distlr.communicators.horovod_gradients import check_compression
 from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
+from distlr.journal import Journal
 from distlr.metrics import are_distributed, read_states, results
 from distlr.moving_averages import scale_moving_averages
 from distlr.optimizer import ScaledOptimizer, adopt, inner
@@ -276,13 +282,18 @@ class Job:
             self._padding = max(self._padding, padding)
         return pipelines.own_share(dataset) if self._spans else dataset
 
-    def callbacks(self, callbacks: Sequence[Any] = ()) -> list[Any]:
+    def callbacks(self, callbacks: Sequence[Any] = (), *, run_dir: str | os.PathLike[str] | None = None) -> list[Any]:
         """Binds the callbacks to the job, adds what the job needs, and puts them in order.
 
         Checks come first, then what writes into the logs, then what decides, then what saves. On several ranks it adds
         exact metrics (`SyncMetrics`), rank 0's state before the first step (`BroadcastState`), the comparison
         of ranks (`ReplicaGuard`), and leaves what only writes files (`ModelCheckpoint`, `BackupAndRestore`,
         `TensorBoard`, `CSVLogger`) to rank 0. A line on the console says so.
+
+        Args:
+            callbacks: your own, of distlr and of Keras.
+            run_dir: a directory of this run's own. With it the run can be looked at (`distlr report`), followed
+                (TensorBoard, in `run_dir/tensorboard`) and changed by hand (`distlr control`).
         """
         given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [None]
         for callback in given:
@@ -302,16 +313,19 @@ class Job:
             plateaus = [callback.policy for callback in given if isinstance(callback, ReduceLROnPlateau)]
             given.append(BadNumbers(ignore={policy.monitor for policy in plateaus if policy.on_nan != "raise"}))
         follow = FollowEpochs(self._positions)
-        given += [self.audit(), follow]
+        given += [self.audit(), follow, *(_of_run(run_dir, self) if run_dir is not None else [])]
         if self.local_replicas > 1:
             given.append(SyncStatistics())
         if self.size > 1:
             given = for_ranks(given, self.communicator)
+        journal = Journal()
         for callback in given:
             if isinstance(callback, JobCallback):
-                callback.bind(self.communicator)
+                callback.bind(self.communicator, journal)
             if isinstance(callback, Checkpoint):
                 callback.bind_data(follow)
+            if isinstance(callback, Steering):
+                callback.bind_plateau(any(isinstance(other, ReduceLROnPlateau) for other in given))
         return ordered(given)
 
     def audit(self) -> Audit:
@@ -326,6 +340,14 @@ class Job:
         """The batches of `job.shard`, split over the local replicas, for a loop of your own."""
         one = self.strategy.num_replicas_in_sync == 1
         return dataset if one else self.strategy.experimental_distribute_dataset(dataset)
+
+    @contextlib.contextmanager
+    def keep_place(self) -> Iterator[None]:
+        """Brings what `job.shard` gave back to where it stands now, whatever iterates over it inside."""
+        with contextlib.ExitStack() as places:
+            for position in self._positions:
+                places.enter_context(position.kept())
+            yield
 
     def run(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a step on each local replica; call it inside a `tf.function`.
@@ -436,6 +458,11 @@ class Job:
 
     def _gathered(self, local: list[str], tag: str) -> list[str]:
         return [digest for rank in self.communicator.gather_json(local, tag=tag) for digest in rank]
+
+
+def _of_run(run_dir: str | os.PathLike[str], job: Job) -> list[JobCallback]:
+    """What keeps a run's directory."""
+    return [Steering(run_dir), Record(run_dir, job.explain), Scalars(Path(run_dir) / "tensorboard")]
 
 
 def _start_line(parts: Mapping[str, Any], job: Job) -> str:

@@ -10,6 +10,9 @@ from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.logger import LearningRateLogger
 from distlr.callbacks.order import check_savers, for_ranks, ordered, watches_numbers
 from distlr.callbacks.plateau import ReduceLROnPlateau
+from distlr.callbacks.record import Record
+from distlr.callbacks.scalars import Scalars
+from distlr.callbacks.steering import Steering
 from distlr.callbacks.sync_metrics import SyncMetrics
 from distlr.callbacks.sync_statistics import SyncStatistics
 
@@ -21,8 +24,11 @@ __all__ = [
     "FollowEpochs",
     "JobCallback",
     "LearningRateLogger",
+    "Record",
     "ReduceLROnPlateau",
     "ReplicaGuard",
+    "Scalars",
+    "Steering",
     "SyncMetrics",
     "SyncStatistics",
     "check_savers",

@@ -152,10 +152,11 @@ class BadNumbers(JobCallback):
             self._snapshot.restore()
             inner(self.model.optimizer).multiply_rate(decision["factor"])
         self.model.reset_metrics()  # a sum that is not finite stays so
+        done, factor = "the step is left out", None
+        if self._snapshot is not None:
+            done, factor = f"back to the weights of the epoch's start, at {self.factor:g} of the rate", self.factor
+        self.decided("bad-numbers", self._epoch, f"at {when} {what}: {done}", multiplier=factor)
         if self.communicator.is_root:
-            done = "the step is left out"
-            if self._snapshot is not None:
-                done = f"back to the weights of the epoch's start, at {self.factor:g} of the rate"
             _log.warning("At %s %s: %s (%d of at most %d).", when, what, done, self.count, self.limit)
 
 

@@ -9,12 +9,15 @@ import keras
 import distlr._environment  # noqa: F401  (checks the installation first)
 from distlr.communicators import Communicator, alone
 from distlr.errors import ConfigurationTypeError
+from distlr.journal import Journal
+from distlr.optimizer import ScaledOptimizer, inner, rate_of
+from distlr.run_directory import now
 
 __all__ = ["JobCallback"]
 
 
 class JobCallback(keras.callbacks.Callback):
-    """A callback that knows the job's ranks; `job.callbacks` binds it.
+    """A callback that knows the job's ranks and keeps its journal; `job.callbacks` binds it.
 
     On its own it takes itself for the only rank, and refuses to run where a launcher says otherwise.
     """
@@ -22,10 +25,12 @@ class JobCallback(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self._communicator: Communicator | None = None
+        self.journal = Journal()
 
-    def bind(self, communicator: Communicator) -> None:
-        """Gives the ranks to the callback; called by `job.callbacks`."""
+    def bind(self, communicator: Communicator, journal: Journal | None = None) -> None:
+        """Gives the ranks and the journal to the callback; called by `job.callbacks`."""
         self._communicator = communicator
+        self.journal = journal or self.journal
 
     @property
     def communicator(self) -> Communicator:
@@ -33,6 +38,40 @@ class JobCallback(keras.callbacks.Callback):
         if self._communicator is None:
             self._communicator = alone(type(self).__name__, "model.fit(callbacks=job.callbacks([...]))")
         return self._communicator
+
+    def decided(
+        self, kind: str, epoch: int, reason: str, *, multiplier: float | None = None, by: str = "distlr", **more: Any
+    ) -> None:
+        """Notes in the journal what has just been done.
+
+        Args:
+            kind: see `Journal`.
+            epoch: in which epoch, from 0.
+            reason: why, in a few words.
+            multiplier: the factor on the rate, if there was one.
+            by: who decided.
+            **more: other JSON values.
+        """
+        optimizer = inner(self.model.optimizer)
+        at, samples = epoch + 1.0, None
+        if isinstance(optimizer, ScaledOptimizer):
+            samples, batch = optimizer.samples_seen, optimizer.batch
+            if batch is not None and batch.samples_per_epoch:
+                at = samples / batch.samples_per_epoch
+        self.journal.add(
+            {
+                "kind": kind,
+                "epoch": epoch,
+                "at": at,
+                "samples_seen": samples,
+                "multiplier": multiplier,
+                "learning_rate": rate_of(self.model.optimizer),
+                "reason": reason,
+                "by": by,
+                "time": now(),
+                **more,
+            }
+        )
 
     def __call__(self, *_: Any) -> NoReturn:
         """Refuses: Keras takes whatever can be called as a rate, and this would be a silent mistake."""

@@ -167,6 +167,8 @@ class Checkpoint(JobCallback):
         state = RunState.from_json(said.note)
         self._ranks = rank_arrays(said.arrays, state.ranks)
         self._place(state)
+        if self.communicator.is_root:
+            self.decided("resume", self._epoch, f"continues a checkpoint of update {state.iterations}")
 
     def _load(self) -> Bundle:
         self.directory.clean()

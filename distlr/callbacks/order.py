@@ -17,6 +17,9 @@ from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.logger import LearningRateLogger
 from distlr.callbacks.plateau import ReduceLROnPlateau
+from distlr.callbacks.record import Record
+from distlr.callbacks.scalars import Scalars
+from distlr.callbacks.steering import Steering
 from distlr.callbacks.sync_metrics import SyncMetrics
 from distlr.callbacks.sync_statistics import SyncStatistics
 from distlr.communicators import Communicator
@@ -40,10 +43,11 @@ _STAGES: tuple[tuple[type, ...], ...] = (
         _KERAS.ReduceLROnPlateau,
         _KERAS.EarlyStopping,
         _KERAS.TerminateOnNaN,
+        Steering,
     ),
     (ReplicaGuard,),
     (Checkpoint, _KERAS.ModelCheckpoint, _KERAS.BackupAndRestore),
-    (_KERAS.TensorBoard, _KERAS.CSVLogger),
+    (Record, Scalars, _KERAS.TensorBoard, _KERAS.CSVLogger),
     (BroadcastState,),
 )
 _USERS_STAGE = 4  # a callback that is not known may decide

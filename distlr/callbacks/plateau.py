@@ -90,6 +90,8 @@ class ReduceLROnPlateau(JobCallback):
             self._warn_missing(logs)
         # A rank without the metric takes part all the same; what counts is rank 0's.
         decision = self._plateau.step(value, epoch=epoch)
+        if decision.cut:
+            self.decided("plateau", epoch, decision.reason, multiplier=decision.multiplier)
         if self.restore_best:
             self._return(decision)
 

@@ -16,6 +16,7 @@ import abc
 import collections
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, final
 
@@ -67,6 +68,7 @@ class CollectiveLog:
         calls: number of collectives by tag.
         total: number of collectives.
         bytes_sent: bytes that this rank handed to the backend, headers included.
+        seconds: how long this rank was in collectives, most of which it waits for others.
         recent: the last 256 collectives, oldest first.
     """
 
@@ -74,6 +76,7 @@ class CollectiveLog:
         self.calls: collections.Counter[str] = collections.Counter()
         self.total = 0
         self.bytes_sent = 0
+        self.seconds = 0.0
         self.recent: collections.deque[CollectiveRecord] = collections.deque(maxlen=256)
 
     def add(self, record: CollectiveRecord) -> None:
@@ -374,7 +377,9 @@ class Communicator(abc.ABC):
         frame = encode(Part(kind, tag, terms, length, refused, data, self._meet()))
         self.log.add(CollectiveRecord(kind, tag, frame.size))
         label = f"{kind} {tag!r}"
+        began = time.monotonic()
         frames = self._exchange(frame, label)
+        self.log.seconds += time.monotonic() - began
         if len(frames) != self.size:
             raise DistributionError(
                 f"The {self.name} backend returned {len(frames)} frames in {label} for {self.size} ranks."

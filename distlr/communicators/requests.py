@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = ["KINDS", "Requests"]
 
-KINDS = ("stop", "save", "leave", "regroup", "bad")
-"""To end the training; to write a checkpoint and go on, to end the process, or to begin anew with other ranks; and that
-a loss is not finite."""
+KINDS = ("stop", "save", "leave", "regroup", "bad", "steer")
+"""To end the training; to write a checkpoint and go on, to end the process, or to begin anew with other ranks; that a
+loss is not finite; and that rank 0 has something to say that was asked for by hand."""
 
 
 class Requests:

@@ -19,7 +19,7 @@ from distlr.optimizer.rate import RateCache
 from distlr.schedules import Scaled
 from distlr.schedules.base import as_float64
 
-__all__ = ["BAD_STEPS", "CLIMB", "NO_CLIMB", "PREFIX", "Adoption", "name_of", "saved_name"]
+__all__ = ["BAD_STEPS", "CLIMB", "NO_CLIMB", "PREFIX", "STEERED", "UNSTEERED", "Adoption", "name_of", "saved_name"]
 
 PREFIX = "distlr_"
 """Begins the name of each variable of distlr's in a saved file and in a TensorFlow checkpoint."""
@@ -29,6 +29,9 @@ BAD_STEPS = "bad_steps"
 CLIMB = "climb"
 """Names the state of a climb: where it began and its length, in samples, and the share of the rate it began at."""
 NO_CLIMB = (0.0, 0.0, 1.0)
+STEERED = "steered"
+"""Names the state of changes by hand: whether plateaus are paused, and how many changes the run has had."""
+UNSTEERED = (0.0, 0.0)
 
 _FNV_PRIME = 1_099_511_628_211
 
@@ -66,6 +69,7 @@ class Adoption:
         self.scale: list[str] = []  # what else is scaled
         self.bases: dict[str, float] = {}  # and what it was at the base batch, by attribute
         self.bad_steps: Any = None  # where steps with a gradient that is not finite are left out
+        self.norm: Any = None  # of the gradients, where somebody wants to know it
         self.previous_rate: Any = None  # where the momentum is corrected
         self.follows: dict[str, Any] = {}  # schedules of weight_decay and momentum
         self.follow_factors: dict[str, float] = {}
@@ -82,12 +86,7 @@ class Adoption:
         self.multiplier = self._add(optimizer, "multiplier", np.float64(1))
         self.samples_seen = self._add(optimizer, "samples_seen", np.int64(0))
         # Written by each replica for itself and never synchronized: it is the proof, not part of the state.
-        self.digest = tf.Variable(
-            tf.zeros((), tf.int64),
-            trainable=False,
-            synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.NONE,
-        )
+        self.digest = _own(tf.int64)
 
     @property
     def batch(self) -> GlobalBatch | None:
@@ -129,6 +128,14 @@ class Adoption:
         """Whether several processes make each variable together."""
         multi = isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
         return multi and self.strategy.cluster_resolver.cluster_spec().as_dict() != {}
+
+    def watch_norm(self) -> bool:
+        """Keeps the norm of each update's gradients, as they are averaged and before they are clipped."""
+        if self.norm is not None:
+            return False
+        with self.strategy.scope():
+            self.norm = _own(tf.float32)
+        return True
 
     def correct_momentum(self, optimizer: Any) -> None:
         """Keeps the rate of the update before, which the velocity holds."""
@@ -213,3 +220,13 @@ class Adoption:
         # TensorFlow's checkpoints find it by this name, whatever the order in which callbacks came.
         optimizer._track_trackable(variable, saved_name(name), overwrite=True)
         return variable
+
+
+def _own(dtype: tf.DType) -> tf.Variable:
+    """A number that each replica writes for itself, and that is never synchronized."""
+    return tf.Variable(
+        tf.zeros((), dtype),
+        trainable=False,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.NONE,
+    )

@@ -24,6 +24,10 @@ class RateHandle(Protocol):
     def in_warmup(self) -> bool:
         """Whether the rate still climbs."""
 
+    @property
+    def paused(self) -> bool:
+        """Whether plateaus are not to cut, by hand."""
+
     def multiply(self, factor: float) -> None:
         """Multiplies the rate from the next update on."""
 
@@ -60,6 +64,11 @@ class _Adopted:
     def in_warmup(self) -> bool:
         return bool(self._optimizer.in_warmup)
 
+    @property
+    def paused(self) -> bool:
+        paused, _ = self._optimizer.steered
+        return bool(paused)
+
     def multiply(self, factor: float) -> None:
         self._optimizer.multiply_rate(factor)
 
@@ -75,6 +84,7 @@ class _Plain:
     """A float rate that Keras holds. The state lives with the handle and ends with the process."""
 
     in_warmup = False
+    paused = False
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer

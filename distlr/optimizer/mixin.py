@@ -14,7 +14,7 @@ import tensorflow as tf
 from distlr.errors import ConfigurationError
 from distlr.optimizer import saving
 from distlr.optimizer.accumulation import accumulate
-from distlr.optimizer.adoption import BAD_STEPS, CLIMB, NO_CLIMB, Adoption
+from distlr.optimizer.adoption import BAD_STEPS, CLIMB, NO_CLIMB, STEERED, UNSTEERED, Adoption
 from distlr.optimizer.gate import agreed, are_finite, only_if
 from distlr.optimizer.rate import LearningRate, check_rate
 from distlr.strategies.replicas import on_replicas, sum_over_replicas
@@ -59,29 +59,48 @@ class ScaledOptimizer:
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         check_rate(value)
-        adoption = self._distlr
-        full = adoption.law(self._time())
         if not tf.executing_eagerly():
+            full = self._without_multiplier(None)
             with tf.control_dependencies([tf.debugging.assert_positive(full, "the schedule is 0 here")]):
-                adoption.multiplier.assign(tf.cast(value, tf.float64) / full)
+                self._distlr.multiplier.assign(tf.cast(value, tf.float64) / full)
             return
-        if float(full) == 0.0:
-            raise ConfigurationError(
-                f"The rate cannot be set to {float(value):g} now: the schedule is 0 at this point, and distlr keeps "
-                "its shape by multiplying. To mend it: set the rate before the schedule reaches 0, or give the "
-                "schedule a floor (for example `alpha` of CosineDecay)."
-            )
-        adoption.multiplier.assign(float(value) / float(full))
+        self.set_rate(float(value))
         if self.in_warmup:
             _log.info(
                 "The rate was set to %g during warmup; it goes on climbing with the warmup from there.",
                 float(value),
             )
 
+    def set_rate(self, value: float) -> None:
+        """As assigning to `learning_rate`, outside of a graph and without a word about a warmup.
+
+        Raises:
+            ConfigurationError: the schedule is 0 now.
+        """
+        full = float(self._without_multiplier(None))
+        if full == 0.0:
+            raise ConfigurationError(
+                f"The rate cannot be set to {value:g} now: the schedule is 0 at this point, and distlr keeps "
+                "its shape by multiplying. To mend it: set the rate before the schedule reaches 0, or give the "
+                "schedule a floor (for example `alpha` of CosineDecay)."
+            )
+        self._distlr.multiplier.assign(value / full)
+
     def multiply_rate(self, factor: float) -> None:
         """Multiplies the rate from the next update on; plateau cuts and changes by hand go through here."""
         multiplier = self._distlr.multiplier
         multiplier.assign(float(multiplier.numpy()) * factor)
+
+    @property
+    def steered(self) -> tuple[bool, int]:
+        """Whether plateaus are paused by hand, and how many changes by hand the run has had."""
+        variable = self._distlr.named.get(STEERED)
+        paused, count = UNSTEERED if variable is None else variable.numpy()
+        return bool(paused), int(count)
+
+    def steer(self, paused: bool, count: int) -> None:
+        """Notes a change by hand, in the optimizer's variables, so that a restart goes on with it."""
+        self.state(STEERED, UNSTEERED).assign([float(paused), float(count)])
 
     def climb(self, share: float, samples: int) -> None:
         """Lets the rate go from `share` of the formula's to all of it, linearly, over the next so many samples.
@@ -144,14 +163,28 @@ class ScaledOptimizer:
         local = adoption.strategy.experimental_local_results(adoption.digest)
         return [f"{int(value.numpy()) & (2**64 - 1):016x}" for value in local]
 
+    @property
+    def replica_variables(self) -> list[Any]:
+        """What each replica keeps for itself, and no file has: the digest, and the norm where it is watched."""
+        return [variable for variable in (self._distlr.digest, self._distlr.norm) if variable is not None]
+
+    def rates_at(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
+        """What the formula gives at these clocks without the multiplier, in float64, for a picture of the run."""
+        full = self._without_multiplier(tf.constant(np.asarray(samples, np.int64)))
+        return np.broadcast_to(full.numpy(), (len(samples),))
+
     def _formula(self, samples: tf.Tensor | None = None) -> tf.Tensor:
+        multiplier = tf.cast(self._distlr.multiplier, tf.float64)
+        return tf.cast(self._without_multiplier(samples) * multiplier, keras.config.floatx())
+
+    def _without_multiplier(self, samples: tf.Tensor | None) -> tf.Tensor:
         adoption = self._distlr
-        rate = adoption.law(self._time(samples)) * tf.cast(adoption.multiplier, tf.float64)
+        rate = adoption.law(self._time(samples))
         if CLIMB in adoption.named:
             start, length, share = tf.unstack(tf.cast(adoption.named[CLIMB], tf.float64))
             passed = tf.cast(self._samples() if samples is None else samples, tf.float64) - start
             rate *= tf.where(passed < length, share + (1.0 - share) * passed / tf.maximum(length, 1.0), 1.0)
-        return tf.cast(rate, keras.config.floatx())
+        return rate
 
     def _time(self, samples: tf.Tensor | None = None) -> tf.Tensor:
         scaled = self._distlr.scaled
@@ -263,6 +296,16 @@ class ScaledOptimizer:
         count = self._distlr.bad_steps
         return 0 if count is None else int(count.numpy()[0])
 
+    def watch_norm(self) -> bool:
+        """Lets each update keep the norm of its gradients; False where it does already."""
+        return self._distlr.watch_norm()
+
+    @property
+    def gradient_norm(self) -> float:
+        """The global norm of the last update's gradients, averaged and before they are clipped; 0 if not watched."""
+        norm = self._distlr.norm
+        return 0.0 if norm is None else float(self._distlr.strategy.experimental_local_results(norm)[0].numpy())
+
     def _updates(self) -> tf.Tensor | None:
         """Whether this step updates the weights; None where every step does."""
         steps = self.gradient_accumulation_steps
@@ -319,6 +362,8 @@ class ScaledOptimizer:
             grads = adoption.exchange.average(grads, adoption.exchanged)
         else:
             grads = sum_over_replicas(grads)
+        if adoption.norm is not None:
+            adoption.norm.assign(tf.cast(tf.linalg.global_norm(list(grads)), tf.float32))
         return super()._clip_gradients(grads)  # type: ignore[misc]
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
@@ -375,8 +420,9 @@ class ScaledOptimizer:
 
     def load_own_variables(self, store: Any) -> None:
         saving.load(self, store)
-        if CLIMB in self._distlr.held_states and not self._distlr.spans_processes:
-            self.state(CLIMB, NO_CLIMB)  # the formula needs it; nobody else will ask for it
+        for name, initial in ((CLIMB, NO_CLIMB), (STEERED, UNSTEERED)):
+            if name in self._distlr.held_states and not self._distlr.spans_processes:
+                self.state(name, initial)  # the formula or a plateau needs it; nobody else will ask for it
 
     def get_config(self) -> dict[str, Any]:
         """The plain optimizer, as Keras serializes it, and the arguments of its scaling."""

@@ -15,8 +15,11 @@ from distlr.callbacks import (
     Checkpoint,
     FollowEpochs,
     LearningRateLogger,
+    Record,
     ReduceLROnPlateau,
     ReplicaGuard,
+    Scalars,
+    Steering,
     SyncMetrics,
     SyncStatistics,
     for_ranks,
@@ -49,6 +52,7 @@ def _stages(tmp_path: Any) -> list[list[Any]]:
             K.EarlyStopping(),
             K.TerminateOnNaN(),
             Decider(),
+            Steering(tmp_path),
         ],
         [ReplicaGuard()],
         [
@@ -57,7 +61,7 @@ def _stages(tmp_path: Any) -> list[list[Any]]:
             K.BackupAndRestore(tmp_path / "backup"),
             Saver(tmp_path / "b.keras"),
         ],
-        [K.TensorBoard(tmp_path), K.CSVLogger(tmp_path / "log.csv")],
+        [Record(tmp_path), Scalars(tmp_path), K.TensorBoard(tmp_path), K.CSVLogger(tmp_path / "log.csv")],
         [BroadcastState()],
     ]
 

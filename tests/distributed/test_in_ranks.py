@@ -40,6 +40,7 @@ def test_each_rank(launching, launcher, size) -> None:
         "test_callbacks",
         "test_metrics",
         "test_nothing_lost",
+        "test_steering",
         *(["test_strategy"] if spans else ["test_exchange", "test_drop_in"]),
     ]
     script = ["tests/distributed/scripts/in_ranks.py", *(f"tests/distributed/ranks/{name}.py" for name in names)]

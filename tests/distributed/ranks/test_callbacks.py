@@ -219,13 +219,14 @@ def test_files_are_written_by_rank_0_alone(job, tmp_path_factory) -> None:
         keras.callbacks.ModelCheckpoint(own / "model.keras"),
         keras.callbacks.BackupAndRestore(own / "backup", delete_checkpoint=False),
         keras.callbacks.CSVLogger(own / "log.csv"),
-        distlr.callbacks.LearningRateLogger(own),
+        distlr.callbacks.Record(own),
+        distlr.callbacks.Scalars(own / "scalars"),
     ]
     own.mkdir(exist_ok=True)
     fit(job, model, writers)
     job.communicator.barrier(tag="written")
     found = sorted(path.name for path in own.iterdir())
-    assert found == (["backup", "learning_rate.jsonl", "log.csv", "model.keras"] if job.is_root else [])
+    assert found == (["backup", "epochs.jsonl", "log.csv", "model.keras", "run.json", "scalars"] if job.is_root else [])
     # Rank 0 reads its backup, and every rank goes on at its epoch with its state.
     again = made(job)
     history = fit(job, again, [keras.callbacks.BackupAndRestore(own / "backup")], epochs=EPOCHS + 1)

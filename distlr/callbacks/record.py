@@ -1,0 +1,144 @@
+"""What a run leaves in its directory, for `distlr report`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distlr._version import __version__
+from distlr.callbacks.base import JobCallback
+from distlr.optimizer import ScaledOptimizer, inner
+from distlr.run_directory import RunDirectory, now
+
+__all__ = ["Record"]
+
+_POINTS = 24  # of the rate's curve within an epoch
+_OURS = ("learning_rate", "lr_multiplier", "samples_seen")
+
+
+class Record(JobCallback):
+    """Writes the run's formula, epochs and decisions into its directory, on rank 0; `job.callbacks(run_dir=)` adds it.
+
+    The files are those of `RunDirectory`. A run that is continued takes back what it trains again, apart from changes
+    by hand, which are made again; a new run puts what it finds aside.
+
+    Args:
+        run_dir: the run's directory.
+        about: gives the parts of the formula, as `job.explain` does; by default the optimizer's.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str], about: Callable[[], dict[str, Any]] | None = None) -> None:
+        super().__init__()
+        self.directory = RunDirectory(run_dir)
+        self.about = about
+        self._begun = False
+        self._held: list[dict[str, Any]] = []  # decisions from before the run's files were there
+        self._within: list[tuple[int, float]] = []  # changes of the multiplier in this epoch: samples and factor
+        self._first_sample = 0
+        self._clock = 0.0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Begins to listen."""
+        if not self._begun and self.communicator.is_root:
+            self.journal.listen(self._heard)
+        self._begun = False
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begins the run's files, once it is known where it begins."""
+        if not self.communicator.is_root:
+            return
+        if not self._begun:
+            self._begin(epoch)
+            self._begun = True
+        self._within, self._clock = [], time.monotonic()
+        optimizer = inner(self.model.optimizer)
+        self._first_sample = optimizer.samples_seen if isinstance(optimizer, ScaledOptimizer) else 0
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds the epoch. The guard comes before, so ranks that differ do not come here."""
+        if not self.communicator.is_root:
+            return
+        logs = logs or {}
+        optimizer = inner(self.model.optimizer)
+        record: dict[str, Any] = {"epoch": epoch, **{name: _json(logs[name]) for name in _OURS if name in logs}}
+        record["logs"] = {name: _json(value) for name, value in logs.items() if name not in _OURS}
+        record["seconds"] = round(time.monotonic() - self._clock, 3)
+        if isinstance(optimizer, ScaledOptimizer):
+            record["curve"] = self._curve(optimizer, logs.get("lr_multiplier", optimizer.multiplier))
+            digests = optimizer.rate_digests()
+            replicas = self.model.distribute_strategy.num_replicas_in_sync
+            record["agreement"] = {
+                "ranks": self.communicator.size,
+                "replicas": replicas * (1 if self.communicator.strategy_spans_ranks else self.communicator.size),
+                "equal": len(set(digests)) == 1,
+                "rates": digests,
+            }
+        self.directory.add_epoch(record)
+
+    def _begin(self, epoch: int) -> None:
+        optimizer = inner(self.model.optimizer)
+        explained = optimizer.explain() if isinstance(optimizer, ScaledOptimizer) else {"optimizer": optimizer.name}
+        run = {
+            "format": 1,
+            "started": now(),
+            "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+            "host": platform.node(),
+            "epochs": (self.params or {}).get("epochs"),
+            "job": explained if self.about is None else self.about(),
+            "versions": {
+                "distlr": __version__,
+                "keras": keras.__version__,
+                "tensorflow": tf.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        if epoch == 0 and not self.journal.resumed:
+            self.directory.begin(run)
+        else:
+            seen = getattr(optimizer, "samples_seen", 0)
+            again = ("plateau", "bad-numbers")  # what is decided again, after the checkpoint
+            self.directory.go_on(
+                run, epoch, lambda entry: entry["kind"] not in again or (entry["samples_seen"] or 0) <= seen
+            )
+        held, self._held = self._held, []
+        for entry in held:
+            self.directory.add_decision(entry)
+
+    def _heard(self, entry: dict[str, Any]) -> None:
+        if entry["multiplier"] is not None and entry["samples_seen"] is not None:
+            self._within.append((entry["samples_seen"], entry["multiplier"]))
+        if self._begun:
+            self.directory.add_decision(entry)
+        else:
+            self._held.append(entry)
+
+    def _curve(self, optimizer: ScaledOptimizer, multiplier: float) -> list[list[float]]:
+        """The rate within the epoch, at even times: what the formula gives, by the multiplier that held then."""
+        batch, end = optimizer.batch, optimizer.samples_seen
+        if batch is None or batch.samples_per_epoch is None or end <= self._first_sample:
+            return []
+        samples = np.unique(np.linspace(self._first_sample, end, _POINTS).astype(np.int64))
+        # Of the changes in the epoch those at its very end are not in `multiplier`, which was logged before them.
+        changes = [(at, factor) for at, factor in self._within if at < end]
+        later = [np.prod([factor for at, factor in changes if at > each]) for each in samples]
+        rates = optimizer.rates_at(samples) * multiplier / np.array(later)
+        return [[float(each) / batch.samples_per_epoch, float(rate)] for each, rate in zip(samples, rates, strict=True)]
+
+
+def _json(value: Any) -> float | int | None:
+    """A number of the logs as JSON has it: null where it is not finite, or no number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    if not np.isfinite(number):
+        return None
+    return int(value) if isinstance(value, (int, np.integer)) else number

@@ -1,0 +1,112 @@
+"""The rate and what it depends on, for TensorBoard."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import tensorflow as tf
+
+from distlr._numbers import positive_integer
+from distlr.callbacks.base import JobCallback
+from distlr.optimizer import ScaledOptimizer, inner, rate_of
+
+__all__ = ["Scalars"]
+
+_PREFIX = "distlr/"
+
+
+class Scalars(JobCallback):
+    """Writes scalars and decisions for TensorBoard, on rank 0; `job.callbacks(run_dir=)` adds it.
+
+    Against the number of updates: `learning_rate`, `multiplier`, `global_batch`, `samples_seen`, `gradient_norm` (of
+    the averaged gradients, before they are clipped), `collective_seconds` (in distlr's own collectives since the last
+    point, most of it waiting for other ranks), and `decisions`, how many there were so far, which steps up where one
+    was taken; what it was is text of the same name. TensorBoard itself is not needed to write them.
+
+    Args:
+        log_dir: for TensorBoard.
+        every: batches between two points; an epoch's end is one too.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike[str], every: int = 100) -> None:
+        super().__init__()
+        self.log_dir = os.fspath(log_dir)
+        self.every = positive_integer("every", every)
+        self._writer: Any = None
+        self._points = self._decisions = 0
+        self._waited = 0.0
+        self._listening = False
+
+    def set_model(self, model: Any) -> None:
+        """Lets the optimizer keep the norm of its gradients, before the step is traced."""
+        super().set_model(model)
+        optimizer = inner(model.optimizer)
+        if isinstance(optimizer, ScaledOptimizer) and optimizer.watch_norm():
+            model.train_function = None  # the traced one does not keep it
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Opens the file on rank 0."""
+        if not self.communicator.is_root:
+            return
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(self.log_dir)
+        if not self._listening:
+            self._listening = True
+            self.journal.listen(self._heard)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begins to count the batches."""
+        self._points = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes, where it is time."""
+        if (batch + 1) // self.every > self._points:
+            self._points = (batch + 1) // self.every
+            self._write()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes."""
+        self._write()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Closes the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self) -> None:
+        if self._writer is None:
+            return
+        optimizer = inner(self.model.optimizer)
+        waited, self._waited = self._waited, self.communicator.log.seconds
+        values = {"learning_rate": rate_of(optimizer), "collective_seconds": self._waited - waited}
+        if isinstance(optimizer, ScaledOptimizer):
+            values |= {
+                "multiplier": optimizer.multiplier,
+                "samples_seen": optimizer.samples_seen,
+                "gradient_norm": optimizer.gradient_norm,
+            }
+            if optimizer.batch is not None:
+                values["global_batch"] = optimizer.batch.size
+        for name, value in values.items():
+            self._add(name, tf.constant(value, tf.float32), "scalars")
+        self._writer.flush()
+
+    def _heard(self, entry: dict[str, Any]) -> None:
+        if self._writer is None:
+            return
+        self._decisions += 1
+        self._add("decisions", tf.constant(self._decisions, tf.float32), "scalars")
+        self._add("decisions", tf.constant([f"epoch {entry['epoch'] + 1}: {entry['reason']}"]), "text")
+        self._writer.flush()
+
+    def _add(self, name: str, value: tf.Tensor, plugin: str) -> None:
+        """As `tf.summary.scalar` and `tf.summary.text` do, which need TensorBoard installed."""
+        metadata = tf.compat.v1.SummaryMetadata(
+            plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name=plugin),
+            data_class={"scalars": "DATA_CLASS_SCALAR", "text": "DATA_CLASS_TENSOR"}[plugin],
+        )
+        with self._writer.as_default(step=int(inner(self.model.optimizer).iterations.numpy())):
+            tag = f"{_PREFIX}{name}" + ("/text_summary" if plugin == "text" else "")
+            tf.summary.write(tag, value, metadata=metadata)

@@ -1,0 +1,37 @@
+"""What was decided in a run, in order, and who wants to hear of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """The decisions of one `fit`: every callback that decides adds to it, those that write listen to it.
+
+    An entry is an object of JSON values: its kind ("plateau", "bad-numbers", "control", "refused", "resume"), the
+    epoch (from 0) and the position in epochs, the samples seen, the factor on the rate and the rate after it, why, by
+    whom, and when. What concerns files alone (a refused request, a checkpoint that is continued) is in rank 0's
+    journal only.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self._listeners: list[Callable[[dict[str, Any]], None]] = []
+
+    def listen(self, listener: Callable[[dict[str, Any]], None]) -> None:
+        """Has a function called with each entry from now on."""
+        self._listeners.append(listener)
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Adds an entry."""
+        self.entries.append(dict(entry))
+        for listener in self._listeners:
+            listener(self.entries[-1])
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the run continues a checkpoint; known on rank 0."""
+        return any(entry["kind"] == "resume" for entry in self.entries)

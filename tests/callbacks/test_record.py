@@ -1,0 +1,146 @@
+"""What a run leaves in its directory."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import distlr
+from distlr.callbacks import ReduceLROnPlateau
+from distlr.run_directory import RunDirectory
+
+
+def _fit(recording, tmp_path, replicas=1, epochs=3, callbacks=(), adopted=True, **options):
+    bench = recording.Bench(replicas, keras.optimizers.schedules.CosineDecay(0.1, 100))
+    batch = bench.batch(4 // replicas, 2, samples_per_epoch=9)
+    if adopted:
+        bench.adopt(batch, warmup="1ep")
+    else:
+        bench = recording.Bench(replicas)
+    bench.compile()
+    given = bench.job.callbacks(list(callbacks), run_dir=tmp_path / "a" / "run")
+    data = bench.job.shard(recording.samples(9), batch, remainder="carry")
+    history = bench.fit(data, epochs, given, steps_per_epoch=2, **options).history
+    return bench, history, RunDirectory(tmp_path / "a" / "run").read()
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_epochs_and_the_curve_are_what_was_applied(recording, tmp_path, replicas) -> None:
+    cut = ReduceLROnPlateau("val_loss", factor=0.5, patience=1, warmup_patience=True)
+    bench, history, run = _fit(recording, tmp_path, replicas, callbacks=[recording.Overwrite([1.0] * 3), cut])
+    assert [epoch["epoch"] for epoch in run.epochs] == [0, 1, 2]
+    for name in ("learning_rate", "lr_multiplier", "samples_seen"):
+        assert [epoch[name] for epoch in run.epochs] == history[name]
+    assert [epoch["logs"]["loss"] for epoch in run.epochs] == pytest.approx(history["loss"])
+    agreement = run.epochs[-1]["agreement"]
+    assert (agreement["ranks"], agreement["replicas"], agreement["equal"]) == (1, replicas, True)
+    assert agreement["rates"] == bench.job.rate_digests(bench.optimizer)
+    # The first step of each epoch had the curve's first rate, cuts and all.
+    starts = [epoch["curve"][0] for epoch in run.epochs]
+    np.testing.assert_allclose([rate for _, rate in starts], bench.rates()[::2], rtol=1e-6)
+    assert [position for position, _ in starts] == [0, 1, 2]
+    assert [(d["kind"], d["epoch"], d["at"], d["multiplier"]) for d in run.decisions] == [
+        ("plateau", 1, 2.0, 0.5),
+        ("plateau", 2, 3.0, 0.5),
+    ]
+    assert run.decisions[0]["learning_rate"] == pytest.approx(bench.rates()[4], rel=1e-6)
+
+
+def test_the_run_says_what_it_is(recording, tmp_path) -> None:
+    bench, _, run = _fit(recording, tmp_path)
+    assert run.run["job"]["factor"] == 2
+    assert run.run["job"]["replicas"] == 1
+    assert run.run["epochs"] == 3
+    assert run.run["versions"]["keras"] == keras.__version__
+    assert run.run["job"] == {**bench.job.explain(), "samples_seen": 0, "learning_rate": pytest.approx(0.1)}
+
+
+def test_a_plain_optimizer_has_its_rate_alone(recording, tmp_path, caplog) -> None:
+    _, history, run = _fit(recording, tmp_path, adopted=False, epochs=1)
+    assert run.epochs[0]["learning_rate"] == pytest.approx(history["learning_rate"][0])
+    assert "curve" not in run.epochs[0]
+    assert "control is not read" in caplog.text
+
+
+def test_numbers_that_are_none_are_null(recording, tmp_path) -> None:
+    values = recording.Overwrite([float("nan"), float("inf"), 1.0], "score")
+    plateau = ReduceLROnPlateau("score", mode="min", on_nan="ignore")
+    _, _, run = _fit(recording, tmp_path, callbacks=[values, plateau])
+    assert [epoch["logs"]["score"] for epoch in run.epochs] == [None, None, 1.0]
+
+
+def test_a_run_that_is_continued_takes_back_what_it_trains_again(recording, tmp_path) -> None:
+    for initial, epochs in ((0, 3), (1, 2)):
+        _, _, run = _fit(recording, tmp_path, epochs=epochs, initial_epoch=initial)
+    assert [epoch["epoch"] for epoch in run.epochs] == [0, 1]
+    _, _, run = _fit(recording, tmp_path, epochs=1)
+    assert [epoch["epoch"] for epoch in run.epochs] == [0]
+    assert len(list((tmp_path / "a" / "run" / "earlier").iterdir())) == 1
+
+
+def test_rank_0_alone_writes(recording, tmp_path) -> None:
+    bench = recording.Bench(1)
+    bench.adopt(bench.batch(4, 2, samples_per_epoch=9))
+    bench.compile()
+
+    def rank(comm):
+        record = distlr.callbacks.Record(tmp_path / str(comm.rank))
+        record.bind(comm)
+        record.set_model(bench.model)
+        record.on_train_begin()
+        record.on_epoch_begin(0)
+        record.on_epoch_end(0, {"loss": 1.0})
+
+    distlr.communicators.run_ranks(rank, 3, timeout=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    assert RunDirectory(tmp_path / "0").read().epochs[0]["agreement"]["ranks"] == 3
+
+
+def _events(directory) -> list[tuple[int, str, object]]:
+    (path,) = directory.iterdir()
+    found = []
+    for raw in tf.data.TFRecordDataset(str(path)):
+        event = tf.compat.v1.Event.FromString(raw.numpy())
+        for value in event.summary.value:
+            array = tf.make_ndarray(value.tensor)
+            content = array.item() if array.ndim == 0 else array[0].decode()
+            found.append((event.step, value.tag, value.metadata.plugin_data.plugin_name, content))
+    return found
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_tensorboard_has_the_rate_and_the_decisions(recording, tmp_path, replicas) -> None:
+    cut = ReduceLROnPlateau("val_loss", factor=0.5, patience=1, warmup_patience=True)
+    norms: list[float] = []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: norms.append(bench_norm()))
+
+    def bench_norm() -> float:
+        return note.model.optimizer.gradient_norm
+
+    _, history, run = _fit(recording, tmp_path, replicas, callbacks=[recording.Overwrite([1.0] * 3), cut, note])
+    events = _events(tmp_path / "a" / "run" / "tensorboard")
+    scalars = {}
+    for step, tag, plugin, value in events:
+        if plugin == "scalars":
+            scalars.setdefault(tag, []).append((step, value))
+    assert [step for step, _ in scalars["distlr/samples_seen"]] == [2, 4, 6]
+    assert [value for _, value in scalars["distlr/samples_seen"]] == history["samples_seen"]
+    assert {value for _, value in scalars["distlr/global_batch"]} == {4}
+    assert [value for _, value in scalars["distlr/multiplier"]] == [1.0, 0.5, 0.25]
+    assert [value for _, value in scalars["distlr/gradient_norm"]] == pytest.approx(norms)
+    assert min(norms) > 0
+    assert "distlr/collective_seconds" in scalars
+    assert scalars["distlr/decisions"] == [(4, 1.0), (6, 2.0)]
+    said = [value for _, _, plugin, value in events if plugin == "text"]
+    assert said == [f"epoch {d['epoch'] + 1}: {d['reason']}" for d in run.decisions]
+
+
+def test_the_norm_is_that_of_the_averaged_gradients_before_they_are_clipped(recording) -> None:
+    bench = recording.Bench(2, global_clipnorm=0.01)
+    bench.adopt(bench.batch(1, 1))
+    bench.optimizer.watch_norm()
+    bench.step()
+    # Each of two replicas has half of the gradient, and their sum is the global batch's.
+    assert bench.optimizer.gradient_norm == pytest.approx(2 * np.hypot(0.1, 0.2), rel=1e-6)

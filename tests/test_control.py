@@ -1,0 +1,138 @@
+"""Requests to a run: what is one, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import pytest
+
+from distlr.control import ControlDirectory, Request
+from distlr.errors import ConfigurationError
+
+
+@pytest.fixture(scope="session")
+def hostile(load_helper):
+    return load_helper(pathlib.Path(__file__).with_name("_hostile.py"))
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request("set-lr", multiply=0.5), "set-lr --multiply 0.5"),
+        (Request("set-lr", to=1e-3, at_epoch=40, force=True), "set-lr --to 0.001 --at-epoch 40 --force"),
+        (Request("pause-plateau"), "pause-plateau"),
+        (Request("stop", at_epoch=2), "stop --at-epoch 2"),
+    ],
+)
+def test_a_request_is_found_once_as_it_was_asked(tmp_path, request_, words) -> None:
+    run = ControlDirectory(tmp_path)
+    name = ControlDirectory(tmp_path).ask(request_)
+    (found,) = run.look()
+    assert (found.name, found.request, found.refused) == (name, request_, "")
+    assert str(request_) == words
+    assert run.look() == []
+    run.settle([name], applied=True)
+    assert ControlDirectory(tmp_path).look() == []
+    assert [path.name for path in (tmp_path / "control").iterdir()] == [f"{name}.applied"]
+    assert (tmp_path / "control" / f"{name}.applied").stat().st_mode & 0o777 == 0o600
+
+
+def test_requests_come_in_the_order_in_which_they_were_asked(tmp_path) -> None:
+    directory = ControlDirectory(tmp_path)
+    names = [directory.ask(Request("set-lr", multiply=float(i))) for i in range(1, 6)]
+    assert [found.name for found in directory.look()] == names
+
+
+def test_a_file_that_is_being_written_is_not_looked_at(tmp_path) -> None:
+    directory = ControlDirectory(tmp_path)
+    directory.make()
+    (tmp_path / "control" / ".1.json.abc").write_text('{"distlr": 1,')
+    assert directory.look() == []
+
+
+def test_no_directory_is_no_request(tmp_path) -> None:
+    assert ControlDirectory(tmp_path / "nowhere").look() == []
+
+
+def test_every_hostile_file_is_refused_once(tmp_path, hostile) -> None:
+    """Apart from those that only the run can judge: how large the change is, and which epoch it is."""
+    directory = ControlDirectory(tmp_path)
+    directory.make()
+    names = hostile.write(tmp_path / "control", tmp_path / "elsewhere")
+    assert len(names) >= 50
+    found = {each.name: each for each in directory.look()}
+    assert sorted(found) == sorted(names)
+    judged = {"too_large_a_change.json", "beyond_any_rate.json", "an_epoch_that_is_over.json"}
+    assert {name for name, each in found.items() if each.request is not None} == judged
+    assert all(found[name].refused for name in set(names) - judged)
+    assert directory.look() == []
+    directory.settle(names, applied=False)
+    assert ControlDirectory(tmp_path).look() == []
+
+
+@pytest.mark.parametrize("how", ["writable", "link", "file"])
+def test_a_directory_that_is_not_the_owners_alone_is_not_read(tmp_path, how) -> None:
+    directory = ControlDirectory(tmp_path)
+    directory.ask(Request("stop"))
+    place = tmp_path / "control"
+    if how == "writable":
+        place.chmod(0o777)
+    else:
+        place.rename(tmp_path / "moved")
+        place.symlink_to(tmp_path / "moved") if how == "link" else place.write_text("")
+    found = directory.look()
+    if how == "file":
+        assert found == []
+    else:
+        assert [each.request for each in found] == [None]
+        assert ("chmod go-w" if how == "writable" else "is no directory") in found[0].refused
+        assert directory.look() == []  # said once
+
+
+def test_a_file_of_another_user_is_refused_with_both_names(tmp_path, monkeypatch) -> None:
+    directory = ControlDirectory(tmp_path)
+    directory.ask(Request("stop"))
+    path = next((tmp_path / "control").iterdir())
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+        said = "belongs to user 12345, and the run to root"
+    else:
+        own = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+        said = "belongs to"
+    assert said in directory.look()[0].refused
+
+
+@pytest.mark.parametrize(
+    ("request_", "rate", "factor"),
+    [
+        (Request("set-lr", multiply=0.5), 0.1, 0.5),
+        (Request("set-lr", to=0.2), 0.1, 2.0),
+        (Request("set-lr", multiply=100), 0.1, 100),
+        (Request("set-lr", to=0.001), 0.1, 0.01),
+        (Request("set-lr", multiply=1000, force=True), 0.1, 1000),
+    ],
+)
+def test_the_factor_on_the_rate(request_, rate, factor) -> None:
+    assert request_.factor(rate) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("request_", "rate", "said"),
+    [
+        (Request("set-lr", multiply=101), 0.1, "by more than a factor of 100"),
+        (
+            Request("set-lr", to=0.00099),
+            0.1,
+            "from 0.1 to 0.00099, by more than a factor of 100. To mend it: add --force",
+        ),
+        (Request("set-lr", multiply=1e9, force=True), 0.1, "it must be from 1e-30 to 1e+06"),
+        (Request("set-lr", to=0.1), 0.0, "The rate is 0 now"),
+        (Request("set-lr", to=0.1), float("nan"), "The rate is nan now"),
+    ],
+)
+def test_a_change_that_cannot_be_meant(request_, rate, said) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        request_.factor(rate)
+    assert said in str(raised.value)
