@@ -20,10 +20,12 @@ CONTROL = (
     "_batch_arguments",
     "_numbers",
     "batch",
+    "choice",
     "duration",
     "errors",
     "monitors",
     "plateau",
+    "range_result",
     "scaling",
     "communicators.base",
     "communicators.engines",
@@ -35,7 +37,15 @@ CONTROL = (
     "communicators.single",
     "communicators.threads",
 )
-HOROVOD = {"distlr.communicators.horovod", "distlr.communicators.horovod_elastic", "distlr.horovod"}
+HOROVOD = {
+    "distlr.communicators.horovod",
+    "distlr.communicators.horovod_elastic",
+    "distlr.doctor.averaging",  # shows what Horovod's own optimizer does
+    "distlr.doctor.probe",  # asks whether Horovod loads, in a process of its own
+    "distlr.horovod",
+}
+# Run in processes of their own.
+DOCTORS_PROCESSES = {"distlr.doctor.averaging", "distlr.doctor.probe"}
 # The contract, what is made of it, and the reading of the launcher's environment.
 NO_BACKENDS = {f"distlr.communicators.{name}" for name in ("base", "detect", "frames", "fused")}
 # What Keras keeps private in its optimizers. `_backend_` and `_overwrite_` are prefixes.
@@ -158,7 +168,9 @@ def test_the_control_plane_never_imports_a_framework(module):
     assert not reached
 
 
-@pytest.mark.parametrize("module", ["distlr", *_under("distlr.cli")])
+@pytest.mark.parametrize(
+    "module", ["distlr", *_under("distlr.cli"), *sorted({*_under("distlr.doctor")} - DOCTORS_PROCESSES)]
+)
 def test_the_package_and_the_command_start_without_a_framework(module):
     chains = _reaches(module)
     reached = {name: " -> ".join(chain) for name, chain in chains.items() if _top([name]) & FRAMEWORKS}

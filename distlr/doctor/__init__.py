@@ -1,0 +1,90 @@
+"""What this machine, and a script, will do: `distlr doctor`. TensorFlow is asked in processes of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distlr.doctor.finding import Finding, Status
+
+__all__ = ["Finding", "Status", "examine"]
+
+
+def examine(
+    script: str | Path | None = None,
+    *,
+    quick: bool = False,
+    environ: Mapping[str, str] | None = None,
+    waiting: Callable[[str], None] = lambda what: None,
+) -> list[Finding]:
+    """Looks at Python, TensorFlow, Keras, devices, launchers, MPI and Horovod, and tries one update on two ranks.
+
+    Args:
+        script: a Python file to read, too; it is not run.
+        quick: leave out what starts ranks.
+        environ: the environment to read; `os.environ` by default.
+        waiting: is told what is waited for next, where that takes a while.
+
+    Raises:
+        ConfigurationError: the script is no Python file.
+    """
+    from distlr.doctor.processes import ask
+    from distlr.doctor.script import read
+
+    environ = os.environ if environ is None else environ
+    of_script = [] if script is None else read(Path(script))
+    tensorflow = ask("tensorflow", environ)
+    gpus = int(tensorflow.get("gpus", 0))
+    findings = _of_machine(tensorflow, environ)
+    works = all(finding.status != "error" for finding in findings if finding.name in ("TensorFlow", "Keras"))
+    horovod = ask("horovod", environ) if works else None
+    findings += _of_engines(horovod, gpus, environ)
+    if works and not quick:
+        findings += _of_ranks(horovod, gpus, environ, waiting)
+    return findings + of_script
+
+
+def _of_machine(tensorflow: Mapping[str, Any], environ: Mapping[str, str]) -> list[Finding]:
+    from distlr.doctor import machine
+
+    findings = [machine.python(), machine.hardware(), machine.tensorflow(tensorflow)]
+    if "keras" in tensorflow:
+        legacy = importlib.util.find_spec("tf_keras") is not None
+        findings += [machine.keras(tensorflow["keras"]), machine.legacy_keras(environ, legacy)]
+        findings.append(machine.devices(tensorflow, machine.driver_gpus(environ), environ))
+    return [*findings, machine.environment(environ)]
+
+
+def _of_engines(horovod: Mapping[str, Any] | None, gpus: int, environ: Mapping[str, str]) -> list[Finding]:
+    """`horovod`: what `ask` gave, or None where it was not asked, since nothing here can train."""
+    from distlr.doctor import engines
+    from distlr.doctor.processes import ask
+
+    findings, versions = [], {}
+    for program in ("horovodrun", "mpirun", "srun"):
+        path = engines.find(program, environ)
+        versions[program] = engines.version_of(path, environ)
+        findings.append(engines.launcher(program, path, versions[program], (horovod or {}).get("version")))
+    mpi = ask("mpi4py", environ)
+    findings.append(engines.mpi(mpi, versions["mpirun"]))
+    if horovod is not None:
+        findings.append(engines.horovod(horovod, gpus))
+    missing = engines.missing(horovod, mpi)
+    return [*findings, engines.chosen(environ, gpus, missing)]
+
+
+def _of_ranks(
+    horovod: Mapping[str, Any] | None, gpus: int, environ: Mapping[str, str], waiting: Callable[[str], None]
+) -> list[Finding]:
+    from distlr.doctor.two_ranks import LIMIT, check
+
+    findings = []
+    for engine in ("horovod", "multi-worker"):
+        if engine == "horovod" and (not horovod or "error" in horovod):
+            continue  # said already
+        waiting(f"one update on two ranks ({engine}): some seconds, at most {LIMIT:g}")
+        findings += check(engine, environ, gpus=gpus)
+    return findings

@@ -1,0 +1,201 @@
+"""What the names of a script stand for: by its imports and by what it assigns once, never by their letters.
+
+A name that is imported or assigned twice, as different things, or that comes as an argument, stands for nothing known.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+__all__ = ["Names"]
+
+_SAME = {"tensorflow.keras": "keras", "tensorflow.python.keras": "keras", "horovod.keras": "horovod.tensorflow.keras"}
+
+Value = str | ast.expr | None  # a module or what is imported from one; an expression; unknown
+
+
+class _Scope:
+    """The names of a module, a class or a function."""
+
+    def __init__(self, parent: _Scope | None) -> None:
+        self.parent = parent
+        self.values: dict[str, list[Value]] = {}
+        self.outer: set[str] = set()  # declared `global` or `nonlocal`
+
+    def bind(self, name: str, value: Value) -> None:
+        home: _Scope = self
+        while name in home.outer and home.parent is not None:
+            home = home.parent
+        home.values.setdefault(name, []).append(value)
+
+    def find(self, name: str) -> list[Value]:
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name]
+            scope = scope.parent
+        return []
+
+
+class Names(ast.NodeVisitor):
+    """Resolves expressions of one module.
+
+    >>> tree = ast.parse("import horovod.tensorflow.keras as h\\nopt = h.DistributedOptimizer(1)\\nopt")
+    >>> Names(tree).of(tree.body[-1].value)
+    'horovod.tensorflow.keras.DistributedOptimizer()'
+    """
+
+    def __init__(self, tree: ast.Module) -> None:
+        self._scopes: dict[ast.AST, _Scope] = {}
+        self._scope = _Scope(None)
+        self.visit(tree)
+
+    def of(self, node: ast.AST) -> str | None:
+        """The dotted name of an expression, where `keras` is also `tensorflow.keras`; a call ends with "()"."""
+        name = self.spelled(node)
+        if name is None:
+            return None
+        for prefix, same in _SAME.items():
+            if name == prefix or name.startswith(f"{prefix}."):
+                return same + name[len(prefix) :]
+        return name
+
+    def spelled(self, node: ast.AST) -> str | None:
+        """The dotted name, as it is imported."""
+        return self._resolve(node, frozenset())
+
+    def value(self, node: ast.expr) -> ast.expr:
+        """The expression that a name was assigned, once; the node itself for anything else."""
+        seen = set()
+        while isinstance(node, ast.Name) and node not in seen:
+            seen.add(node)
+            found = self._scopes[node].find(node.id) if node in self._scopes else []
+            if len(found) != 1 or not isinstance(found[0], ast.expr):
+                break
+            node = found[0]
+        return node
+
+    def _resolve(self, node: ast.AST, seen: frozenset[ast.AST]) -> str | None:
+        if node in seen:
+            return None
+        seen |= {node}
+        if isinstance(node, ast.Attribute):
+            base = self._resolve(node.value, seen)
+            return None if base is None else f"{base}.{node.attr}"
+        if isinstance(node, ast.Call):
+            base = self._resolve(node.func, seen)
+            return None if base is None else f"{base}()"
+        if isinstance(node, ast.Name) and node in self._scopes:
+            values = set(self._scopes[node].find(node.id))
+            value = values.pop() if len(values) == 1 else None
+            return self._resolve(value, seen) if isinstance(value, ast.expr) else value
+        return None
+
+    # -- reading the module ------------------------------------------------------------------------------
+
+    def visit_Import(self, node: ast.Import) -> None:
+        """`import a.b` is `a`, and `import a.b as c` is `a.b`."""
+        for alias in node.names:
+            top = alias.name.partition(".")[0]
+            self._scope.bind(alias.asname or top, alias.name if alias.asname else top)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        """`from a import b` is `a.b`."""
+        for alias in node.names:
+            known = node.module is not None and not node.level and alias.name != "*"
+            self._scope.bind(alias.asname or alias.name, f"{node.module}.{alias.name}" if known else None)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        """One name, or several from as many expressions."""
+        self.visit(node.value)
+        for target in node.targets:
+            for part, value in _pairs(target, node.value):
+                self._assign(part, value)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        """As an assignment, where it has a value."""
+        if node.value is not None:
+            self.visit(node.value)
+            self._assign(node.target, node.value)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        """`x *= 2` leaves what `x` is."""
+        self.visit(node.value)
+        self._scopes.update({part: self._scope for part in ast.walk(node.target) if isinstance(part, ast.Name)})
+
+    def visit_Name(self, node: ast.Name) -> None:
+        """A use, or a binding by a loop, `with` and the like."""
+        self._scopes[node] = self._scope
+        if isinstance(node.ctx, ast.Store):
+            self._scope.bind(node.id, None)
+
+    def visit_Global(self, node: ast.Global | ast.Nonlocal) -> None:
+        """What is assigned here then belongs to a scope further out."""
+        self._scope.outer.update(node.names)
+
+    visit_Nonlocal = visit_Global
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        """A scope of its own."""
+        self._inside(node, [*node.bases, *node.decorator_list], node.body, [])
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        """A scope of its own, with arguments."""
+        self._inside(node, [*_defaults(node.args), *node.decorator_list], node.body, _arguments(node.args))
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_Lambda(self, node: ast.Lambda) -> None:
+        """As a function."""
+        self._within([node.body], _arguments(node.args))
+
+    def _inside(
+        self,
+        node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
+        before: list[ast.expr],
+        body: list[ast.stmt],
+        arguments: list[str],
+    ) -> None:
+        self._scope.bind(node.name, None)
+        for expression in before:
+            self.visit(expression)
+        self._within(body, arguments)
+
+    def _within(self, body: list[ast.stmt] | list[ast.expr], arguments: list[str]) -> None:
+        self._scope = _Scope(self._scope)
+        for name in arguments:
+            self._scope.bind(name, None)
+        for part in body:
+            self.visit(part)
+        assert self._scope.parent is not None
+        self._scope = self._scope.parent
+
+    def _assign(self, target: ast.expr, value: ast.expr | None) -> None:
+        if not isinstance(target, ast.Name) or value is None:
+            self.visit(target)
+        elif isinstance(value, ast.Constant) and value.value is None:
+            self._scopes[target] = self._scope  # `hvd = None` where an import failed: it stays what it is elsewhere
+        else:
+            self._scopes[target] = self._scope
+            self._scope.bind(target.id, value)
+
+
+def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr | None]]:
+    """Each target with its value; None for what a call or a loop unpacks."""
+    if not isinstance(target, ast.Tuple | ast.List):
+        yield target, value
+    elif isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts):
+        for part, own in zip(target.elts, value.elts, strict=True):
+            yield from _pairs(part, own)
+    else:
+        yield target, None
+
+
+def _arguments(arguments: ast.arguments) -> list[str]:
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    return [argument.arg for argument in every if argument is not None]
+
+
+def _defaults(arguments: ast.arguments) -> list[ast.expr]:
+    return [default for default in (*arguments.defaults, *arguments.kw_defaults) if default is not None]
