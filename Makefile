@@ -18,7 +18,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .DELETE_ON_ERROR:
 # TensorFlow fills the cores by itself: two of its processes at a time only slow each other down.
 .NOTPARALLEL:
-.PHONY: help demo test fast replicas processes oldest distributed slurm lint format bench parity horovod clean
+.PHONY: help demo test fast replicas processes oldest distributed slurm browser lint format docs bench bench-large parity horovod clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ demo: $(VENV)/.installed-$(TF)-demo ## train on real data with four simulated re
 test: lint fast replicas processes oldest distributed ## lint, and all tests: also on the oldest TensorFlow and under the launchers
 
 fast: $(VENV)/.installed-$(TF)-dev ## most of the tests, in under three minutes
-	$(call lane,fast,$(VENV),not distributed and not slurm and not processes and not replicas)
+	$(call lane,fast,$(VENV),not distributed and not slurm and not browser and not processes and not replicas)
 
 replicas: $(VENV)/.installed-$(TF)-dev ## the tests that train on four replicas again and again
 	$(call lane,replicas,$(VENV),replicas)
@@ -40,7 +40,7 @@ processes: $(VENV)/.installed-$(TF)-dev ## the tests that start Python anew
 	$(call lane,processes,$(VENV),processes)
 
 oldest: $(OLDEST)/.installed ## all of these on TensorFlow 2.16
-	$(call lane,oldest,$(OLDEST),not distributed and not slurm)
+	$(call lane,oldest,$(OLDEST),not distributed and not slurm and not browser)
 
 distributed: $(VENV)/.horovod-$(TF) ## the tests under horovodrun and mpirun, on a Horovod built once
 	$(call lane,distributed,$(VENV),distributed)
@@ -48,12 +48,18 @@ distributed: $(VENV)/.horovod-$(TF) ## the tests under horovodrun and mpirun, on
 slurm: $(VENV)/.horovod-$(TF) ## the tests under Slurm, of which .ci/slurm makes one of a node (as root, on Debian)
 	$(call timed,slurm,.ci/slurm $(VENV)/bin/python -m pytest -m slurm --junitxml=$(REPORTS)/slurm.xml $(PYTEST_ARGS))
 
+browser: $(VENV)/.installed-$(TF)-dev ## the report's page in a headless Chromium (installed as root, on Debian)
+	$(call timed,browser,.ci/browser $(VENV)/bin/python -m pytest -m browser --junitxml=$(REPORTS)/browser.xml $(PYTEST_ARGS))
+
 lint: $(VENV)/.installed-$(TF)-dev ## formatting, lint and types, of scripts and images too
 	$(call timed,lint,$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy && \
-	  $(VENV)/bin/shellcheck .ci/run .ci/slurm docker/*.sh launch/*.sh launch/slurm.sbatch && $(VENV)/bin/hadolint docker/Dockerfile.*)
+	  $(VENV)/bin/shellcheck .ci/run .ci/slurm .ci/browser docker/*.sh launch/*.sh launch/slurm.sbatch && $(VENV)/bin/hadolint docker/Dockerfile.*)
 
 format: $(VENV)/.installed-$(TF)-dev ## rewrite the files as lint wants them
 	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
+
+docs: $(VENV)/.installed-$(TF)-dev demo ## run the commands that README.md shows, and write what they print beneath them
+	@$(VENV)/bin/python docs/outputs.py
 
 bench: $(VENV)/.installed-$(TF)-dev ## what a step costs beside plain Keras
 	@$(VENV)/bin/python benchmarks/step_overhead.py $(BENCH_ARGS)

@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Runs the commands that README.md shows, and writes what they print beneath them: `make docs`.
+
+A block begins with `<!-- output of: COMMAND -->` and ends with `<!-- end -->`; what stands between them is replaced.
+With `--check` nothing is written, and a block of a command that says the same on every machine must be as it would be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"<!-- output of: (?P<command>.*?) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL)
+SAME_EVERYWHERE = ("distlr plan", "distlr batch")
+LONGEST = 600  # seconds
+LIVE = "runs/live"  # the directory of a run that is under way while its commands are typed
+TRAIN = ["launch/train.py", "--epochs", "10000", "--run-dir", LIVE]
+
+
+def printed(command: str) -> str:
+    """What a command prints, indented as Markdown has it, without this machine's paths."""
+    words = shlex.split(command)
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environ |= {"COLUMNS": "110", "NO_COLOR": "1", "TERM": "dumb", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LONGEST,
+        check=False,
+    )
+    text = (done.stdout + done.stderr).replace(str(ROOT), ".").replace(str(Path.home()), "~")
+    lines = [line.rstrip() for line in text.rstrip().splitlines()]
+    return "".join(f"    {line}\n" if line else "\n" for line in [f"$ {command}", *lines])
+
+
+@contextlib.contextmanager
+def live_run(command: str) -> Iterator[None]:
+    """Trains beside the command, where it names the live run."""
+    if LIVE not in command:
+        yield
+        return
+    shutil.rmtree(ROOT / LIVE, ignore_errors=True)
+    process = subprocess.Popen([sys.executable, *TRAIN], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (ROOT / LIVE / "epochs.jsonl").is_file() and process.poll() is None:
+            time.sleep(0.2)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def block(command: str) -> str:
+    """The whole block."""
+    with live_run(command):
+        return f"<!-- output of: {command} -->\n\n{printed(command)}\n<!-- end -->"
+
+
+def main() -> int:
+    """Returns 1 where a checked block is not as it would be written."""
+    check = sys.argv[1:] == ["--check"]
+    path = ROOT / "README.md"
+    text, status = path.read_text(encoding="utf-8"), 0
+    for found in BLOCK.finditer(text):
+        command = found["command"]
+        if check and not command.startswith(SAME_EVERYWHERE):
+            continue
+        new = block(command)
+        if check and new != found[0]:
+            print(f"README.md does not show what `{command}` prints; to mend it: make docs", file=sys.stderr)
+            status = 1
+        text = text.replace(found[0], new)
+    if not check:
+        path.write_text(text, encoding="utf-8")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
