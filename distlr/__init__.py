@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from distlr.duration import Duration
     from distlr.job import Job
     from distlr.optimizer import strip
+    from distlr.range_test import find_lr
     from distlr.schedules import scale
     from distlr.start import init
 
@@ -42,6 +43,7 @@ __all__ = [
     "communicators",
     "elastic",
     "errors",
+    "find_lr",
     "init",
     "scale",
     "schedules",
@@ -60,6 +62,7 @@ _HOMES = {
     "GlobalBatch": "batch",
     "Job": "job",
     "Plateau": "decider",
+    "find_lr": "range_test",
     "init": "start",
     "scale": "schedules",
     "strip": "optimizer",

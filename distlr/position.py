@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -78,6 +79,15 @@ class Position:
         """Says where Keras' epoch `epoch` goes on: at which pass, and where in it."""
         self._set(seed, number, offset)
         self._resumed, self._shift = epoch, number - epoch
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Brings the data back to where it stands now, whatever iterates over it inside."""
+        before = self._variable.numpy()
+        try:
+            yield
+        finally:
+            self._variable.assign(before)
 
     def after(self, steps: int) -> int:
         """Samples of the pass that are drawn after so many steps from where it began here."""

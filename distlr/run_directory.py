@@ -37,7 +37,8 @@ class Run:
 
     Attributes:
         name: the directory's.
-        run: when it started, its command, the parts of the formula ("job"), the planned epochs, the versions.
+        run: when it started and, once it has, ended; its command, the parts of the formula ("job"), the planned
+            epochs, the versions.
         epochs: an object an epoch, in order.
         decisions: an object a decision, in order.
     """
@@ -85,6 +86,10 @@ class RunDirectory:
         write_json(self.path / RUN, {**run, "started": old.get("started", run["started"])})
         self._filter(EPOCHS, lambda line: line["epoch"] < epoch)
         self._filter(DECISIONS, keep)
+
+    def end(self) -> None:
+        """Notes that the run has come to its end."""
+        write_json(self.path / RUN, {**_read_json(self.path / RUN), "ended": now()})
 
     def add_epoch(self, record: Mapping[str, Any]) -> None:
         """Appends an epoch."""

@@ -8,7 +8,9 @@ DISTLR_SIMULATE=4 python launch/train.py --data digits          # four simulated
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import keras
@@ -19,7 +21,7 @@ import distlr
 layers, schedules = keras.layers, keras.optimizers.schedules
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=datasets.LOADERS, default="digits")
     parser.add_argument("--epochs", type=int, default=12)
@@ -38,7 +40,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/train"))
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def build_model(shape: tuple[int, ...], classes: int) -> keras.Model:
@@ -66,9 +68,9 @@ def base_rate(args: argparse.Namespace, steps: int) -> float | schedules.Learnin
     return rate
 
 
-def main() -> None:
-    args = arguments()
-    job = distlr.init()
+def setup(job: distlr.Job, args: argparse.Namespace | None = None) -> tuple[keras.Model, Any, Any]:
+    """The model, and this rank's data for training and validation; `distlr lr-find train:setup` calls it, too."""
+    args = arguments([]) if args is None else args
     keras.utils.set_random_seed(args.seed)
     train, test = datasets.load(args.data)
     samples = len(train[0])
@@ -90,24 +92,30 @@ def main() -> None:
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             weighted_metrics=["accuracy"],
         )
+    return model, job.shard(train, batch, seed=args.seed), job.shard(test, batch, training=False)
 
-    callbacks = [distlr.callbacks.LearningRateLogger(args.run_dir)]
+
+def main() -> None:
+    args = arguments()
+    job = distlr.init()
+    model, train, valid = setup(job, args)
+
+    callbacks = []
     patience = args.patience or (5 if args.schedule == "plateau" else None)
     if patience:
         callbacks.append(distlr.callbacks.ReduceLROnPlateau("val_loss", factor=0.1, patience=patience))
     if args.checkpoint:
         callbacks.append(distlr.callbacks.Checkpoint(args.run_dir / "checkpoints", every=args.checkpoint))
     model.fit(
-        job.shard(train, batch, seed=args.seed),
+        train,
         epochs=args.epochs,
-        validation_data=job.shard(test, batch, training=False),
-        callbacks=job.callbacks(callbacks),
+        validation_data=valid,
+        callbacks=job.callbacks(callbacks, run_dir=args.run_dir),
         shuffle=False,  # job.shard does; Keras warns otherwise
         verbose=2 if job.is_root else 0,
     )
-    accuracy = job.evaluate(model, job.shard(test, batch, training=False))["accuracy"]
-    decisions = [decision for callback in callbacks for decision in getattr(callback, "decisions", [])]
-    report.write(args.run_dir, job, model, decisions, accuracy)
+    accuracy = job.evaluate(model, valid)["accuracy"]
+    report.write(args.run_dir, job, model, accuracy)
 
 
 if __name__ == "__main__":

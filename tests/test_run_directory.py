@@ -30,6 +30,7 @@ def test_what_is_written_is_read(tmp_path) -> None:
 
 def test_a_run_that_goes_on_takes_back_what_it_trains_again(tmp_path) -> None:
     directory = _written(tmp_path)
+    directory.end()
     directory.go_on({**RUN, "started": "later", "host": "b"}, 2, lambda entry: entry["epoch"] < 1)
     run = directory.read()
     assert run.run == {**RUN, "host": "b"}  # the start stays the first one

@@ -83,6 +83,11 @@ class Record(JobCallback):
             }
         self.directory.add_epoch(record)
 
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Notes the end; not of a run that a signal or an error ended, and that will go on."""
+        if self._begun and self.communicator.is_root:
+            self.directory.end()
+
     def _begin(self, epoch: int) -> None:
         optimizer = inner(self.model.optimizer)
         explained = optimizer.explain() if isinstance(optimizer, ScaledOptimizer) else {"optimizer": optimizer.name}

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from distlr.control import ControlDirectory, Request
+from distlr.errors import ConfigurationError
 from distlr.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def _action(actions: Subparsers, name: str, words: str) -> argparse.ArgumentPars
 def run(args: argparse.Namespace) -> int:
     """Writes the request, and waits for the answer where that is asked for."""
     directory = RunDirectory(args.run_dir)
-    directory.read()  # a run, or an error
+    ended = directory.read().run.get("ended")
+    if ended:
+        raise ConfigurationError(f"The run in {args.run_dir} ended at {ended}; there is nothing left to control.")
     options = {name: getattr(args, name, None) for name in ("multiply", "to", "at_epoch")}
     request = Request(args.action, **options, force=getattr(args, "force", False))
     name = ControlDirectory(args.run_dir).ask(request)
@@ -73,9 +76,9 @@ def _answer(directory: RunDirectory, name: str, seconds: float) -> dict[str, Any
     """What the run has said about a request."""
     deadline = time.monotonic() + seconds
     while True:
-        for entry in reversed(directory.decisions()):
-            if entry.get("id") == name:
-                return entry
+        found = [entry for entry in directory.decisions() if entry.get("id") == name]
+        if found:
+            return found[-1]
         if time.monotonic() > deadline:
             return None
         time.sleep(_PAUSE)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from distlr._version import __version__
-from distlr.cli import batch, plan, run
+from distlr.cli import batch, completion, control, doctor, lr_find, plan, report, run
 from distlr.errors import DistlrError
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
-COMMANDS = (batch, plan, run)
+COMMANDS = (batch, plan, lr_find, report, run, control, completion, doctor)
 """The subcommands' modules, in the order in which `--help` lists them."""
 
 
@@ -31,26 +32,27 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
+    whole = _Parser(
         prog="distlr",
         description="The same, right learning rate at every step on every replica of a Keras 3 job.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"distlr {__version__}")
-    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    whole.add_argument("--version", action="version", version=f"distlr {__version__}")
+    subparsers = whole.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.register(subparsers)
-    return parser
+    return whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's own) and returns the exit code.
 
-    0: done. 2: an argument is wrong, said in one line on stderr. `--help`, `--version` and what
-    the parser itself refuses leave through `SystemExit`, as argparse does it.
+    0: done. 1 and 3: see the command. 2: an argument is wrong, said in one line on stderr. 130: interrupted. `--help`,
+    `--version` and what the parser itself refuses leave through `SystemExit`, as argparse does it.
     """
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     try:
         code: int = args.run(args)
         sys.stdout.flush()
@@ -60,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) left. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return code
 
 

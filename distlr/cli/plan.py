@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
 import io
 import json
 import os
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distlr.batch import GlobalBatch
+from distlr.cli.bars import bars
+from distlr.cli.importing import beside, imported
 from distlr.errors import ConfigurationError, received
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register", "run"]
 
-_BARS = " ▁▂▃▄▅▆▇█"
-_WIDTH, _ROWS = 60, 10
+_ROWS = 10
 _LONGEST = 1_000_000  # bytes of a schedule as JSON
 
 
@@ -95,19 +95,11 @@ def _schedule(text: str, batch: GlobalBatch) -> Any:
         if Path(text).stat().st_size > _LONGEST:
             raise ConfigurationError(received("schedule", text, f"a file of at most {_LONGEST} bytes"))
         return schedules.get(_json(Path(text).read_text(encoding="utf-8"), text), batch)
-    module, _, name = text.partition(":")
-    if not name:
+    if ":" not in text:
         hint = "write package.module:name, or a schedule as JSON"
         raise ConfigurationError(received("schedule", text, "an importable object, JSON, or a file of it", hint))
-    sys.path.insert(0, os.getcwd())  # as `python -m` has it
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"`schedule` cannot be imported: {error}. Received: schedule={text!r}.") from error
-    finally:
-        sys.path.pop(0)
+    with beside():
+        found = imported("schedule", text)
     import keras
 
     from distlr.optimizer import schedule_of
@@ -157,17 +149,9 @@ def _chart(curves: list[Curve]) -> str:
     """A line of bars for each number of replicas, each to its own scale, with its peak."""
     lines = []
     for curve in curves:
-        peak = float(curve.rates.max()) or 1.0
-        columns = [float(part.max()) for part in _parts(curve.rates)]
-        bars = "".join(_BARS[min(8, max(int(value > 0), round(8 * value / peak)))] for value in columns)
-        lines.append(f"{_name(curve):>14} {bars} to {curve.rates.max():.4g}")
+        (line,) = bars(curve.rates.tolist())
+        lines.append(f"{_name(curve):>14} {line} to {curve.rates.max():.4g}")
     return "\n".join(lines)
-
-
-def _parts(rates: Any) -> Any:
-    import numpy as np
-
-    return np.array_split(rates, _WIDTH)
 
 
 def _write_csv(path: Path, curves: list[Curve]) -> None:
@@ -182,27 +166,13 @@ def _write_csv(path: Path, curves: list[Curve]) -> None:
 
 
 def _draw(path: Path, curves: list[Curve]) -> None:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigurationError(
-            f"`--png` needs matplotlib: {error}. To mend it: pip install 'distlr[plot]'."
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from distlr.pictures import picture
 
-    from distlr.files import write_bytes
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for i, curve in enumerate(curves):
-        label = f"{_name(curve)}: batch {curve.batch.size}, factor {curve.schedule.factor:g}"
-        axes.plot(curve.epochs, curve.rates, color=f"C{i}", label=label)
-        for mark in curve.marks:
-            axes.axvline(mark.epoch, color=f"C{i}", linestyle=":", linewidth=1)
-    axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, curves[0].epochs[-1]), ylim=(0, None))
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    plt.close(figure)
-    write_bytes(path, image.getvalue())
+    with picture(path) as axes:
+        for i, curve in enumerate(curves):
+            label = f"{_name(curve)}: batch {curve.batch.size}, factor {curve.schedule.factor:g}"
+            axes.plot(curve.epochs, curve.rates, color=f"C{i}", label=label)
+            for mark in curve.marks:
+                axes.axvline(mark.epoch, color=f"C{i}", linestyle=":", linewidth=1)
+        axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, curves[0].epochs[-1]), ylim=(0, None))
+        axes.legend(frameon=False)

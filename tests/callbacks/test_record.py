@@ -53,6 +53,7 @@ def test_the_run_says_what_it_is(recording, tmp_path) -> None:
     assert run.run["job"]["factor"] == 2
     assert run.run["job"]["replicas"] == 1
     assert run.run["epochs"] == 3
+    assert run.run["started"] <= run.run["ended"]
     assert run.run["versions"]["keras"] == keras.__version__
     assert run.run["job"] == {**bench.job.explain(), "samples_seen": 0, "learning_rate": pytest.approx(0.1)}
 

@@ -75,7 +75,7 @@ def test_help_lists_every_subcommand(capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     for command in COMMANDS:
-        assert command.__name__.rpartition(".")[2] in out
+        assert command.__name__.rpartition(".")[2].replace("_", "-") in out
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], BATCH], ids=lambda words: words[0])

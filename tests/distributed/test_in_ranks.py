@@ -40,6 +40,7 @@ def test_each_rank(launching, launcher, size) -> None:
         "test_callbacks",
         "test_metrics",
         "test_nothing_lost",
+        "test_range_test",
         "test_steering",
         *(["test_strategy"] if spans else ["test_exchange", "test_drop_in"]),
     ]
@@ -47,3 +48,13 @@ def test_each_rank(launching, launcher, size) -> None:
     counts = passed(launching.launch(launcher, size, script, limit=400).check(), size)
     assert len(set(counts)) == 1
     assert counts[0] >= 40
+
+
+@pytest.mark.parametrize("launcher", ["gloo", "multi-worker"])
+def test_the_range_test_of_the_reference_script(launching, launcher) -> None:
+    """`distlr lr-find` on two ranks: one answer, by rank 0."""
+    words = ["distlr/cli/main.py", "lr-find", "train:setup", "--steps", "20"]
+    environ = {"PYTHONPATH": f"{launching.ROOT}:{launching.ROOT}/launch"}
+    finished = launching.launch(launcher, 2, words, environ=environ).check()
+    assert finished.output.count(" rates; the test ended because ") == 1
+    assert finished.output.count("job.optimizer multiplies it by 2 for the global batch.") == 1

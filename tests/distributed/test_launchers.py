@@ -50,7 +50,7 @@ def test_the_reference_script(launching, simulated, tmp_path, launcher, size) ->
     if not summary["decisions"] and not simulated["decisions"]:
         assert summary["learning_rates"] == simulated["learning_rates"]
     assert finished.output.count("[distlr] SGD: rate 0.05 x 3 (linear) = 0.15") == 1  # rank 0's line
-    assert (tmp_path / "learning_rate.png").stat().st_size > 0
+    assert (tmp_path / "report.png").stat().st_size > 0
 
 
 def test_distlr_run_starts_the_ranks(launching, tmp_path) -> None:
@@ -195,11 +195,11 @@ def test_the_drop_in_for_horovods_keras_api(launching, tmp_path) -> None:
 @pytest.mark.parametrize("launcher", ["gloo", "horovod-mpi", "mpirun", "multi-worker"])
 def test_a_rank_that_is_killed_ends_the_job(launching, tmp_path, launcher) -> None:
     """In mid-epoch: the job ends non-zero within a minute and says who died, and nothing is half-written."""
-    killer = launching.Killer(1, tmp_path / "learning_rate.jsonl")
+    killer = launching.Killer(1, tmp_path / "epochs.jsonl")
     options = ["--epochs", "500", "--per-replica", "8", "--run-dir", str(tmp_path)]
     script = ["launch/train.py", *options]
     finished = launching.launch(launcher, 2, script, limit=200, watch=killer)
-    lines = (tmp_path / "learning_rate.jsonl").read_text().splitlines()
+    lines = (tmp_path / "epochs.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(len(lines)))
     assert not (tmp_path / "summary.json").exists()
     killer.check(finished)

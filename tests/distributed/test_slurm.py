@@ -52,7 +52,7 @@ def test_tasks_with_a_world_of_their_own_are_refused(launching, tmp_path) -> Non
 
 
 def test_a_task_that_is_killed_ends_the_job(launching, tmp_path) -> None:
-    killer = launching.Killer(1, tmp_path / "learning_rate.jsonl")
+    killer = launching.Killer(1, tmp_path / "epochs.jsonl")
     script = ["launch/train.py", "--epochs", "500", "--per-replica", "8", "--run-dir", str(tmp_path)]
     finished = batch(launching, tmp_path, script, limit=200, watch=killer)
     killer.check(finished)

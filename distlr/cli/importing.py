@@ -1,0 +1,54 @@
+"""What a command is given as `package.module:name`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from distlr.errors import ConfigurationError, received
+
+__all__ = ["beside", "check_name", "imported"]
+
+
+@contextlib.contextmanager
+def beside() -> Iterator[None]:
+    """Lets modules of the working directory be imported inside, as `python -m` does."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+
+
+def check_name(argument: str, text: str) -> tuple[str, str]:
+    """The module and the name in it, of which nothing is imported yet.
+
+    Raises:
+        ConfigurationError: it is not of this form.
+    """
+    module, _, name = text.partition(":")
+    if not module or not name:
+        raise ConfigurationError(received(argument, text, "of the form package.module:name"))
+    return module, name
+
+
+def imported(argument: str, text: str) -> Any:
+    """The object that `package.module:name` names; a name with dots is one in another.
+
+    Raises:
+        ConfigurationError: there is no such module, or nothing of that name in it.
+    """
+    module, name = check_name(argument, text)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"`{argument}` cannot be imported: {error}. Received: {argument}={text!r}.") from error
+    return found

@@ -1,0 +1,133 @@
+"""`distlr lr-find`: the learning-rate range test of a script's model, on all replicas and ranks it is started on."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distlr.cli.bars import bars
+from distlr.cli.importing import beside, check_name, imported
+from distlr.errors import ConfigurationTypeError, received
+
+if TYPE_CHECKING:
+    from distlr.range_result import RangeTest
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+__all__ = ["register", "run"]
+
+_ROWS, _MARGIN = 6, 10
+
+
+def register(subparsers: Subparsers) -> None:
+    """Adds the subcommand to the parser of the `distlr` command."""
+    parser = subparsers.add_parser(
+        "lr-find",
+        help="where the loss falls, over rates from low to high (the learning-rate range test)",
+        description="Trains a script's model for a moment at rates that grow from --low to --high, and says where the "
+        "loss falls; nothing is saved. Alone, with -n on simulated replicas, or under a launcher: horovodrun -np 2 "
+        "distlr lr-find train:setup. Exit status: 0; 2 where an argument cannot be right.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "setup",
+        metavar="module:function",
+        help="an importable function that takes the job and returns the compiled model and what job.shard gave",
+    )
+    parser.add_argument("--low", type=float, default=1e-7, metavar="RATE", help="at the global batch (default: 1e-7)")
+    parser.add_argument("--high", type=float, default=10.0, metavar="RATE", help="at the global batch (default: 10)")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="updates (default: 100)")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draws the curve")
+    parser.add_argument("--json", action="store_true", help="print all that was found as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no chart")
+    parser.add_argument("-n", type=int, metavar="N", help="on N simulated replicas, without a launcher")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the test on all ranks; rank 0 prints and draws."""
+    check_name("setup", args.setup)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from distlr.range_test import find_lr
+    from distlr.start import init
+
+    job = init(simulate=args.n)  # before the script is imported, which may start TensorFlow
+    with beside():
+        made = _called(args.setup, job)
+    shown = job.is_root and not args.quiet and sys.stderr.isatty()
+    with _progress(args.steps, shown) as progress:
+        found = find_lr(job, *made, low=args.low, high=args.high, steps=args.steps, progress=progress)
+    if not job.is_root:
+        return 0
+    if args.json:
+        print(json.dumps(found.to_json(), indent=2, allow_nan=False))
+    else:
+        print("\n".join([*([] if args.quiet else _chart(found)), found.explain(), *_use(found)]))
+    if args.png is not None:
+        found.draw(args.png)
+    return 0
+
+
+def _called(text: str, job: object) -> tuple[object, object]:
+    """What the script's function gives: the model and the data; it may give more."""
+    function = imported("setup", text)
+    hint = "def setup(job): ...; return model, job.shard(train, batch)"
+    if not callable(function):
+        raise ConfigurationTypeError(received("setup", function, "a function that takes the job", hint))
+    made = function(job)
+    if not isinstance(made, tuple) or len(made) < 2:
+        what = type(made).__name__
+        raise ConfigurationTypeError(received("setup", f"a function that gives {what}", "one that gives two", hint))
+    return made[0], made[1]
+
+
+@contextlib.contextmanager
+def _progress(steps: int, shown: bool) -> Iterator[Callable[[int, float, float], None] | None]:
+    if not shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=steps)
+
+        def show(number: int, rate: float, loss: float) -> None:
+            progress.update(task, completed=number, description=f"rate {rate:.2e}  loss {loss:.4g}")
+
+        yield show
+
+
+def _chart(found: RangeTest) -> list[str]:
+    """The smoothed loss over log(rate) as bars, with the two suggestions marked under it."""
+    count = len(found.smoothed)
+    if count < 2:
+        return []
+    low, high = found.shown()
+    rows = bars(found.smoothed, low=low - (high - low) / (8 * _ROWS), high=high, rows=_ROWS)
+    width = len(rows[0])
+    labels = [f"{high:.4g}", *[""] * (_ROWS - 2), f"{low:.4g}"]
+    lines = [f"{label:>{_MARGIN - 1}} {row}" for label, row in zip(labels, rows, strict=True)]
+    marks = [" "] * width
+    for mark, rate in (("s", found.steepest), ("v", found.valley)):
+        if rate is not None:
+            marks[found.rates.index(rate) * width // count] = mark
+    first, last = f"{found.rates[0]:.3g}", f"{found.rates[-1]:.3g}"
+    axis = first + last.rjust(width - len(first))
+    return [*lines, " " * _MARGIN + "".join(marks), " " * _MARGIN + axis + "  rate", ""]
+
+
+def _use(found: RangeTest) -> list[str]:
+    """One sentence on what to do with it."""
+    rates = sorted({found.base(rate) for rate in (found.valley, found.steepest) if rate is not None})
+    if not rates:
+        return []
+    what = f"{rates[0]:.3g}" if len(rates) == 1 else f"a rate from {rates[0]:.3g} to {rates[1]:.3g}"
+    scaled = "" if found.factor == 1 else f"; job.optimizer multiplies it by {found.factor:g} for the global batch"
+    return [f"Write {what} into the script, as the peak of its schedule{scaled}."]

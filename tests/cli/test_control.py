@@ -1,0 +1,110 @@
+"""`distlr control` and `distlr completion`, as they are typed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from distlr.cli.completion import SHELLS
+from distlr.cli.main import main
+from distlr.control import ControlDirectory, Request
+from distlr.run_directory import RunDirectory
+
+
+@pytest.fixture
+def run(tmp_path) -> str:
+    RunDirectory(tmp_path).begin({"started": "now"})
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "request_"),
+    [
+        (["set-lr", "--multiply", "0.5"], Request("set-lr", multiply=0.5)),
+        (
+            ["set-lr", "--to", "1e-3", "--at-epoch", "40", "--force"],
+            Request("set-lr", to=1e-3, at_epoch=40, force=True),
+        ),
+        (["pause-plateau", "--at-epoch", "3"], Request("pause-plateau", at_epoch=3)),
+        (["resume-plateau"], Request("resume-plateau")),
+        (["stop"], Request("stop")),
+    ],
+)
+def test_what_is_typed_is_asked(run, capsys, words, request_) -> None:
+    assert main(["control", run, *words]) == 0
+    (found,) = ControlDirectory(run).look()
+    assert found.request == request_
+    assert f"asked: {request_}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["set-lr"], "one of the arguments --multiply --to is required"),
+        (["set-lr", "--multiply", "2", "--to", "1"], "not allowed with"),
+        (["set-lr", "--multiply", "-1"], "`multiply` must be a finite number above 0"),
+        (["set-lr", "--to", "nan"], "`to` must be a finite number above 0"),
+        (["stop", "--at-epoch", "0"], "`at_epoch` must be a whole number from 1"),
+        (["faster"], "invalid choice"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_and_no_file(run, capsys, words, said) -> None:
+    try:
+        code = main(["control", run, *words])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert ControlDirectory(run).look() == []
+
+
+def test_a_directory_without_a_run(tmp_path, capsys) -> None:
+    assert main(["control", str(tmp_path), "stop"]) == 2
+    assert "a directory with a run.json" in capsys.readouterr().err
+
+
+def test_a_run_that_has_ended(run, capsys) -> None:
+    RunDirectory(run).end()
+    assert main(["control", run, "stop"]) == 2
+    assert "there is nothing left to control" in capsys.readouterr().err
+    assert ControlDirectory(run).look() == []
+
+
+@pytest.mark.parametrize(("kind", "code"), [("control", 0), ("refused", 1)])
+def test_the_answer_is_waited_for(run, capsys, monkeypatch, kind, code) -> None:
+    ask = ControlDirectory.ask
+
+    def answered(self, request):
+        name = ask(self, request)
+        RunDirectory(run).add_decision({"kind": "refused", "id": "another", "reason": "no"})
+        RunDirectory(run).add_decision({"kind": kind, "id": name, "reason": "the reason"})
+        return name
+
+    monkeypatch.setattr(ControlDirectory, "ask", answered)
+    assert main(["control", run, "stop", "--wait", "5"]) == code
+    assert capsys.readouterr().out == f"{kind}: the reason\n"
+
+
+def test_no_answer_in_time(run, capsys) -> None:
+    assert main(["control", run, "stop", "--wait", "0.01"]) == 3
+    assert "is the run under way?" in capsys.readouterr().err
+
+
+def test_the_file_is_the_request(run) -> None:
+    main(["control", run, "set-lr", "--multiply", "0.5"])
+    (path,) = (ControlDirectory(run).path).iterdir()
+    assert json.loads(path.read_text()) == {"distlr": 1, "action": "set-lr", "multiply": 0.5}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_knows_every_command(capsys, shell) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("control", "pause-plateau", "plan", "warmup"):
+        assert word in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=10)
