@@ -15,11 +15,12 @@ __all__ = ["picture"]
 
 
 @contextlib.contextmanager
-def picture(path: str | os.PathLike[str], *, size: tuple[float, float] = (8, 4.5)) -> Iterator[Any]:
-    """Gives axes to draw on, and writes what was drawn as a PNG, whole or not at all. No display is needed.
+def picture(path: str | os.PathLike[str], *, rows: int = 1, size: tuple[float, float] = (8, 4.5)) -> Iterator[Any]:
+    """Gives a list of axes to draw on, and writes what was drawn as a PNG, whole or not at all. No display is needed.
 
     Args:
         path: the file.
+        rows: how many axes, under each other, with one horizontal axis.
         size: in inches, of 120 dots each.
 
     Raises:
@@ -35,8 +36,9 @@ def picture(path: str | os.PathLike[str], *, size: tuple[float, float] = (8, 4.5
         ) from error
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    axes = list(figure.subplots(rows, sharex=True, squeeze=False)[:, 0])
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
     yield axes
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)

@@ -155,7 +155,7 @@ class RangeTest:
         """
         from distlr.pictures import picture
 
-        with picture(path) as axes:
+        with picture(path) as (axes,):
             axes.plot(self.rates, self.losses, color="C0", alpha=0.3, linewidth=1, label="loss of the batch")
             axes.plot(self.rates, self.smoothed, color="C0", linewidth=2, label="smoothed")
             for i, (name, rate) in enumerate((("valley", self.valley), ("steepest", self.steepest))):

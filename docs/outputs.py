@@ -8,9 +8,9 @@ With `--check` nothing is written, and a block of a command that says the same o
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -21,18 +21,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"<!-- output of: (?P<command>.*?) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL)
 SAME_EVERYWHERE = ("distlr plan", "distlr batch")
+OF_TENSORFLOW = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} \d\d:\d\d:")
 LONGEST = 600  # seconds
 LIVE = "runs/live"  # the directory of a run that is under way while its commands are typed
 TRAIN = ["launch/train.py", "--epochs", "10000", "--run-dir", LIVE]
 
 
 def printed(command: str) -> str:
-    """What a command prints, indented as Markdown has it, without this machine's paths."""
-    words = shlex.split(command)
+    """What a command prints, indented as Markdown has it, without this machine's paths and what TensorFlow says."""
     environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environ |= {"COLUMNS": "110", "NO_COLOR": "1", "TERM": "dumb", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        words,
+        ["bash", "-c", command],
         cwd=ROOT,
         env=environ,
         stdin=subprocess.DEVNULL,
@@ -42,7 +42,8 @@ def printed(command: str) -> str:
         check=False,
     )
     text = (done.stdout + done.stderr).replace(str(ROOT), ".").replace(str(Path.home()), "~")
-    lines = [line.rstrip() for line in text.rstrip().splitlines()]
+    text = re.sub(rf"\b{re.escape(getpass.getuser())}\b", "maria", text)
+    lines = [line.rstrip() for line in text.rstrip().splitlines() if not OF_TENSORFLOW.match(line)]
     return "".join(f"    {line}\n" if line else "\n" for line in [f"$ {command}", *lines])
 
 

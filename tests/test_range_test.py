@@ -23,7 +23,7 @@ def job_of(replicas: int):
     return distlr.init(strategy=strategy, environ={})
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["single", "replicas"])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.replicas)], ids=["single", "replicas"])
 def job(request, four_cpus):
     return job_of(request.param)
 

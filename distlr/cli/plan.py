@@ -168,7 +168,7 @@ def _write_csv(path: Path, curves: list[Curve]) -> None:
 def _draw(path: Path, curves: list[Curve]) -> None:
     from distlr.pictures import picture
 
-    with picture(path) as axes:
+    with picture(path) as (axes,):
         for i, curve in enumerate(curves):
             label = f"{_name(curve)}: batch {curve.batch.size}, factor {curve.schedule.factor:g}"
             axes.plot(curve.epochs, curve.rates, color=f"C{i}", label=label)

@@ -1,6 +1,6 @@
 """The communicator over Horovod, and the exchange of gradients that it hands to the optimizer.
 
-Horovod is imported here and nowhere else in distlr.
+Of what trains, this alone imports Horovod, with `horovod_elastic.py` and the drop-in.
 """
 
 from __future__ import annotations

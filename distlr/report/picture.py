@@ -30,10 +30,7 @@ def draw(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
     rows = max(1, len(found))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # of a run's name: the font shows a box for it
-        with picture(path, size=(8, 1 + 2.6 * rows)) as axes:
-            figure = axes.figure
-            axes.remove()
-            all_axes = figure.subplots(rows, sharex=True, squeeze=False)[:, 0]
+        with picture(path, rows=rows, size=(8, 1 + 2.6 * rows)) as all_axes:
             for each, chart in zip(all_axes, found, strict=False):
                 _chart(each, chart, [mark for mark in decisions if mark.is_on(epochs)])
             all_axes[-1].set(xlabel="epochs", xlim=(epochs.low, epochs.high))
@@ -57,7 +54,6 @@ def _chart(axes: Any, chart: Chart, decisions: Sequence[Mark]) -> None:
     if chart.from_zero:
         axes.set_ylim(bottom=0)
     axes.set_ylabel(chart.axis)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _legend(axes: Any, names: Sequence[str], dashed: bool) -> None:

@@ -57,8 +57,9 @@ def steered(job, tmp_path_factory, own):
 def test_every_rank_changes_at_the_same_update(job, steered, same_on_all) -> None:
     rates, run, _ = steered({3: Request("set-lr", multiply=0.5), 9: Request("stop")})
     rates = same_on_all(rates)
-    # Found after the 4th batch; the 5th update carries it to all, who hear of it after the 6th. A stop is agreed on once
-    # more, with the 13th, since a callback of the test's own looks at the batches and could have stopped one rank.
+    # Found after the 4th batch; the 5th update carries it to all, who hear of it after the 6th. A stop is agreed on
+    # once more, with the 13th, since a callback of the test's own looks at the batches and could have stopped one
+    # rank.
     assert rates == pytest.approx([0.1] * 6 + [0.05] * 7)
     assert [(d["action"], d["samples_seen"] // job.replicas) for d in run.decisions] == [("set-lr", 6), ("stop", 12)]
     assert run.epochs[-1]["agreement"]["ranks"] == job.size

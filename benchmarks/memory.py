@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""The resident memory of a rank, with and without distlr: fresh processes that train the same model.
+
+    python benchmarks/memory.py [--backend horovod] [--rounds 5]
+
+Each measurement is a job of its own, in an order drawn anew each round: the constant arm of `step_overhead.py` (plain
+Keras; on Horovod's ranks with the leanest exchange), the same once more as control, and distlr's full stack. The
+constant arm's job imports distlr too, to find its ranks: what the import alone takes is measured apart, beside
+TensorFlow's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from _ratios import interval, result, start
+from step_overhead import REPLICAS, Arm
+
+ARMS = {"constant": "constant", "control": "constant", "full_stack": "full_stack"}
+LIMIT = 200  # seconds a job
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def resident() -> float:
+    """This process' resident memory, in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise RuntimeError("/proc/self/status has no VmRSS")
+
+
+def inside(path: Path, backend: str, arm: str) -> None:
+    """One rank: trains, and rank 0 writes what it holds then."""
+    start(backend, REPLICAS[backend])
+    import distlr
+
+    job = distlr.init(timeout=120)
+    train = Arm(job, arm, "cnn", 100)
+    train()
+    train()
+    if job.is_root:
+        path.write_text(json.dumps(resident()))
+
+
+def measure(backend: str, arm: str) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "resident.json"
+        words = [sys.executable, __file__, "--inside", str(path), "--backend", backend, "--arm", arm]
+        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(words, env=environ, timeout=LIMIT, capture_output=True, text=True, check=False)
+        if done.returncode or not path.is_file():
+            raise SystemExit(f"{arm} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
+        return float(json.loads(path.read_text()))
+
+
+def imported(module: str) -> float:
+    """The resident memory of a process that has imported a module and no more."""
+    code = f"import {module}; print(open('/proc/self/statm').read().split()[1])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=True)
+    return int(done.stdout) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=REPLICAS, default="single")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--arm", choices=ARMS.values(), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside is not None:
+        inside(options.inside, options.backend, options.arm)
+        return
+    random.seed(0)
+    taken: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for _ in range(options.rounds):
+        for arm in random.sample(list(ARMS), len(ARMS)):
+            taken[arm].append(measure(options.backend, ARMS[arm]))
+    constant = np.array(taken["constant"])
+    ratios = {arm: interval(np.array(values), constant) for arm, values in taken.items() if arm != "constant"}
+    megabytes = {arm: round(float(np.median(values)), 1) for arm, values in taken.items()}
+    imports = {name: round(imported(name), 1) for name in ("keras", "distlr.job")}
+    for arm, values in megabytes.items():
+        print(f"{arm:<12}{values:>8.1f} MB   {ratios.get(arm, '')}")
+    result({"backend": options.backend, "ratio": ratios, "megabytes": megabytes, "imported": imports})
+
+
+if __name__ == "__main__":
+    main()
