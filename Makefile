@@ -59,7 +59,7 @@ format: $(VENV)/.installed-$(TF)-dev ## rewrite the files as lint wants them
 	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
 
 docs: $(VENV)/.installed-$(TF)-dev demo ## run the commands that README.md shows, and write what they print beneath them
-	@$(VENV)/bin/python docs/outputs.py
+	@$(VENV)/bin/python docs/outputs.py && cp runs/demo/report.png docs/demo.png
 
 bench: $(VENV)/.installed-$(TF)-dev ## what a step costs beside plain Keras
 	@$(VENV)/bin/python benchmarks/step_overhead.py $(BENCH_ARGS)
