@@ -61,8 +61,13 @@ format: $(VENV)/.installed-$(TF)-dev ## rewrite the files as lint wants them
 docs: $(VENV)/.installed-$(TF)-dev demo ## run the commands that README.md shows, and write what they print beneath them
 	@$(VENV)/bin/python docs/outputs.py && cp runs/demo/report.png docs/demo.png
 
-bench: $(VENV)/.installed-$(TF)-dev ## what a step costs beside plain Keras
-	@$(VENV)/bin/python benchmarks/step_overhead.py $(BENCH_ARGS)
+# Horovod's own optimizer works on legacy Keras alone; its package brings no TensorFlow of its own.
+bench: $(VENV)/.horovod-$(TF) ## measure everything beside the peers, into benchmarks/RESULTS.md (BENCH_ARGS=--quick)
+	@$(VENV)/bin/python -c "import tf_keras" 2>/dev/null || $(VENV)/bin/python -m pip install -q --no-deps tf_keras
+	@$(VENV)/bin/python benchmarks/run.py $(BENCH_ARGS)
+
+bench-large: $(VENV)/.installed-$(TF)-dev ## train the grid of large batches (hours; it goes on where it was interrupted)
+	@$(VENV)/bin/python benchmarks/large_batch.py $(BENCH_ARGS)
 
 parity: $(PARITY)/.installed ## measure the peers' schedules anew (torch, transformers, timm, optax, ignite): tests/parity/
 	@$(PARITY)/bin/python -W ignore tests/parity/generate.py

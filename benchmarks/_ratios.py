@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-__all__ = ["interval", "result", "start"]
+__all__ = ["ratio", "result", "shown", "start"]
 
-_INSIDE = "DISTLR_BENCHMARK_RANK"
+INSIDE = "DISTLR_BENCHMARK_RANK"
 
 
-def interval(over: np.ndarray, under: np.ndarray) -> list[float]:
-    """Low, median and high: the median of the pairs' ratios and its 95% interval (bootstrap)."""
-    ratios = over / under
+def ratio(over: Any, under: Any) -> dict[str, float]:
+    """The ratios of pairs: their median with its 95% interval, `low` to `high` (bootstrap), least and greatest."""
+    ratios = np.asarray(over) / np.asarray(under)
     generator = np.random.default_rng(0)
     medians = np.median(generator.choice(ratios, (2000, len(ratios))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
-    return [round(float(value), 4) for value in (low, np.median(ratios), high)]
+    values = {"min": ratios.min(), "low": low, "median": np.median(ratios), "high": high, "max": ratios.max()}
+    return {**{name: round(float(value), 4) for name, value in values.items()}, "pairs": len(ratios)}
+
+
+def shown(row: Mapping[str, float]) -> str:
+    """A ratio for a table on the terminal: low, median, high."""
+    return "  ".join(f"{row[name]:.3f}" for name in ("low", "median", "high"))
 
 
 def start(backend: str, ranks: int) -> None:
@@ -30,14 +37,14 @@ def start(backend: str, ranks: int) -> None:
         backend: "single", "simulated", "horovod" or "multi-worker".
         ranks: how many.
     """
-    if backend == "single" or _INSIDE in os.environ:
+    if backend == "single" or INSIDE in os.environ:
         return
     from distlr.cli.local_workers import run_workers
     from distlr.cli.run import command
 
     name = {"simulated": "tf"}.get(backend, backend)
     words, variables = command(ranks, name, sys.argv[0], sys.argv[1:])
-    environ = {**os.environ, **variables, _INSIDE: "yes", "TF_NUM_INTEROP_THREADS": "2"}
+    environ = {**os.environ, **variables, INSIDE: "yes", "TF_NUM_INTEROP_THREADS": "2"}
     sys.stdout.flush()
     if backend == "multi-worker":
         sys.exit(run_workers(ranks, words, environ))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _ratios import interval
+from _ratios import ratio, result, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 REPLICAS, PER_REPLICA = 2, 32
@@ -86,12 +86,12 @@ def main() -> None:
     print(f"{'backend':<16}{'ms a step':>10}   ratio: low median high")
     ratios = {}
     for arm, taken in times.items():
-        row = interval(np.array(taken), np.array(times["simulated"]))
-        cells = "  ".join(f"{value:.3f}" for value in row) if arm != "simulated" else ""
+        row = ratio(taken, times["simulated"])
+        cells = shown(row) if arm != "simulated" else ""
         print(f"{arm:<16}{np.median(taken):>10.2f}   {cells}")
         if arm != "simulated":
             ratios[arm] = row
-    print(json.dumps({**ratios, "cores": os.cpu_count()}))
+    result(ratios)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from _ratios import interval, result, start
+from _ratios import ratio, result, shown, start
 
 EPOCHS = 6  # a fit; the first is not counted
 HOOKS = ("on_epoch_end", "on_test_begin", "on_test_end")
@@ -151,17 +151,15 @@ def main() -> None:
                 mean = job.communicator.allreduce(np.array(seconds), tag="seconds") / job.size
                 taken[name].append(float(mean))
         for name in ("control", "distlr"):
-            ratio = interval(np.array(taken[name]), np.array(taken["mean_of_ranks"]))
-            row = {"ranks": job.size, "metrics": metrics, "arm": name, "ratio": ratio}
+            spread = ratio(taken[name], taken["mean_of_ranks"])
+            row = {"ranks": job.size, "metrics": metrics, "arm": name, "ratio": spread}
             row["ms"] = {each: round(1e3 * float(np.median(taken[each])), 2) for each in (name, "mean_of_ranks")}
             row["collectives"] = {each: collectives[each] for each in (name, "mean_of_ranks")}
             rows.append(row)
             if job.is_root:
-                cells = "  ".join(f"{value:.3f}" for value in ratio)
-                print(
-                    f"{job.size:>5}{metrics:>9}  {name:<15}{cells:<26}{row['ms'][name]:>8.2f}{collectives[name]:>13g}",
-                    flush=True,
-                )
+                ms, count = row["ms"][name], collectives[name]
+                line = f"{job.size:>5}{metrics:>9}  {name:<15}{shown(spread):<26}{ms:>8.2f}{count:>13g}"
+                print(line, flush=True)
     if job.is_root:
         result({"rows": rows})
 

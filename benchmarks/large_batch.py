@@ -10,12 +10,12 @@ with momentum 0.99. SGD with momentum 0.9 from a base rate of 0.025, or Adam fro
     linear        the rate times k
     warmup        that, with a warmup over 3 epochs
     distlr        that, with the moving averages scaled too (`job.scale_moving_averages`): what the README says to do
-    sqrt adam     Adam: the rate times sqrt(k), warmup, moving averages (k = 32 is too much to scale the betas by)
+    sqrt adam     Adam: the rate times sqrt(k), warmup, moving averages (k is too large here to scale its betas)
 
 At k = 1 the four of SGD are the same, and are trained once, as "base"; likewise "base adam". Each run is appended to a
 file, a JSON object a line, as it ends; runs that are there are not made again. It mirrors, at a size that two cores can
-train, Goyal et al. 2017 (arXiv 1706.02677, table 1): ResNet-50 on ImageNet, 23.60% error at a batch of 256 and 23.74% at
-8,192 (k = 32).
+train, Goyal et al. 2017 (arXiv 1706.02677, table 1): ResNet-50 on ImageNet, 23.60% error at a batch of 256 and 23.74%
+at 8,192 (k = 32).
 """
 
 from __future__ import annotations

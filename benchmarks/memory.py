@@ -23,7 +23,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from _ratios import interval, result, start
+from _ratios import ratio, result, shown, start
 from step_overhead import REPLICAS, Arm
 
 ARMS = {"constant": "constant", "control": "constant", "full_stack": "full_stack"}
@@ -85,12 +85,11 @@ def main() -> None:
     for _ in range(options.rounds):
         for arm in random.sample(list(ARMS), len(ARMS)):
             taken[arm].append(measure(options.backend, ARMS[arm]))
-    constant = np.array(taken["constant"])
-    ratios = {arm: interval(np.array(values), constant) for arm, values in taken.items() if arm != "constant"}
+    ratios = {arm: ratio(values, taken["constant"]) for arm, values in taken.items() if arm != "constant"}
     megabytes = {arm: round(float(np.median(values)), 1) for arm, values in taken.items()}
     imports = {name: round(imported(name), 1) for name in ("keras", "distlr.job")}
     for arm, values in megabytes.items():
-        print(f"{arm:<12}{values:>8.1f} MB   {ratios.get(arm, '')}")
+        print(f"{arm:<12}{values:>8.1f} MB   {shown(ratios[arm]) if arm in ratios else ''}")
     result({"backend": options.backend, "ratio": ratios, "megabytes": megabytes, "imported": imports})
 
 

@@ -31,7 +31,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "launch"))
 
 import numpy as np
-from _ratios import interval, result, start
+from _ratios import ratio, result, shown, start
 
 BATCH, BASE_BATCH = 64, 16
 SHAPES = {"cnn": (8, 8, 1), "mlp": (32,)}
@@ -204,7 +204,7 @@ def rows(job: Any, model_name: str, options: argparse.Namespace) -> list[dict[st
     for arm in options.arms:
         constant = times[arm]["wall"]
         row = {"model": f"{model_name} {OPTIMIZERS[model_name]}", "arm": arm, "beside": BESIDE.get(arm, "constant")}
-        row |= {clock: interval(*times[arm][clock].T) for clock in ("wall", "cpu")}
+        row |= {clock: ratio(*times[arm][clock].T) for clock in ("wall", "cpu")}
         row["ms_a_step"] = round(1e3 * float(np.median(constant[:, 0])) / options.steps, 3)
         row["ms_a_fit"] = round(1e3 * float(np.median(times[arm]["short"][:, 0])), 1)
         row["retraced"] = sum(each.traces for each in arms[arm])
@@ -235,7 +235,7 @@ def main() -> None:
     heads = ("wall: low median high", "cpu: low median high")
     print(f"{'model':<10}{'arm':<18}{heads[0]:<26}{heads[1]:<26}{'ms a step':>10}{'ms a fit':>10}{'traces':>8}")
     for row in found:
-        cells = ["  ".join(f"{value:.3f}" for value in row[clock]) for clock in ("wall", "cpu")]
+        cells = [shown(row[clock]) for clock in ("wall", "cpu")]
         print(
             f"{row['model']:<10}{row['arm']:<18}{cells[0]:<26}{cells[1]:<26}{row['ms_a_step']:>10.3f}"
             f"{row['ms_a_fit']:>10.1f}{row['retraced']:>8}"
