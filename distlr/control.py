@@ -15,13 +15,14 @@ import re
 import stat
 import time
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from distlr.errors import ConfigurationError, received
 from distlr.files import write_bytes
 
-__all__ = ["ACTIONS", "ControlDirectory", "Found", "Request"]
+__all__ = ["ACTIONS", "ControlDirectory", "Found", "Request", "is_change", "trouble_with"]
 
 ACTIONS = ("set-lr", "pause-plateau", "resume-plateau", "stop")
 
@@ -29,7 +30,7 @@ DIRECTORY = "control"
 _LARGEST_FACTOR = 100.0
 _RATES = (1e-30, 1e6)  # beyond these no rate is meant, not even with `force`
 _LONGEST = 4096  # bytes of a request
-_MANY = 1000  # files that are looked at in one go
+_MANY = 1000  # requests that are looked at in one go
 _LAST_EPOCH = 10**9
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.json")
 _SETTLED = (".applied", ".refused")
@@ -129,6 +130,14 @@ class Request:
         return cls(**value)
 
 
+def is_change(entry: dict[str, Any]) -> bool:
+    """Whether a line of a run's decisions is a change by hand that can be made again."""
+    factor, action = entry.get("multiplier"), entry.get("action")
+    if action not in ACTIONS or not isinstance(entry.get("by"), str):
+        return False
+    return factor is None if action != "set-lr" else type(factor) is float and _RATES[0] <= factor <= 1 / _RATES[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
     """A file in the control directory.
@@ -166,7 +175,7 @@ class ControlDirectory:
         """Writes a request, whole, and returns its name."""
         self.make()
         name = f"{time.time_ns()}-{os.getpid()}.json"
-        write_bytes(self.path / name, (json.dumps(request.to_json()) + "\n").encode(), private=True)
+        write_bytes(self.path / name, (json.dumps(request.to_json()) + "\n").encode(), mode=0o600)
         return name
 
     def look(self) -> list[Found]:
@@ -176,8 +185,8 @@ class ControlDirectory:
         """
         try:
             with os.scandir(self.path) as entries:
-                names = sorted(entry.name for _, entry in zip(range(_MANY), entries, strict=False))
-            trouble = _trouble(os.lstat(self.path), directory=True)
+                names = sorted(islice((entry.name for entry in entries if _is_open(entry.name)), _MANY))
+            trouble = trouble_with(os.lstat(self.path), directory=True)
         except OSError:
             return []
         if trouble:
@@ -187,9 +196,6 @@ class ControlDirectory:
             return [Found(DIRECTORY, "?", refused=f"{self.path} {trouble}")]
         found = []
         for name in names:
-            being_written = name.startswith(".") and not name.endswith(".json")
-            if being_written or name.endswith(_SETTLED):
-                continue
             try:
                 about = os.lstat(self.path / name)
             except OSError:
@@ -211,7 +217,7 @@ class ControlDirectory:
 
     def _read(self, name: str, about: os.stat_result) -> Found:
         by = _user(about.st_uid)
-        trouble = _trouble(about)
+        trouble = trouble_with(about)
         if not _NAME.fullmatch(name):
             trouble = "has a name that no request has"
         if trouble:
@@ -226,26 +232,31 @@ def _contents(path: Path) -> bytes:
     """The bytes of a small file, which is looked at once more when it is open."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        trouble = _trouble(os.fstat(file.fileno()))
+        trouble = trouble_with(os.fstat(file.fileno()))
         if trouble:
             raise ConfigurationError(f"It {trouble}.")
         return file.read(_LONGEST + 1)
 
 
-def _trouble(about: os.stat_result, directory: bool = False) -> str:
+def _is_open(name: str) -> bool:
+    """Whether a file has still to be looked at: it is neither being written nor answered."""
+    return not (name.endswith(_SETTLED) or (name.startswith(".") and not name.endswith(".json")))
+
+
+def trouble_with(about: os.stat_result, *, directory: bool = False, longest: int = _LONGEST) -> str:
     """Why a file, or the directory, is not to be trusted; empty where it is."""
     if directory and not stat.S_ISDIR(about.st_mode):
         return "is no directory"
     if not directory and not stat.S_ISREG(about.st_mode):
         return "is no plain file"
-    if about.st_uid not in (os.geteuid(), 0):
+    if about.st_uid != os.geteuid():
         return f"belongs to {_user(about.st_uid)}, and the run to {_user(os.geteuid())}"
     if about.st_mode & 0o022:
         return f"can be written by others (mode {stat.S_IMODE(about.st_mode):03o}); to mend it: chmod go-w"
     if not directory and about.st_nlink != 1:
         return "has another name elsewhere"
-    if not directory and about.st_size > _LONGEST:
-        return f"has {about.st_size} bytes, and a request at most {_LONGEST}"
+    if not directory and about.st_size > longest:
+        return f"has {about.st_size} bytes, and at most {longest} are read"
     return ""
 
 

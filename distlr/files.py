@@ -11,11 +11,16 @@ from typing import Any
 __all__ = ["write_bytes", "write_json"]
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes, *, private: bool = False) -> None:
+def write_bytes(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
     """Replaces a file in one step; after a crash at any instant the old one or the new one is there, whole.
 
     The directory is made if it is missing. The temporary file stands beside the target, so that the rename
-    stays within one file system, and is removed when anything fails. With `private` nobody but the owner can read it.
+    stays within one file system, and is removed when anything fails.
+
+    Args:
+        path: the file.
+        data: what it is to hold.
+        mode: its permissions, before the umask takes its own.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -25,11 +30,10 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, private: bool = Fa
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if not private:
-            # mkstemp makes it readable by its owner alone; a result file follows the umask as any other does.
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
+        # mkstemp makes it readable by its owner alone; a result file follows the umask as any other does.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, mode & ~umask)
         os.replace(name, target)
     except BaseException:
         os.unlink(name)

@@ -22,8 +22,10 @@ class Journal:
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
 
     def listen(self, listener: Callable[[dict[str, Any]], None]) -> None:
-        """Has a function called with each entry from now on."""
+        """Has a function called with each entry: those that are there, and each from now on."""
         self._listeners.append(listener)
+        for entry in self.entries:
+            listener(entry)
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Adds an entry."""

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, received
 from distlr.scaling import Rule, rule_name
-from distlr.schedules import Constant, Scaled
+from distlr.schedules import Constant, Scaled, at_each
 
 __all__ = ["Curve", "Mark", "plan"]
 
@@ -119,8 +118,8 @@ def _curve(schedule: Any, batch: GlobalBatch, rule: Rule, warmup: str | None, ep
 
 def _rates(scaled: Scaled, batch: GlobalBatch, epochs: np.ndarray) -> np.ndarray:
     samples = epochs * float(batch.samples_per_epoch or 0)
-    found: np.ndarray = scaled.at(tf.constant(samples / batch.base_batch, tf.float64)).numpy()
-    return np.broadcast_to(found, epochs.shape)
+    rates: np.ndarray = at_each(scaled.at, np.asarray(samples / batch.base_batch, np.float64))
+    return rates
 
 
 def _jumps(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.ndarray) -> list[Mark]:

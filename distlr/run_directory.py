@@ -23,7 +23,8 @@ from distlr.files import write_bytes, write_json
 __all__ = ["Run", "RunDirectory", "now"]
 
 RUN, EPOCHS, DECISIONS, EARLIER = "run.json", "epochs.jsonl", "decisions.jsonl", "earlier"
-_LONGEST = 256 * 2**20  # bytes of a file that is read
+MODE = 0o644  # of what a restart reads again: nobody else may write it
+LONGEST = 256 * 2**20  # bytes of a file that is read
 
 
 def now() -> str:
@@ -116,7 +117,8 @@ class RunDirectory:
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         # One short write of a whole line: a reader sees all of it or nothing.
-        with open(self.path / name, "a", encoding="utf-8") as file:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        with open(os.open(self.path / name, flags, MODE), "a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -126,7 +128,7 @@ class RunDirectory:
         kept = [line for line in lines if keep(line)]
         if kept != lines or not _ends_whole(self.path / name):
             text = "".join(json.dumps(line) + "\n" for line in kept)
-            write_bytes(self.path / name, text.encode())
+            write_bytes(self.path / name, text.encode(), mode=MODE)
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         """The whole lines of a file; a last one that a crash cut off is left out."""
@@ -164,8 +166,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        if path.stat().st_size > _LONGEST:
-            raise ConfigurationError(f"{path} is not what a run writes: over {_LONGEST} bytes.")
+        if path.stat().st_size > LONGEST:
+            raise ConfigurationError(f"{path} is not what a run writes: over {LONGEST} bytes.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}.") from error

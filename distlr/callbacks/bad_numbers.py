@@ -109,7 +109,7 @@ class BadNumbers(JobCallback):
         lost = not bad and self._loss_is_bad(logs or {}, optimizer.exchange)
         if bad or lost:
             what = "the loss is not finite" if lost else "a gradient is not finite"
-            self._act(f"batch {batch + 1} of epoch {self._epoch + 1}", what, max(bad, 1))
+            self._act(f"batch {batch + 1} of epoch {self._epoch + 1}", what, max(bad, 1), between=False)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the epoch's logs, which are equal on all ranks."""
@@ -119,7 +119,7 @@ class BadNumbers(JobCallback):
         bad = {name: value for name, value in (logs or {}).items() if name not in ignored and _is_bad(value)}
         if bad:
             said = ", ".join(f"{name} is {float(value)}" for name, value in bad.items())
-            self._act(f"the end of epoch {epoch + 1}", said, 1)
+            self._act(f"the end of epoch {epoch + 1}", said, 1, between=True)
 
     def _loss_is_bad(self, logs: Mapping[str, Any], exchange: Any) -> bool:
         own = _is_bad(logs.get("loss"))
@@ -132,7 +132,7 @@ class BadNumbers(JobCallback):
             exchange.request("bad")
         return agreed
 
-    def _act(self, when: str, what: str, steps: int) -> None:
+    def _act(self, when: str, what: str, steps: int, *, between: bool) -> None:
         """On every rank at the same step. Collective where the policy is to go back."""
         self.count += steps
         place = f"[rank {self.communicator.rank}] At {when} {what}"
@@ -155,7 +155,7 @@ class BadNumbers(JobCallback):
         done, factor = "the step is left out", None
         if self._snapshot is not None:
             done, factor = f"back to the weights of the epoch's start, at {self.factor:g} of the rate", self.factor
-        self.decided("bad-numbers", self._epoch, f"at {when} {what}: {done}", multiplier=factor)
+        self.decided("bad-numbers", self._epoch, f"at {when} {what}: {done}", multiplier=factor, between=between)
         if self.communicator.is_root:
             _log.warning("At %s %s: %s (%d of at most %d).", when, what, done, self.count, self.limit)
 

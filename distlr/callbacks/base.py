@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import keras
@@ -39,8 +40,23 @@ class JobCallback(keras.callbacks.Callback):
             self._communicator = alone(type(self).__name__, "model.fit(callbacks=job.callbacks([...]))")
         return self._communicator
 
+    @staticmethod
+    def clock_of(optimizer: Any) -> int:
+        """Where a run stands, also after a change of the ranks: the samples seen, or the updates without a batch."""
+        if isinstance(optimizer, ScaledOptimizer) and optimizer.batch is not None:
+            return optimizer.samples_seen
+        return int(optimizer.iterations.numpy())
+
     def decided(
-        self, kind: str, epoch: int, reason: str, *, multiplier: float | None = None, by: str = "distlr", **more: Any
+        self,
+        kind: str,
+        epoch: int,
+        reason: str,
+        *,
+        multiplier: float | None = None,
+        by: str = "distlr",
+        between: bool = True,
+        **more: Any,
     ) -> None:
         """Notes in the journal what has just been done.
 
@@ -50,22 +66,23 @@ class JobCallback(keras.callbacks.Callback):
             reason: why, in a few words.
             multiplier: the factor on the rate, if there was one.
             by: who decided.
+            between: whether it was at the epoch's end, or before it began, and not after one of its batches.
             **more: other JSON values.
         """
         optimizer = inner(self.model.optimizer)
-        at, samples = epoch + 1.0, None
-        if isinstance(optimizer, ScaledOptimizer):
-            samples, batch = optimizer.samples_seen, optimizer.batch
-            if batch is not None and batch.samples_per_epoch:
-                at = samples / batch.samples_per_epoch
+        batch = optimizer.batch if isinstance(optimizer, ScaledOptimizer) else None
+        clock, rate = self.clock_of(optimizer), rate_of(self.model.optimizer)
+        per_epoch = None if batch is None else batch.samples_per_epoch
         self.journal.add(
             {
                 "kind": kind,
                 "epoch": epoch,
-                "at": at,
-                "samples_seen": samples,
+                "at": clock / per_epoch if per_epoch else float(epoch + between),
+                "between": between,
+                "clock": clock,
+                "samples_seen": None if batch is None else clock,
                 "multiplier": multiplier,
-                "learning_rate": rate_of(self.model.optimizer),
+                "learning_rate": rate if math.isfinite(rate) else None,
                 "reason": reason,
                 "by": by,
                 "time": now(),

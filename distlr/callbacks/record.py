@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
@@ -15,10 +16,13 @@ import tensorflow as tf
 
 from distlr._version import __version__
 from distlr.callbacks.base import JobCallback
+from distlr.errors import ConfigurationError
 from distlr.optimizer import ScaledOptimizer, inner
 from distlr.run_directory import RunDirectory, now
 
 __all__ = ["Record"]
+
+_log = logging.getLogger("distlr")
 
 _POINTS = 24  # of the rate's curve within an epoch
 _OURS = ("learning_rate", "lr_multiplier", "samples_seen")
@@ -39,17 +43,21 @@ class Record(JobCallback):
         super().__init__()
         self.directory = RunDirectory(run_dir)
         self.about = about
-        self._begun = False
+        self._begun = self._listening = False
         self._held: list[dict[str, Any]] = []  # decisions from before the run's files were there
-        self._within: list[tuple[int, float]] = []  # changes of the multiplier in this epoch: samples and factor
+        self._within: list[
+            tuple[int, float]
+        ] = []  # changes of the multiplier after a batch of this epoch: clock, factor
         self._first_sample = 0
         self._clock = 0.0
+        self._lost = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Begins to listen."""
-        if not self._begun and self.communicator.is_root:
-            self.journal.listen(self._heard)
         self._begun = False
+        if self.communicator.is_root and not self._listening:
+            self._listening = True
+            self.journal.listen(self._heard)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins the run's files, once it is known where it begins."""
@@ -81,12 +89,12 @@ class Record(JobCallback):
                 "equal": len(set(digests)) == 1,
                 "rates": digests,
             }
-        self.directory.add_epoch(record)
+        self._write(self.directory.add_epoch, record)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Notes the end; not of a run that a signal or an error ended, and that will go on."""
         if self._begun and self.communicator.is_root:
-            self.directory.end()
+            self._write(self.directory.end)
 
     def _begin(self, epoch: int) -> None:
         optimizer = inner(self.model.optimizer)
@@ -108,34 +116,49 @@ class Record(JobCallback):
         if epoch == 0 and not self.journal.resumed:
             self.directory.begin(run)
         else:
-            seen = getattr(optimizer, "samples_seen", 0)
-            again = ("plateau", "bad-numbers")  # what is decided again, after the checkpoint
+            # What was decided after the checkpoint is decided again; but for changes by hand, which are made again.
+            again, now_at = ("plateau", "bad-numbers"), self.clock_of(optimizer)
             self.directory.go_on(
-                run, epoch, lambda entry: entry["kind"] not in again or (entry["samples_seen"] or 0) <= seen
+                run, epoch, lambda entry: entry.get("kind") not in again or entry.get("clock", 0) <= now_at
             )
         held, self._held = self._held, []
         for entry in held:
-            self.directory.add_decision(entry)
+            self._write(self.directory.add_decision, entry)
 
     def _heard(self, entry: dict[str, Any]) -> None:
-        if entry["multiplier"] is not None and entry["samples_seen"] is not None:
-            self._within.append((entry["samples_seen"], entry["multiplier"]))
+        if entry["multiplier"] is not None and not entry["between"]:
+            self._within.append((entry["clock"], entry["multiplier"]))
+        if entry["kind"] == "again":
+            return  # it is in the file
         if self._begun:
-            self.directory.add_decision(entry)
+            self._write(self.directory.add_decision, entry)
         else:
             self._held.append(entry)
 
-    def _curve(self, optimizer: ScaledOptimizer, multiplier: float) -> list[list[float]]:
+    def _write(self, how: Callable[..., None], *what: Any) -> None:
+        """Writes; a directory that is full or gone costs the record and not the training."""
+        try:
+            how(*what)
+        except (ConfigurationError, OSError) as error:
+            if not self._lost:
+                _log.warning("%s cannot be written, and misses something from here on: %s.", self.directory.path, error)
+            self._lost = True
+
+    def _curve(self, optimizer: ScaledOptimizer, multiplier: float) -> list[list[float | int | None]]:
         """The rate within the epoch, at even times: what the formula gives, by the multiplier that held then."""
         batch, end = optimizer.batch, optimizer.samples_seen
         if batch is None or batch.samples_per_epoch is None or end <= self._first_sample:
             return []
+        if optimizer.explain()["clock"] != "samples":
+            return []  # where it stood then is not known any more
         samples = np.unique(np.linspace(self._first_sample, end, _POINTS).astype(np.int64))
-        # Of the changes in the epoch those at its very end are not in `multiplier`, which was logged before them.
-        changes = [(at, factor) for at, factor in self._within if at < end]
-        later = [np.prod([factor for at, factor in changes if at > each]) for each in samples]
-        rates = optimizer.rates_at(samples) * multiplier / np.array(later)
-        return [[float(each) / batch.samples_per_epoch, float(rate)] for each, rate in zip(samples, rates, strict=True)]
+        later = [np.prod([factor for at, factor in self._within if at > each]) for each in samples]
+        try:
+            rates = optimizer.rates_at(samples) * multiplier / np.array(later)
+        except Exception as error:  # of a user's schedule: for a picture the training does not end
+            _log.warning("The rate within the epochs is not recorded: %s.", error)
+            return []
+        return [[float(each) / batch.samples_per_epoch, _json(rate)] for each, rate in zip(samples, rates, strict=True)]
 
 
 def _json(value: Any) -> float | int | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from distlr._numbers import positive_integer
 from distlr.callbacks.base import JobCallback
-from distlr.control import ControlDirectory, Found
-from distlr.errors import ConfigurationError
-from distlr.optimizer import ScaledOptimizer, inner, rate_of
-from distlr.run_directory import RunDirectory
+from distlr.control import ControlDirectory, Found, is_change, trouble_with
+from distlr.errors import ConfigurationError, DistributionError
+from distlr.optimizer import ScaledOptimizer, Steered, inner, rate_of
+from distlr.run_directory import DECISIONS, LONGEST, RunDirectory
 
 __all__ = ["Steering"]
 
@@ -22,16 +23,27 @@ _DID = {
     "resume-plateau": "let the plateaus go on",
     "stop": "stopped the training",
 }
+BATCH, EPOCH_END, BEGIN = 0, 1, 2
+"""When a change is made: after a batch, at an epoch's end, or as the run begins."""
+
+
+class _Place(NamedTuple):
+    """Where a change is made: in the order of these, a run has its changes."""
+
+    clock: int
+    moment: int
 
 
 class Steering(JobCallback):
     """Does what `distlr control RUN_DIR` asks for; `job.callbacks(run_dir=)` adds it.
 
-    Rank 0 looks for requests every so many batches and at each epoch's end, and checks them. That there is one
-    travels to the other ranks with the gradients; at the next look all of them hear of it, rank 0 broadcasts what it
-    has decided, and every rank applies it before the next step. So nothing is exchanged while nobody asks. Each
-    change is a decision in the journal, with who asked for it, and so is each request that is refused. A run that
-    continues a checkpoint makes the changes again, at the same places, that came after it.
+    Rank 0 looks for requests every so many batches and at each epoch's end, and checks them. That there is one travels
+    to the other ranks with the gradients; at the next look all of them hear of it, rank 0 broadcasts what it has
+    decided, and every rank applies it before the next step. So nothing is exchanged while nobody asks. Each change is
+    a decision in the journal, with who asked for it, and so is each request that is refused.
+
+    A run that continues a checkpoint makes the changes again, at the same places, that came after it. One that begins
+    anew, also for want of a checkpoint, has none of them.
 
     Args:
         run_dir: the run's directory.
@@ -46,10 +58,12 @@ class Steering(JobCallback):
         self.has_plateau = True
         self._active = self._begun = False
         self._looks = 0
+        self._batch = self._steps = 0  # of the epoch, and of this fit
         self._asked: list[Found] = []  # rank 0: what is to be decided next
         self._waiting: list[Found] = []  # rank 0: what waits for its epoch
+        self._answered: list[tuple[str, bool]] = []  # rank 0: what is to be marked as applied, or refused
         self._epochs: set[int] = set()  # for which something waits, on every rank
-        self._again: list[dict[str, Any]] = []  # changes of before a restart, each with its place
+        self._again: list[dict[str, Any]] = []  # changes of before a restart, in the order of their places
         self._epoch = 0
 
     def bind_plateau(self, has_plateau: bool) -> None:
@@ -57,13 +71,13 @@ class Steering(JobCallback):
         self.has_plateau = has_plateau
 
     @property
-    def _exchange(self) -> Any:
-        return inner(self.model.optimizer).exchange
+    def _optimizer(self) -> Any:
+        return inner(self.model.optimizer)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Makes the place for requests."""
-        optimizer = inner(self.model.optimizer)
-        self._begun = False
+        optimizer = self._optimizer
+        self._begun, self._steps = False, 0
         self._active = isinstance(optimizer, ScaledOptimizer)
         if self._active and self.communicator.size > 1:
             self._active = optimizer.exchange is not None
@@ -75,125 +89,163 @@ class Steering(JobCallback):
                     self.directory.path,
                 )
             return
-        optimizer.steer(*optimizer.steered)  # the state is made on every rank
-        if self.communicator.is_root:
-            self.directory.make()
+        optimizer.steer()  # its state is made on every rank
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Finds out, once, what was asked for before. Collective then."""
-        self._epoch, self._looks = epoch, 0
+        self._epoch, self._looks, self._batch = epoch, 0, 0
         if self._active and not self._begun:
             self._begun = True
             self._begin(epoch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks, where it is time."""
+        """Looks, where it is time: after an update."""
         if not self._active:
             return
+        self._mark()
         if self._again:
-            self._do_again()
+            self._do_again(BATCH)
+        self._steps += batch + 1 - self._batch
+        self._batch = batch + 1
         looks = (batch + 1) // self.every
-        if looks > self._looks:
+        # Not between the steps that an update accumulates over: a stop there would lose them.
+        if looks > self._looks and self._steps % (self._optimizer.gradient_accumulation_steps or 1) == 0:
             self._looks = looks
-            self._look()
+            self._look(BATCH)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks, and does what was asked for the epoch that comes next."""
         if self._active:
-            self._look(coming=epoch + 1)
+            self._mark()
+            self._do_again(EPOCH_END)
+            self._look(EPOCH_END)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Answers what nobody will answer any more."""
+        if not self._active or not self.communicator.is_root:
+            return
+        self._mark()
+        for found in [*self._waiting, *self._asked, *self.directory.look()]:
+            self._refuse(found, found.refused or "The run has ended.")
+        self._waiting, self._asked = [], []
+        self._mark()
 
     # -- the run begins ------------------------------------------------------------------------------
 
     def _begin(self, epoch: int) -> None:
         """What came before: nothing for a new run, all changes since the checkpoint for one that is continued."""
-        said: dict[str, Any] = {}
-        if self.communicator.is_root:
-            optimizer = inner(self.model.optimizer)
-            paused, count = optimizer.steered
-            fresh = epoch == 0 and not self.journal.resumed
-            changes = [] if fresh else [entry for entry in self.run.decisions() if entry["kind"] == "control"]
-            done = {entry.get("id") for entry in changes}
-            waiting, self._waiting = self._waiting, []  # of an earlier fit
-            for found in [*waiting, *self.directory.look()]:
-                if found.name in done:
-                    self.directory.settle([found.name], applied=True)  # a crash came between the two
-                elif fresh:
-                    self._refuse(found, "It was there before the run began.")
-                else:
-                    self._take(found)
-            places = ("samples_seen", "action", "multiplier", "by")
-            said = {
-                "state": [paused, 0 if fresh else count],
-                "again": [{name: entry[name] for name in places} for entry in changes[count:]],
-                "asked": bool(self._asked),
-            }
-        said = self._broadcast(said, f"changes by hand, as epoch {epoch + 1} begins")
+        said = self._from_root(lambda: self._found_at_begin(epoch), f"changes by hand, as epoch {epoch + 1} begins")
         self._epochs = set()
-        inner(self.model.optimizer).steer(*said["state"])
+        self._optimizer.steer(Steered(*said["steered"]))
         self._again = said["again"]
-        self._do_again()
+        if self.communicator.size > 1:
+            self._optimizer.exchange.take_back("steer")
+        self._do_again(BEGIN)
         if said["asked"]:
-            self._decide(epoch, between=True)
+            self._decide(BEGIN)
 
-    def _do_again(self) -> None:
-        """The changes whose place the clock has come to."""
-        while self._again and inner(self.model.optimizer).samples_seen >= (self._again[0]["samples_seen"] or 0):
-            change = self._again.pop(0)
+    def _found_at_begin(self, epoch: int) -> dict[str, Any]:
+        self.directory.make()
+        steered: Steered = self._optimizer.steered
+        fresh = not self.journal.resumed and (epoch == 0 or int(self._optimizer.iterations.numpy()) == 0)
+        changes = [] if fresh else self._changes()
+        done = {entry.get("id") for entry in changes}
+        waiting, self._waiting, self._asked = [*self._waiting, *self._asked], [], []  # of an earlier fit
+        for found in [*waiting, *self.directory.look()]:
+            if found.name in done:
+                self._answered.append((found.name, True))  # a crash came between the two
+            elif fresh:
+                self._refuse(found, found.refused or "It was there before the run began.")
+            else:
+                self._take(found)
+        if fresh:
+            steered = Steered()
+        last = _Place(steered.clock, steered.moment)
+        again = [entry for entry in changes if _place(entry) >= last]
+        at_last = [entry for entry in again if _place(entry) == last][: steered.made]  # these were made already
+        names = ("clock", "moment", "action", "multiplier", "by")
+        again = [{name: entry[name] for name in names} for entry in again if entry not in at_last]
+        return {"steered": list(steered), "again": again, "asked": bool(self._asked)}
+
+    def _changes(self) -> list[dict[str, Any]]:
+        """The changes by hand that the run's decisions tell of, in the order of their places."""
+        path = self.run.path / DECISIONS
+        trouble = trouble_with(path.lstat(), longest=LONGEST) if os.path.lexists(path) else ""
+        if trouble:
+            _log.warning("%s %s, so none of the changes by hand in it is made again.", path, trouble)
+            return []
+        found = [entry for entry in self.run.decisions() if entry.get("kind") == "control"]
+        whole = [entry for entry in found if is_change(entry) and _has_place(entry)]
+        if len(whole) < len(found):
+            _log.warning("%s: %d lines are no changes by hand, and are left out.", path, len(found) - len(whole))
+        return sorted(whole, key=_place)
+
+    def _do_again(self, moment: int) -> None:
+        """The changes whose place the run has come to."""
+        while self._again:
+            change = self._again[0]
+            if _place(change) > _Place(self._clock, moment):
+                return
+            self._again.pop(0)
             if self.communicator.is_root:
                 _log.info("Once more, as before the restart: %s.", _words(change))
-            self._apply(change, again=True)
+            self._apply(change, _place(change), again=True)
+            between = change["moment"] != BATCH
+            self.decided("again", self._epoch, _words(change), multiplier=change["multiplier"], between=between)
 
     # -- a look --------------------------------------------------------------------------------------
 
-    def _look(self, coming: int | None = None) -> None:
-        """Hears what was asked for at the last look, then looks. `coming`: the epoch that begins next, from 0."""
+    def _look(self, moment: int) -> None:
+        """Hears what was asked for at the last look, then looks."""
         alone = self.communicator.size == 1
-        due = coming is not None and coming + 1 in self._epochs
-        if not alone and (due or self._exchange.agreed_on("steer")):
-            self._decide(self._epoch if coming is None else coming, coming is not None)
+        due = moment == EPOCH_END and self._epoch + 2 in self._epochs  # before the epoch that comes next, from 1
+        if not alone and (due or self._optimizer.exchange.agreed_on("steer")):
+            self._decide(moment)
         if self.communicator.is_root:
             for found in self.directory.look():
                 self._take(found)
             if self._asked and not alone:
-                self._exchange.request("steer")
+                self._optimizer.exchange.request("steer")
         if alone and (self._asked or due):
-            self._decide(self._epoch if coming is None else coming, coming is not None)
+            self._decide(moment)
 
     def _take(self, found: Found) -> None:
         if found.request is None:
             self._refuse(found, found.refused)
         elif "plateau" in found.request.action and not self.has_plateau:
-            self._refuse(found, "The run has no distlr.callbacks.ReduceLROnPlateau")
+            self._refuse(found, "The run has no distlr.callbacks.ReduceLROnPlateau.")
         else:
             self._asked.append(found)
 
     def _refuse(self, found: Found, why: str) -> None:
         _log.warning("The request %a of %s is refused and changes nothing. %s", found.name, found.by, why[:500])
-        self.decided("refused", self._epoch, why[:500], by=found.by, id=ascii(found.name)[1:-1])
-        self.directory.settle([found.name], applied=False)
+        self.decided("refused", self._epoch, why[:500], by=found.by, id=ascii(found.name)[1:-1], between=False)
+        self._answered.append((found.name, False))
+
+    def _mark(self) -> None:
+        """Marks the files that were answered, once their answer is in the run's decisions."""
+        answered, self._answered = self._answered, []
+        for name, applied in answered:
+            self.directory.settle([name], applied=applied)
 
     # -- a decision ----------------------------------------------------------------------------------
 
-    def _decide(self, epoch: int, between: bool = False) -> None:
-        """Rank 0 decides on what was asked for, and every rank does it. Collective.
-
-        Args:
-            epoch: the one under way, or that begins next, from 0.
-            between: whether none is under way.
-        """
-        said: dict[str, Any] = {}
-        if self.communicator.is_root:
-            said = self._decision(begun=epoch if between else epoch + 1, between=between)
-        said = self._broadcast(said, f"changes by hand in epoch {epoch + 1}")
+    def _decide(self, moment: int) -> None:
+        """Rank 0 decides on what was asked for, and every rank does it. Collective."""
+        said = self._from_root(lambda: self._decision(moment), f"changes by hand in epoch {self._epoch + 1}")
         self._epochs = set(said["epochs"])
         if self.communicator.size > 1:
-            self._exchange.take_back("steer")
+            self._optimizer.exchange.take_back("steer")
         for change in said["changes"]:
-            self._carry_out(change)
+            self._carry_out(change, moment)
 
-    def _decision(self, begun: int, between: bool) -> dict[str, Any]:
-        """Rank 0: the changes to make now, and for which epochs others wait. `begun`: the last one, from 1."""
-        changes, epochs, kept = [], [], []
+    def _decision(self, moment: int) -> dict[str, Any]:
+        """Rank 0: the changes to make now, and for which epochs others wait."""
+        changes: list[dict[str, Any]] = []
+        kept, rate = [], rate_of(self.model.optimizer)
+        begun = self._epoch + (0 if moment == BEGIN else 1)  # the last epoch that has begun, from 1
+        # An epoch that was stopped may go on after a restart: the next one does not begin now.
+        between = moment != BATCH and not self.model.stop_training
         for found in [*self._waiting, *self._asked]:
             assert found.request is not None
             at = found.request.at_epoch
@@ -201,56 +253,86 @@ class Steering(JobCallback):
                 self._refuse(found, f"Epoch {at} has begun already.")
             elif at is not None and (at > begun + 1 or not between):
                 kept.append(found)
-                epochs.append(at)
                 if found in self._asked:
                     _log.info("%s asks for `%s`, which waits for that epoch.", found.by, found.request)
-                    self.decided("asked", self._epoch, f"waits: {found.request}", by=found.by, id=found.name)
+                    reason, when = f"waits: {found.request}", moment != BATCH
+                    self.decided("asked", self._epoch, reason, by=found.by, between=when, id=found.name)
             else:
-                changes += self._checked(found)
+                factor = self._checked(found, rate)
+                if found.request.action == "set-lr" and factor is None:
+                    continue
+                rate *= factor or 1.0
+                action = found.request.action
+                changes.append({"id": found.name, "action": action, "multiplier": factor, "by": found.by})
         self._waiting, self._asked = kept, []
-        return {"changes": changes, "epochs": epochs}
+        return {"changes": changes, "epochs": [found.request.at_epoch for found in kept if found.request]}
 
-    def _checked(self, found: Found) -> list[dict[str, Any]]:
-        """Rank 0: the change that a request is, now; none where it is refused."""
+    def _checked(self, found: Found, rate: float) -> float | None:
+        """Rank 0: the factor of a change of the rate, which is `rate` then; None where it is refused, or none."""
         assert found.request is not None
-        factor = None
-        if found.request.action == "set-lr":
-            try:
-                factor = found.request.factor(rate_of(self.model.optimizer))
-            except ConfigurationError as error:
-                self._refuse(found, str(error))
-                return []
-        return [{"id": found.name, "action": found.request.action, "multiplier": factor, "by": found.by}]
+        if found.request.action != "set-lr":
+            return None
+        try:
+            return found.request.factor(rate)
+        except ConfigurationError as error:
+            self._refuse(found, str(error))
+            return None
 
-    def _carry_out(self, change: dict[str, Any]) -> None:
+    def _carry_out(self, change: dict[str, Any], moment: int) -> None:
         before = rate_of(self.model.optimizer)
-        self._apply(change)
+        self._apply(change, _Place(self._clock, moment))
         after = rate_of(self.model.optimizer)
         rates = f": the rate goes from {before:.6g} to {after:.6g}" if change["multiplier"] else ""
-        samples = inner(self.model.optimizer).samples_seen
         if self.communicator.is_root:
+            samples = self._optimizer.samples_seen
             _log.info("Epoch %d, at %d samples: %s%s.", self._epoch + 1, samples, _words(change), rates)
-        more = {name: change[name] for name in ("id", "action", "multiplier", "by")}
-        self.decided("control", self._epoch, f"{_words(change)}{rates}", **more)
-        if self.communicator.is_root:
-            self.directory.settle([change["id"]], applied=True)
+            self._answered.append((change["id"], True))
+        reason = f"{_words(change)}{rates}"
+        more: dict[str, Any] = {**change, "moment": moment, "between": moment != BATCH}
+        self.decided("control", self._epoch, reason, **more)
 
-    def _apply(self, change: dict[str, Any], again: bool = False) -> None:
-        optimizer = inner(self.model.optimizer)
-        paused, count = optimizer.steered
+    def _apply(self, change: dict[str, Any], place: _Place, again: bool = False) -> None:
+        optimizer = self._optimizer
+        steered: Steered = optimizer.steered
+        paused = steered.paused
         if change["action"] == "set-lr":
             optimizer.multiply_rate(change["multiplier"])
         elif change["action"] == "stop":
             self.model.stop_training = self.model.stop_training or not again  # who starts it once more wants it to run
         else:
-            paused = change["action"] == "pause-plateau"
-        optimizer.steer(paused, count + 1)
+            paused = int(change["action"] == "pause-plateau")
+        same = place == (steered.clock, steered.moment)
+        optimizer.steer(Steered(paused, *place, steered.made + 1 if same else 1))
 
-    def _broadcast(self, said: dict[str, Any], tag: str) -> dict[str, Any]:
-        if self.communicator.size == 1:
-            return said
-        heard: dict[str, Any] = self.communicator.broadcast_json(said, tag=tag)
-        return heard
+    @property
+    def _clock(self) -> int:
+        return self.clock_of(self._optimizer)
+
+    def _from_root(self, make: Callable[[], dict[str, Any]], tag: str) -> dict[str, Any]:
+        """What rank 0 makes, on every rank; an error of rank 0's is one of all. Collective on several ranks."""
+        said: dict[str, Any] = {}
+        refused: Exception | None = None
+        if self.communicator.is_root:
+            try:
+                said = make()
+            except Exception as error:  # every rank must hear of it, or the others wait
+                refused, said = error, {"error": str(error)}
+        if self.communicator.size > 1:
+            said = self.communicator.broadcast_json(said, tag=tag)
+        if "error" in said:
+            raise refused or DistributionError(
+                f"[rank {self.communicator.rank}] Rank 0 could not read what was asked for by hand: {said['error']}"
+            )
+        return said
+
+
+def _has_place(entry: dict[str, Any]) -> bool:
+    """Whether a line of the decisions says where its change was made."""
+    return type(entry.get("clock")) is int and entry.get("moment") in (BATCH, EPOCH_END, BEGIN)
+
+
+def _place(entry: dict[str, Any]) -> _Place:
+    return _Place(entry["clock"], entry["moment"])
 
 
 def _words(change: dict[str, Any]) -> str:

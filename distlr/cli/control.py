@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from distlr.control import ControlDirectory, Request
-from distlr.errors import ConfigurationError
+from distlr.errors import ConfigurationError, received
 from distlr.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def register(subparsers: Subparsers) -> None:
         help="change the rate of a run by hand, pause its plateaus, or stop it",
         description="Asks a run for something, by a file in RUN_DIR/control. Rank 0 checks it, and all ranks do it at "
         "the same step; what was asked and done is in RUN_DIR/decisions.jsonl, with your name. Exit status: 0, asked "
-        "(with --wait: done); 1, refused (with --wait); 2, it cannot be asked; 3, no answer in time.",
+        "(with --wait: done, or accepted for its epoch); 1, refused (with --wait); 2, it cannot be asked; 3, no answer "
+        "in time.",
         allow_abbrev=False,
     )
     parser.add_argument("run_dir", help="the directory of job.callbacks(run_dir=)")
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     if ended:
         raise ConfigurationError(f"The run in {args.run_dir} ended at {ended}; there is nothing left to control.")
     options = {name: getattr(args, name, None) for name in ("multiply", "to", "at_epoch")}
+    if not 0 <= args.wait < float("inf"):
+        raise ConfigurationError(received("--wait", args.wait, "a number of seconds"))
     request = Request(args.action, **options, force=getattr(args, "force", False))
     name = ControlDirectory(args.run_dir).ask(request)
     if args.wait <= 0:

@@ -1,6 +1,7 @@
 """The one place that extends a Keras optimizer."""
 
 from distlr.optimizer.adopt import adopt, inner, is_adopted, strategy_of, strip
+from distlr.optimizer.adoption import UNSTEERED, Steered
 from distlr.optimizer.formula import differences, formula
 from distlr.optimizer.handle import RateHandle, handle, rate_of, schedule_of
 from distlr.optimizer.loss_scale import agree
@@ -8,8 +9,10 @@ from distlr.optimizer.mixin import ScaledOptimizer
 from distlr.optimizer.saving import read_state, slots_of, write_state
 
 __all__ = [
+    "UNSTEERED",
     "RateHandle",
     "ScaledOptimizer",
+    "Steered",
     "adopt",
     "agree",
     "differences",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import keras
@@ -19,7 +19,18 @@ from distlr.optimizer.rate import RateCache
 from distlr.schedules import Scaled
 from distlr.schedules.base import as_float64
 
-__all__ = ["BAD_STEPS", "CLIMB", "NO_CLIMB", "PREFIX", "STEERED", "UNSTEERED", "Adoption", "name_of", "saved_name"]
+__all__ = [
+    "BAD_STEPS",
+    "CLIMB",
+    "NO_CLIMB",
+    "PREFIX",
+    "STEERED",
+    "UNSTEERED",
+    "Adoption",
+    "Steered",
+    "name_of",
+    "saved_name",
+]
 
 PREFIX = "distlr_"
 """Begins the name of each variable of distlr's in a saved file and in a TensorFlow checkpoint."""
@@ -30,8 +41,26 @@ CLIMB = "climb"
 """Names the state of a climb: where it began and its length, in samples, and the share of the rate it began at."""
 NO_CLIMB = (0.0, 0.0, 1.0)
 STEERED = "steered"
-"""Names the state of changes by hand: whether plateaus are paused, and how many changes the run has had."""
-UNSTEERED = (0.0, 0.0)
+"""Names the state of changes by hand, a `Steered`."""
+
+
+class Steered(NamedTuple):
+    """Which changes by hand a run has had: all up to a place, and so many of those at that place.
+
+    Attributes:
+        paused: whether plateaus are not to cut.
+        clock: where the last one was made, as the run counts.
+        moment: when there: after a batch, at an epoch's end, or as a run began (0, 1, 2).
+        made: how many there.
+    """
+
+    paused: int = 0
+    clock: int = 0
+    moment: int = 0
+    made: int = 0
+
+
+UNSTEERED = Steered()
 
 _FNV_PRIME = 1_099_511_628_211
 

@@ -9,13 +9,19 @@ import tensorflow as tf
 
 from distlr.strategies.replicas import on_replicas, sum_over_replicas
 
-__all__ = ["agreed", "are_finite", "only_if"]
+__all__ = ["agreed", "are_finite", "global_norm", "only_if"]
 
 
 def are_finite(gradients: Sequence[Any]) -> tf.Tensor:
     """Whether every number of these gradients, dense, sparse or None, is finite; of this replica."""
     tensors = [getattr(gradient, "values", gradient) for gradient in gradients if gradient is not None]
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
+
+
+def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
+    """The square root of the sum of all squares, in float32, of gradients of any float types; None counts nothing."""
+    tensors = [getattr(gradient, "values", gradient) for gradient in gradients if gradient is not None]
+    return tf.linalg.global_norm([tf.cast(tensor, tf.float32) for tensor in tensors])
 
 
 def agreed(flag: tf.Tensor, exchange: Any) -> tf.Tensor:

@@ -66,8 +66,7 @@ class _Adopted:
 
     @property
     def paused(self) -> bool:
-        paused, _ = self._optimizer.steered
-        return bool(paused)
+        return bool(self._optimizer.steered.paused)
 
     def multiply(self, factor: float) -> None:
         self._optimizer.multiply_rate(factor)

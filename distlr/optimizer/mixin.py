@@ -14,9 +14,10 @@ import tensorflow as tf
 from distlr.errors import ConfigurationError
 from distlr.optimizer import saving
 from distlr.optimizer.accumulation import accumulate
-from distlr.optimizer.adoption import BAD_STEPS, CLIMB, NO_CLIMB, STEERED, UNSTEERED, Adoption
-from distlr.optimizer.gate import agreed, are_finite, only_if
+from distlr.optimizer.adoption import BAD_STEPS, CLIMB, NO_CLIMB, STEERED, UNSTEERED, Adoption, Steered
+from distlr.optimizer.gate import agreed, are_finite, global_norm, only_if
 from distlr.optimizer.rate import LearningRate, check_rate
+from distlr.schedules import at_each
 from distlr.strategies.replicas import on_replicas, sum_over_replicas
 
 __all__ = ["ScaledOptimizer", "derived_class"]
@@ -92,15 +93,16 @@ class ScaledOptimizer:
         multiplier.assign(float(multiplier.numpy()) * factor)
 
     @property
-    def steered(self) -> tuple[bool, int]:
-        """Whether plateaus are paused by hand, and how many changes by hand the run has had."""
+    def steered(self) -> Steered:
+        """Which changes by hand the run has had, and whether they paused plateaus."""
         variable = self._distlr.named.get(STEERED)
-        paused, count = UNSTEERED if variable is None else variable.numpy()
-        return bool(paused), int(count)
+        return UNSTEERED if variable is None else Steered(*(int(value) for value in variable.numpy()))
 
-    def steer(self, paused: bool, count: int) -> None:
-        """Notes a change by hand, in the optimizer's variables, so that a restart goes on with it."""
-        self.state(STEERED, UNSTEERED).assign([float(paused), float(count)])
+    def steer(self, steered: Steered | None = None) -> None:
+        """Notes a change by hand in the optimizer's variables, so that a restart goes on with it; None makes them."""
+        variable = self.state(STEERED, UNSTEERED)
+        if steered is not None:
+            variable.assign([float(value) for value in steered])
 
     def climb(self, share: float, samples: int) -> None:
         """Lets the rate go from `share` of the formula's to all of it, linearly, over the next so many samples.
@@ -170,8 +172,7 @@ class ScaledOptimizer:
 
     def rates_at(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
         """What the formula gives at these clocks without the multiplier, in float64, for a picture of the run."""
-        full = self._without_multiplier(tf.constant(np.asarray(samples, np.int64)))
-        return np.broadcast_to(full.numpy(), (len(samples),))
+        return at_each(self._without_multiplier, np.asarray(samples, np.int64))
 
     def _formula(self, samples: tf.Tensor | None = None) -> tf.Tensor:
         multiplier = tf.cast(self._distlr.multiplier, tf.float64)
@@ -363,7 +364,7 @@ class ScaledOptimizer:
         else:
             grads = sum_over_replicas(grads)
         if adoption.norm is not None:
-            adoption.norm.assign(tf.cast(tf.linalg.global_norm(list(grads)), tf.float32))
+            adoption.norm.assign(global_norm(grads))
         return super()._clip_gradients(grads)  # type: ignore[misc]
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 import distlr._environment  # noqa: F401  (checks the installation first)
@@ -21,6 +22,7 @@ from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 __all__ = [
     "Schedule",
     "as_float64",
+    "at_each",
     "check_has_no_warmup",
     "check_is_schedule",
     "has_warmup",
@@ -124,6 +126,19 @@ def as_float64(schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:
         return lambda t: tf.cast(precise(t), tf.float64)
     dtype = _accepted_step(schedule)
     return lambda t: tf.cast(schedule(_cast_step(t, dtype)), tf.float64)
+
+
+def at_each(law: Callable[[tf.Tensor], tf.Tensor], times: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """What a function `t -> rate` gives at each of many times, eagerly; also one that takes no more than one at a time.
+
+    Such are Keras' `CosineDecay` with a warmup, and any schedule with a condition in it.
+    """
+    given = np.asarray(times)
+    try:
+        found = np.asarray(law(tf.constant(given)), np.float64)
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError):
+        return np.array([float(law(tf.constant(time))) for time in given], np.float64)
+    return np.broadcast_to(found, given.shape)
 
 
 def _cast_step(t: tf.Tensor, dtype: tf.DType) -> tf.Tensor:

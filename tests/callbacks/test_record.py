@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -9,10 +11,11 @@ import tensorflow as tf
 
 import distlr
 from distlr.callbacks import ReduceLROnPlateau
+from distlr.optimizer.gate import global_norm
 from distlr.run_directory import RunDirectory
 
 
-def _fit(recording, tmp_path, replicas=1, epochs=3, callbacks=(), adopted=True, **options):
+def _fit(recording, tmp_path, replicas=1, epochs=3, callbacks=(), adopted=True, reads=True, **options):
     bench = recording.Bench(replicas, keras.optimizers.schedules.CosineDecay(0.1, 100))
     batch = bench.batch(4 // replicas, 2, samples_per_epoch=9)
     if adopted:
@@ -23,7 +26,7 @@ def _fit(recording, tmp_path, replicas=1, epochs=3, callbacks=(), adopted=True, 
     given = bench.job.callbacks(list(callbacks), run_dir=tmp_path / "a" / "run")
     data = bench.job.shard(recording.samples(9), batch, remainder="carry")
     history = bench.fit(data, epochs, given, steps_per_epoch=2, **options).history
-    return bench, history, RunDirectory(tmp_path / "a" / "run").read()
+    return bench, history, RunDirectory(tmp_path / "a" / "run").read() if reads else None
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -79,6 +82,63 @@ def test_a_run_that_is_continued_takes_back_what_it_trains_again(recording, tmp_
     _, _, run = _fit(recording, tmp_path, epochs=1)
     assert [epoch["epoch"] for epoch in run.epochs] == [0]
     assert len(list((tmp_path / "a" / "run" / "earlier").iterdir())) == 1
+
+
+def test_a_schedule_that_takes_one_time_at_a_time(recording, tmp_path) -> None:
+    bench = recording.Bench(1, keras.optimizers.schedules.CosineDecay(0.0, 100, warmup_target=0.1, warmup_steps=4))
+    batch = bench.batch(2, 2, samples_per_epoch=8)
+    bench.adopt(batch)
+    bench.compile()
+    data = bench.job.shard(recording.samples(8), batch)
+    bench.fit(data, 2, bench.job.callbacks(run_dir=tmp_path))
+    curve = RunDirectory(tmp_path).read().epochs[0]["curve"]
+    assert [rate for _, rate in curve[::2]] == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_change_after_a_batch_is_in_the_curve_from_there_on(recording, tmp_path, batches) -> None:
+    """Also one after the epoch's last batch, which is none of its end."""
+
+    class Cut(distlr.callbacks.JobCallback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch + 1 == batches:
+                self.model.optimizer.multiply_rate(0.5)
+                self.decided("control", 0, "by hand", multiplier=0.5, between=False)
+
+    bench = recording.Bench(1)
+    batch = bench.batch(4, 2, samples_per_epoch=8)
+    bench.adopt(batch)
+    bench.compile()
+    bench.fit(bench.job.shard(recording.samples(8), batch), 1, bench.job.callbacks([Cut()], run_dir=tmp_path))
+    curve = RunDirectory(tmp_path).read().epochs[0]["curve"]
+    assert [rate for _, rate in curve] == pytest.approx([0.2 if at < batches / 2 else 0.1 for at, _ in curve])
+
+
+def test_a_directory_that_is_gone_costs_the_record_and_not_the_run(recording, tmp_path, caplog) -> None:
+    gone = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: shutil.rmtree(tmp_path / "a") if epoch == 1 else None
+    )
+    _, history, _ = _fit(recording, tmp_path, callbacks=[gone], reads=False)
+    assert len(history["loss"]) == 3
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_a_fit_that_trains_nothing_writes_nothing_twice(recording, tmp_path) -> None:
+    bench = recording.Bench(1)
+    batch = bench.batch(4, 2, samples_per_epoch=8)
+    bench.adopt(batch)
+    bench.compile()
+    cut = ReduceLROnPlateau("val_loss", factor=0.5, patience=1)
+    callbacks = bench.job.callbacks([recording.Overwrite([1.0] * 3), cut], run_dir=tmp_path)
+    data = bench.job.shard(recording.samples(8), batch)
+    bench.fit(data, 0, callbacks)
+    bench.fit(data, 3, callbacks)
+    assert [d["epoch"] for d in RunDirectory(tmp_path).read().decisions] == [1, 2]
+
+
+def test_gradients_of_two_types_have_one_norm(recording) -> None:
+    gradients = [tf.constant([3.0]), None, tf.constant([400.0], tf.float16), tf.IndexedSlices([4.0], [0], [2])]
+    assert float(global_norm(gradients)) == pytest.approx(np.sqrt(9 + 160_000 + 16))
 
 
 def test_rank_0_alone_writes(recording, tmp_path) -> None:

@@ -1,15 +1,18 @@
-"""Changes by hand: at the same step on every rank, once, also after a restart; and what changes nothing."""
+"""Changes by hand: at the same step on every rank, once; and what changes nothing."""
 
 from __future__ import annotations
 
 import pathlib
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
-from distlr.callbacks import Checkpoint, ReduceLROnPlateau, Steering
+from distlr.callbacks import ReduceLROnPlateau, Steering
+from distlr.communicators import run_ranks
 from distlr.control import ControlDirectory, Request
+from distlr.errors import DistlrError
 from distlr.run_directory import RunDirectory
 
 PER_EPOCH = 8
@@ -23,35 +26,32 @@ def hostile(load_helper):
 class Ask(keras.callbacks.Callback):
     """Asks for something after the given number of batches of the run."""
 
-    def __init__(self, run_dir, requests, fail_at=None) -> None:
+    def __init__(self, run_dir, requests) -> None:
         super().__init__()
-        self.directory, self.requests, self.fail_at, self.count = ControlDirectory(run_dir), requests, fail_at, 0
+        self.directory, self.requests, self.count = ControlDirectory(run_dir), requests, 0
 
     def on_train_batch_end(self, batch, logs=None):
         self.count += 1
         if self.count in self.requests:
             self.directory.ask(self.requests[self.count])
-        if self.count == self.fail_at:
-            raise KeyboardInterrupt
 
 
-def _fit(recording, tmp_path, requests, *, replicas=1, epochs=4, every=2, plateau=None, checkpoint=None, fail_at=None):
+def _fit(recording, tmp_path, requests, *, replicas=1, epochs=4, every=2, plateau=None, more=(), accumulation=None):
     keras.utils.set_random_seed(0)
-    bench = recording.Bench(replicas)
-    batch = bench.batch(2 // replicas, 2, samples_per_epoch=2 * PER_EPOCH)
+    options = {} if accumulation is None else {"gradient_accumulation_steps": accumulation}
+    bench = recording.Bench(replicas, **options)
+    batch = bench.batch(2 // replicas, 2, samples_per_epoch=2 * PER_EPOCH, accumulation=accumulation or 1)
     bench.adopt(batch)
     bench.compile()
-    own = [] if plateau is None else [plateau]
-    if checkpoint is not None:
-        own.append(Checkpoint(tmp_path / "checkpoints", every=checkpoint))
+    own = [*more, *([] if plateau is None else [plateau])]
     callbacks = bench.job.callbacks(own, run_dir=tmp_path)
     for callback in callbacks:
         if isinstance(callback, Steering):
             callback.every = every
     # Asked for before the job's callbacks see the batch.
-    callbacks.insert(0, Ask(tmp_path, requests, fail_at))
-    data = bench.job.shard(recording.samples(2 * PER_EPOCH), batch, seed=0)
-    bench.fit(data, epochs, callbacks)
+    callbacks.insert(0, Ask(tmp_path, requests))
+    bench.data = bench.job.shard(recording.samples(2 * PER_EPOCH), batch, seed=0)
+    bench.fit(bench.data, epochs, callbacks)
     return bench, RunDirectory(tmp_path).read()
 
 
@@ -97,7 +97,7 @@ def test_plateaus_pause_and_go_on(recording, tmp_path) -> None:
     bench, run = _fit(recording, tmp_path, requests, plateau=plateau)
     np.testing.assert_allclose(bench.rates(), [0.1] * 32, rtol=1e-6)
     assert [d["action"] for d in run.decisions if d["kind"] == "control"] == ["pause-plateau", "resume-plateau"]
-    assert bench.optimizer.steered == (False, 2)
+    assert not bench.optimizer.steered.paused
 
 
 def test_without_a_plateau_there_is_nothing_to_pause(recording, tmp_path) -> None:
@@ -137,33 +137,78 @@ def test_hostile_files_change_nothing(recording, tmp_path, hostile, caplog) -> N
     assert not [path for path in (tmp_path / "control").iterdir() if not path.name.endswith(".refused")]
 
 
-def test_a_restart_makes_the_changes_again_at_the_same_places(recording, tmp_path) -> None:
-    """Killed in the third epoch: the last checkpoint is of the second's end, the second change came after it."""
-    requests = {3: Request("set-lr", multiply=0.5), 19: Request("set-lr", multiply=0.1)}
-    whole, _ = _fit(recording, tmp_path / "whole", requests, checkpoint="1ep")
-    with pytest.raises(KeyboardInterrupt):
-        _fit(recording, tmp_path / "cut", requests, checkpoint="1ep", fail_at=22)
-    again, run = _fit(recording, tmp_path / "cut", {}, checkpoint="1ep")
-    np.testing.assert_array_equal(again.rates(), whole.rates()[16:])
-    assert _control(run) == [("set-lr", 4, 0.5), ("set-lr", 20, 0.1)]
-    assert again.optimizer.steered == (False, 2)
-    for mine, other in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(mine, other)
+def test_changes_of_one_look_build_on_each_other(recording, tmp_path) -> None:
+    """The correction of a request counts from the corrected rate, and two small steps are one large one."""
+    directory = ControlDirectory(tmp_path)
+
+    class AskTwice(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2 and not asked:
+                for value in (0.01, 0.02):
+                    asked.append(directory.ask(Request("set-lr", to=value)))
+                asked.append(directory.ask(Request("set-lr", multiply=0.02)))
+
+    asked: list[str] = []
+    bench, run = _fit(recording, tmp_path, {}, more=[AskTwice()], epochs=1)
+    np.testing.assert_allclose(bench.rates()[4:], 0.0004, rtol=1e-6)
+    assert [d["learning_rate"] for d in run.decisions] == pytest.approx([0.01, 0.02, 0.0004])
 
 
-def test_a_request_that_waits_outlives_a_restart(recording, tmp_path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        _fit(recording, tmp_path, {3: Request("set-lr", multiply=0.5, at_epoch=4)}, checkpoint="1ep", fail_at=18)
-    again, _ = _fit(recording, tmp_path, {}, checkpoint="1ep")
-    np.testing.assert_allclose(again.rates(), [0.1] * 8 + [0.05] * 8, rtol=1e-6)
+def test_looks_wait_for_the_update_that_steps_accumulate_over(recording, tmp_path) -> None:
+    _, run = _fit(recording, tmp_path, {1: Request("stop")}, accumulation=4, every=2)
+    assert [d["clock"] for d in run.decisions] == [8]  # found after the 2nd step, done after the 4th
 
 
-def test_a_request_that_was_done_and_not_marked_is_not_done_twice(recording, tmp_path) -> None:
-    """The crash came between the decision's line and the renaming of its file."""
-    with pytest.raises(KeyboardInterrupt):
-        _fit(recording, tmp_path, {3: Request("set-lr", multiply=0.5)}, checkpoint="1ep", fail_at=10)
-    (marked,) = (tmp_path / "control").glob("*.applied")
-    marked.rename(marked.with_suffix(""))
-    again, run = _fit(recording, tmp_path, {}, checkpoint="1ep")
-    np.testing.assert_allclose(again.rates(), 0.05, rtol=1e-6)
-    assert len(_control(run)) == 1
+def test_what_nobody_answered_is_refused_at_the_end(recording, tmp_path) -> None:
+    requests = {1: Request("set-lr", to=0.2, at_epoch=9), 8: Request("stop")}
+    _, run = _fit(recording, tmp_path, requests, epochs=1, every=100)
+    assert [(d["kind"], d["reason"]) for d in run.decisions][-1] == ("refused", "The run has ended.")
+    assert not list((tmp_path / "control").glob("*.json"))
+
+
+def test_a_stop_does_not_begin_the_next_epoch(recording, tmp_path) -> None:
+    """The stopped epoch goes on after a restart, at its own rate."""
+    requests = {1: Request("set-lr", to=0.01, at_epoch=2), 3: Request("stop")}
+    bench, run = _fit(recording, tmp_path, requests)
+    assert [d["kind"] for d in run.decisions] == ["asked", "control", "refused"]
+    np.testing.assert_allclose(bench.optimizer.learning_rate, 0.1, rtol=1e-6)
+
+
+def test_a_new_run_does_not_inherit_a_pause(recording, tmp_path) -> None:
+    plateau = ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9)
+    bench, _ = _fit(recording, tmp_path / "a", {1: Request("pause-plateau")}, plateau=plateau, epochs=1)
+    assert bench.optimizer.steered.paused
+    bench.fit(bench.data, 1, bench.job.callbacks([plateau], run_dir=tmp_path / "b"))
+    assert not bench.optimizer.steered.paused
+
+
+def test_many_answered_requests_hide_no_new_one(tmp_path) -> None:
+    directory = ControlDirectory(tmp_path)
+    directory.make()
+    for i in range(1200):
+        (tmp_path / "control" / f"{i:05d}.json.applied").touch()
+    name = directory.ask(Request("stop"))
+    assert [found.name for found in directory.look()] == [name]
+
+
+def test_a_broken_record_is_an_error_on_every_rank_and_nobody_waits(recording, tmp_path) -> None:
+    RunDirectory(tmp_path).begin({"started": "now"})
+    (tmp_path / "decisions.jsonl").write_text("{broken\n")
+    optimizer = SimpleNamespace(take_back=lambda kind: None)
+
+    def rank(comm):
+        bench = recording.Bench(1)
+        bench.adopt(bench.batch(2, 2, samples_per_epoch=8))
+        bench.compile()
+        bench.optimizer._distlr.exchange = optimizer
+        steering = Steering(tmp_path)
+        steering.bind(comm)
+        steering.set_model(bench.model)
+        bench.optimizer.iterations.assign(4)
+        steering.on_train_begin()
+        try:
+            steering.on_epoch_begin(1)
+        except DistlrError as error:
+            return type(error).__name__
+
+    assert run_ranks(rank, 2, timeout=20) == ["ConfigurationError", "DistributionError"]
