@@ -7,43 +7,24 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from distlr import data as pipelines
 from distlr._numbers import whole_number
 from distlr.batch import GlobalBatch
 from distlr.broadcast import broadcast_state
-from distlr.callbacks import (
-    Audit,
-    BadNumbers,
-    Checkpoint,
-    FollowEpochs,
-    JobCallback,
-    LearningRateLogger,
-    Record,
-    ReduceLROnPlateau,
-    Scalars,
-    Steering,
-    SyncStatistics,
-    check_savers,
-    for_ranks,
-    ordered,
-    watches_numbers,
-)
+from distlr.callbacks import Audit, assembled
 from distlr.communicators import Communicator, SingleCommunicator
 from distlr.communicators.fused import Bundle, exchange_bundles, first_of, numbers, reduce_over
 from distlr.communicators.horovod_gradients import check_compression
 from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
-from distlr.journal import Journal
 from distlr.metrics import are_distributed, read_states, results
 from distlr.moving_averages import scale_moving_averages
-from distlr.optimizer import ScaledOptimizer, adopt, inner
+from distlr.optimizer import ScaledOptimizer, adopt, inner, start_line
 from distlr.position import Position
 from distlr.scaling import Rule
 
@@ -229,7 +210,7 @@ class Job:
             inner(adopted).mark_broadcast()  # a spanning strategy gives every new variable the first worker's value
         self._optimizers.append(inner(adopted))
         if self.is_root:
-            _log.info("%s", _start_line(self._optimizers[-1].explain(), self))
+            _log.info("%s", start_line(self._optimizers[-1].explain(), self.replicas, self.backend))
         return adopted
 
     def scale_moving_averages(
@@ -295,38 +276,15 @@ class Job:
             run_dir: a directory of this run's own. With it the run can be looked at (`distlr report`), followed
                 (TensorBoard, in `run_dir/tensorboard`) and changed by hand (`distlr control`).
         """
-        given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [None]
-        for callback in given:
-            if not isinstance(callback, keras.callbacks.Callback):
-                what = callbacks if callback is None else callback
-                hint = "write job.callbacks([distlr.callbacks.ReduceLROnPlateau()]), for example"
-                raise ConfigurationTypeError(received("callbacks", what, "a list of Keras callbacks", hint))
-        if not any(isinstance(callback, LearningRateLogger) for callback in given):
-            given.append(LearningRateLogger())
-        check_savers(given)
-        if self.communicator.may_lose_ranks and not any(isinstance(callback, Checkpoint) for callback in given):
-            raise ConfigurationError(
-                "In an elastic job the training begins anew whenever the ranks change, and without a checkpoint from "
-                "the start. To mend it: job.callbacks([distlr.callbacks.Checkpoint(directory, every=...), ...])."
-            )
-        if not watches_numbers(given):
-            plateaus = [callback.policy for callback in given if isinstance(callback, ReduceLROnPlateau)]
-            given.append(BadNumbers(ignore={policy.monitor for policy in plateaus if policy.on_nan != "raise"}))
-        follow = FollowEpochs(self._positions)
-        given += [self.audit(), follow, *(_of_run(run_dir, self) if run_dir is not None else [])]
-        if self.local_replicas > 1:
-            given.append(SyncStatistics())
-        if self.size > 1:
-            given = for_ranks(given, self.communicator)
-        journal = Journal()
-        for callback in given:
-            if isinstance(callback, JobCallback):
-                callback.bind(self.communicator, journal)
-            if isinstance(callback, Checkpoint):
-                callback.bind_data(follow)
-            if isinstance(callback, Steering):
-                callback.bind_plateau(any(isinstance(other, ReduceLROnPlateau) for other in given))
-        return ordered(given)
+        return assembled(
+            callbacks,
+            communicator=self.communicator,
+            local_replicas=self.local_replicas,
+            audit=self.audit(),
+            positions=self._positions,
+            run_dir=run_dir,
+            explain=self.explain,
+        )
 
     def audit(self) -> Audit:
         """The callback that refuses a run whose rate would be silently wrong; `job.callbacks` puts it first."""
@@ -458,33 +416,3 @@ class Job:
 
     def _gathered(self, local: list[str], tag: str) -> list[str]:
         return [digest for rank in self.communicator.gather_json(local, tag=tag) for digest in rank]
-
-
-def _of_run(run_dir: str | os.PathLike[str], job: Job) -> list[JobCallback]:
-    """What keeps a run's directory."""
-    return [Steering(run_dir), Record(run_dir, job.explain), Scalars(Path(run_dir) / "tensorboard")]
-
-
-def _start_line(parts: Mapping[str, Any], job: Job) -> str:
-    """What the rate will be, in one line that a log keeps."""
-    name = parts["optimizer"]
-    if "base_batch" not in parts:
-        return f"{name}: the rate is not scaled (no batch was given); {job.replicas} replicas on {job.backend}."
-    climb = parts["warmup"]
-    warmup = "no warmup"
-    if climb is not None:
-        epochs = "" if climb["epochs"] is None else f"{climb['epochs']:g} epochs = "
-        warmup = f"warmup over {epochs}{climb['updates']:g} updates from x{climb['from']:.4g}"
-    clock = "in samples (base steps)" if parts["clock"] == "samples" else "in Keras' steps"
-    return (
-        f"{name}: rate {parts['base_rate']:g} x {parts['factor']:g} ({parts['rule']}) = {parts['peak_rate']:g}; "
-        f"batch {parts['base_batch']} x {parts['ratio']:g} = {parts['global_batch']} on {job.replicas} replicas "
-        f"({job.backend}); {warmup}; the schedule counts {clock}{_also(parts)}."
-    )
-
-
-def _also(parts: Mapping[str, Any]) -> str:
-    """What is scaled beside the rate."""
-    also = [f"{name} {base:g} -> {scaled:.4g}" for name, (base, scaled) in parts["scaled"].items()]
-    also += ["momentum corrected while the rate climbs"] if parts["momentum_correction"] else []
-    return f"; also scaled: {', '.join(also)}" if also else ""

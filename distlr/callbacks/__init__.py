@@ -1,5 +1,6 @@
 """Keras callbacks of a distributed job, one a file."""
 
+from distlr.callbacks.assembly import assembled
 from distlr.callbacks.audit import Audit
 from distlr.callbacks.bad_numbers import BadNumbers
 from distlr.callbacks.base import JobCallback
@@ -8,7 +9,7 @@ from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.logger import LearningRateLogger
-from distlr.callbacks.order import check_savers, for_ranks, ordered, watches_numbers
+from distlr.callbacks.order import check_savers, for_ranks, ordered
 from distlr.callbacks.plateau import ReduceLROnPlateau
 from distlr.callbacks.record import Record
 from distlr.callbacks.scalars import Scalars
@@ -31,8 +32,8 @@ __all__ = [
     "Steering",
     "SyncMetrics",
     "SyncStatistics",
+    "assembled",
     "check_savers",
     "for_ranks",
     "ordered",
-    "watches_numbers",
 ]

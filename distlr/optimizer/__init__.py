@@ -7,6 +7,7 @@ from distlr.optimizer.handle import RateHandle, handle, rate_of, schedule_of
 from distlr.optimizer.loss_scale import agree
 from distlr.optimizer.mixin import ScaledOptimizer
 from distlr.optimizer.saving import read_state, slots_of, write_state
+from distlr.optimizer.start_line import start_line
 
 __all__ = [
     "UNSTEERED",
@@ -24,6 +25,7 @@ __all__ = [
     "read_state",
     "schedule_of",
     "slots_of",
+    "start_line",
     "strategy_of",
     "strip",
     "write_state",

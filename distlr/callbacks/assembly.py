@@ -1,0 +1,93 @@
+"""The callbacks of a job: those given, those that every job needs, bound to the job and in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from distlr.callbacks.audit import Audit
+from distlr.callbacks.bad_numbers import BadNumbers
+from distlr.callbacks.base import JobCallback
+from distlr.callbacks.checkpoint import Checkpoint
+from distlr.callbacks.follow import FollowEpochs
+from distlr.callbacks.logger import LearningRateLogger
+from distlr.callbacks.order import check_savers, for_ranks, ordered, watches_numbers
+from distlr.callbacks.plateau import ReduceLROnPlateau
+from distlr.callbacks.record import Record
+from distlr.callbacks.scalars import Scalars
+from distlr.callbacks.steering import Steering
+from distlr.callbacks.sync_statistics import SyncStatistics
+from distlr.communicators import Communicator
+from distlr.errors import ConfigurationError, ConfigurationTypeError, received
+from distlr.journal import Journal
+from distlr.position import Position
+
+__all__ = ["assembled"]
+
+
+def assembled(
+    callbacks: Sequence[Any],
+    *,
+    communicator: Communicator,
+    local_replicas: int,
+    audit: Audit,
+    positions: Sequence[Position],
+    run_dir: str | os.PathLike[str] | None,
+    explain: Callable[[], dict[str, Any]],
+) -> list[Any]:
+    """What `job.callbacks` gives; see there.
+
+    Args:
+        callbacks: the user's.
+        communicator: the job's.
+        local_replicas: of this process.
+        audit: the job's check of a run.
+        positions: of the job's training data.
+        run_dir: see `job.callbacks`.
+        explain: gives the parts of the formula.
+
+    Raises:
+        ConfigurationError, ConfigurationTypeError: something given cannot work.
+    """
+    given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [None]
+    for callback in given:
+        if not isinstance(callback, keras.callbacks.Callback):
+            what = callbacks if callback is None else callback
+            hint = "write job.callbacks([distlr.callbacks.ReduceLROnPlateau()]), for example"
+            raise ConfigurationTypeError(received("callbacks", what, "a list of Keras callbacks", hint))
+    if not _has(given, LearningRateLogger):
+        given.append(LearningRateLogger())
+    check_savers(given)
+    if communicator.may_lose_ranks and not _has(given, Checkpoint):
+        raise ConfigurationError(
+            "In an elastic job the training begins anew whenever the ranks change, and without a checkpoint from "
+            "the start. To mend it: job.callbacks([distlr.callbacks.Checkpoint(directory, every=...), ...])."
+        )
+    plateaus = [callback.policy for callback in given if isinstance(callback, ReduceLROnPlateau)]
+    if not watches_numbers(given):
+        given.append(BadNumbers(ignore={policy.monitor for policy in plateaus if policy.on_nan != "raise"}))
+    follow = FollowEpochs(positions)
+    given += [audit, follow]
+    if run_dir is not None:
+        given += [Steering(run_dir), Record(run_dir, explain), Scalars(Path(run_dir) / "tensorboard")]
+    if local_replicas > 1:
+        given.append(SyncStatistics())
+    if communicator.size > 1:
+        given = for_ranks(given, communicator)
+    journal = Journal()
+    for callback in given:
+        if isinstance(callback, JobCallback):
+            callback.bind(communicator, journal)
+        if isinstance(callback, Checkpoint):
+            callback.bind_data(follow)
+        if isinstance(callback, Steering):
+            callback.bind_plateau(bool(plateaus))
+    return ordered(given)
+
+
+def _has(callbacks: Sequence[Any], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
