@@ -26,6 +26,14 @@ class Plateau:
     The policy's state is kept in the optimizer's variables, under the monitor's name and mode, so it is
     saved and restored with them. (For a plain Keras optimizer it is kept here, and ends with the process.)
 
+    >>> import keras
+    >>> optimizer = keras.optimizers.SGD(0.1)
+    >>> plateau = Plateau(optimizer, "val_loss", factor=0.5, patience=1)
+    >>> [plateau.step(loss).cut for loss in (1.0, 1.0, 0.5)]
+    [False, True, False]
+    >>> float(optimizer.learning_rate)
+    0.05
+
     Args:
         optimizer: distlr's, or a plain Keras one with a float rate.
         monitor: the metric's name.

@@ -38,6 +38,15 @@ class Job:
 
     Made by `distlr.init`. A *rank* is a process, a *replica* a device with a copy of the model.
 
+    >>> import distlr, keras
+    >>> job = distlr.init(environ={})
+    >>> batch = job.batch(per_replica=64, base_batch=32, samples_per_epoch=6_400)
+    >>> with job.scope():
+    ...     optimizer = job.optimizer(keras.optimizers.SGD(0.1), batch, warmup="5ep")
+    >>> parts = job.explain()
+    >>> parts["backend"], parts["factor"], parts["peak_rate"]
+    ('local', 2.0, 0.2)
+
     Attributes:
         strategy: the `tf.distribute` strategy (TensorFlow's default one on a single device).
         communicator: what the ranks say to each other.

@@ -36,6 +36,10 @@ def init(
     TF_CONFIG names several workers; `simulate`, or `DISTLR_SIMULATE` in the environment; all GPUs of this machine; one
     device.
 
+    >>> job = init(environ={})
+    >>> job.backend, job.rank, job.size, job.replicas
+    ('local', 0, 1, 1)
+
     Args:
         engine: "horovod": one replica a process, on the GPU of its local rank; "multi-worker": a
             `MultiWorkerMirroredStrategy` that Keras 3 can train with, of the workers that TF_CONFIG or Slurm name; or

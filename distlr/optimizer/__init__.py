@@ -2,12 +2,12 @@
 
 from distlr.optimizer.adopt import adopt, inner, is_adopted, strategy_of, strip
 from distlr.optimizer.adoption import UNSTEERED, Steered
+from distlr.optimizer.description import start_line
 from distlr.optimizer.formula import differences, formula
 from distlr.optimizer.handle import RateHandle, handle, rate_of, schedule_of
 from distlr.optimizer.loss_scale import agree
 from distlr.optimizer.mixin import ScaledOptimizer
 from distlr.optimizer.saving import read_state, slots_of, write_state
-from distlr.optimizer.start_line import start_line
 
 __all__ = [
     "UNSTEERED",

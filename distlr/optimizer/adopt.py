@@ -164,6 +164,15 @@ def strip(model: Any) -> Any:
     The slots are kept, and what `scale=` scaled is as it was. A float rate becomes the current rate; a schedule is the
     user's own again, at the base batch, with `iterations` at the base step that the clock shows, so that it goes on.
 
+    >>> from distlr import init
+    >>> job = init(environ={})
+    >>> optimizer = job.optimizer(keras.optimizers.SGD(0.1), job.batch(64, base_batch=32))
+    >>> float(optimizer.learning_rate)
+    0.2
+    >>> optimizer.multiply_rate(0.5)
+    >>> type(strip(optimizer)).__name__, float(optimizer.learning_rate)
+    ('SGD', 0.1)
+
     Args:
         model: a compiled model, or an optimizer.
 

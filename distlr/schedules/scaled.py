@@ -34,6 +34,12 @@ class Scaled(Schedule):
     The optimizer of `job.optimizer` asks it with the time that `time` gives (`at`); a plain Keras
     optimizer asks it with its own step count (`__call__`), and it does the counting itself.
 
+    >>> from distlr.schedules import Cosine
+    >>> batch = GlobalBatch(64, replicas=4, base_batch=64, samples_per_epoch=6_400)
+    >>> rate = Scaled(Cosine(0.1, 1_000), batch, warmup="1ep")
+    >>> rate.factor, [float(rate.at(tf.constant(t, tf.float64))) for t in (0, 500)]
+    (4.0, [0.1, 0.2])
+
     Args:
         schedule: the rate written for the base batch, as in the one-GPU script.
         batch: the `GlobalBatch` of the job.
