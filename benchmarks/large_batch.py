@@ -64,7 +64,7 @@ def cnn() -> keras.Model:
 def resnet() -> keras.Model:
     """Residual blocks (He et al. 2015, arXiv 1512.03385) of 16, 32 and 64 filters, on 14, 7 and 4 pixels.
 
-    Each block begins as the identity (Goyal et al. 2017, section 5.1: the last scale of its normalization is 0 at first).
+    Each block begins as the identity (Goyal et al. 2017, section 5.1: the last normalization scales by 0 at first).
     """
     inputs = keras.Input((28, 28, 1))
     x = layers.ReLU()(_norm()(_convolution(16, 2)(inputs)))

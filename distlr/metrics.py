@@ -18,7 +18,16 @@ import tensorflow as tf
 
 from distlr.errors import ConfigurationError, received
 
-__all__ = ["COMBINE", "MetricStates", "are_distributed", "assign_states", "check_additive", "read_states", "results"]
+__all__ = [
+    "COMBINE",
+    "GraphResults",
+    "MetricStates",
+    "are_distributed",
+    "assign_states",
+    "check_additive",
+    "read_states",
+    "results",
+]
 
 COMBINE = "distlr_combine"
 """The attribute by which a metric says how its states combine over ranks: "sum" (also without it), "max" or "min"."""
@@ -52,7 +61,7 @@ def assign_states(metrics: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> N
     """Gives the metrics the states that `read_states` had read; one that is not among them stays."""
     for name, _, variable in _variables(metrics):
         if name in arrays:
-            _assign(variable, arrays[name])
+            variable.assign(arrays[name].astype(variable.dtype))
 
 
 def results(
@@ -62,13 +71,32 @@ def results(
 
     The rank's own states are put back afterwards, so that a metric that is read or goes on counting is undisturbed.
     """
-    own = [(variable, variable.numpy()) for _, _, variable in _variables(metrics)]
-    try:
-        assign_states(metrics, combined)
-        return {name: _number(value) for name, value in compute().items()}
-    finally:
-        for variable, value in own:
-            _assign(variable, value)
+    found = _variables(metrics)
+    values = [tf.constant(_given_or_own(combined, name, variable)) for name, _, variable in found]
+    return _numbers(_computed([variable for _, _, variable in found], values, compute))
+
+
+class GraphResults:
+    """`results` of a compiled model as one call of a graph: of many states, a few times as fast.
+
+    Keras computes these metrics in its graph of the training step as well, so whatever they are, they can be traced.
+
+    Args:
+        model: whose metrics; built.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._found = _variables(model.metrics)
+        variables = [variable for _, _, variable in self._found]
+        self._graph = tf.function(lambda values: _computed(variables, values, model.get_metrics_result))
+
+    def fits(self, model: Any) -> bool:
+        """Whether the model's metrics still are those that were traced."""
+        return [id(variable) for *_, variable in self._found] == [id(v) for *_, v in _variables(model.metrics)]
+
+    def __call__(self, combined: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The model's results while its metrics have these states."""
+        return _numbers(self._graph([_given_or_own(combined, name, variable) for name, _, variable in self._found]))
 
 
 def are_distributed(metrics: Sequence[Any]) -> bool:
@@ -125,9 +153,26 @@ def _given(metric: Any) -> list[Any]:
     return [item for item in given if isinstance(item, keras.metrics.Metric)]
 
 
-def _assign(variable: Any, value: np.ndarray) -> None:
-    """As `variable.assign`, without what Keras does around it: twice the time, for each of many states an epoch."""
-    variable.value.assign(value.astype(variable.dtype))
+def _computed(
+    variables: Sequence[Any], values: Sequence[tf.Tensor], compute: Callable[[], Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Eagerly, or as part of a graph: gives the variables other values for as long as `compute` runs."""
+    own = [tf.identity(variable.value) for variable in variables]
+    try:
+        for variable, value in zip(variables, values, strict=True):
+            variable.value.assign(value)  # without what Keras does around it, which takes as long again
+        return compute()
+    finally:
+        for variable, value in zip(variables, own, strict=True):
+            variable.value.assign(value)
+
+
+def _given_or_own(combined: Mapping[str, np.ndarray], name: str, variable: Any) -> np.ndarray:
+    return combined[name].astype(variable.dtype) if name in combined else variable.numpy()
+
+
+def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    return {name: _number(value) for name, value in found.items()}
 
 
 def _sendable(value: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 
 from distlr.callbacks.base import JobCallback
 from distlr.communicators.fused import Bundle, exchange_bundles, first_of, mean_over, numbers, reduce_over
-from distlr.metrics import MetricStates, check_additive, read_states, results
+from distlr.metrics import GraphResults, MetricStates, check_additive, read_states, results
 from distlr.statistics import assign_statistics, read_statistics
 
 __all__ = ["SyncMetrics"]
@@ -33,6 +33,7 @@ class SyncMetrics(JobCallback):
         self._checked = False
         self._training: dict[str, float] | None = None
         self._validates = self._any_validates = False
+        self._graph: GraphResults | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Refuses, before the first step, a metric that cannot be combined."""
@@ -89,4 +90,8 @@ class SyncMetrics(JobCallback):
             self.model.get_metrics_result()
 
     def _results(self, combined: dict[str, Any]) -> dict[str, float]:
-        return results(self.model.metrics, combined, self.model.get_metrics_result)
+        if self.model.run_eagerly:
+            return results(self.model.metrics, combined, self.model.get_metrics_result)
+        if self._graph is None or not self._graph.fits(self.model):
+            self._graph = GraphResults(self.model)
+        return self._graph(combined)
