@@ -161,7 +161,8 @@ def _computed(
     try:
         for variable, value in zip(variables, values, strict=True):
             variable.value.assign(value)  # without what Keras does around it, which takes as long again
-        return compute()
+        # Some results are a variable itself, to be read now.
+        return {name: tf.identity(tf.convert_to_tensor(value)) for name, value in compute().items()}
     finally:
         for variable, value in zip(variables, own, strict=True):
             variable.value.assign(value)

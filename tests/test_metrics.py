@@ -9,7 +9,7 @@ import pytest
 from distlr.communicators import run_ranks
 from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
 from distlr.errors import ConfigurationError
-from distlr.metrics import check_additive, read_states, results
+from distlr.metrics import GraphResults, check_additive, read_states, results
 
 M = keras.metrics
 
@@ -104,3 +104,37 @@ def test_a_metric_given_to_compile_is_checked_before_the_first_batch() -> None:
     model.compile("sgd", "mse", metrics=["mae", Range()])
     with pytest.raises(ConfigurationError, match="'range'"):
         check_additive(model.metrics)
+
+
+class Last(M.Metric):
+    """Gives its variable itself, and an array."""
+
+    def __init__(self, name: str = "last") -> None:
+        super().__init__(name=name)
+        self.value = self.add_weight(shape=(), initializer="zeros", name="value")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.value.assign(keras.ops.max(y_true))
+
+    def result(self):
+        return self.value
+
+
+def test_in_one_graph_as_eagerly_and_the_own_states_stay() -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=[M.MeanSquaredError(), Last(), M.F1Score(threshold=0.5)])
+    model.fit(np.ones((4, 2), "float32"), np.ones((4, 1), "float32"), verbose=0)
+    before = read_states(model.metrics).arrays
+    states = {name: array + 2 for name, array in before.items()}
+    expected = results(model.metrics, states, model.get_metrics_result)
+    graph = GraphResults(model)
+    found = graph(states)
+    assert set(found) == set(expected) == {"loss", "mean_squared_error", "last", "f1_score"}
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6)
+    assert found["last"] == 3
+    for name, array in read_states(model.metrics).arrays.items():
+        np.testing.assert_array_equal(array, before[name])
+    assert graph.fits(model)
+    model.compile("sgd", "mse", metrics=[M.MeanSquaredError()])
+    assert not graph.fits(model)
