@@ -62,15 +62,12 @@ def cnn() -> keras.Model:
 
 
 def resnet() -> keras.Model:
-    """Residual blocks (He et al. 2015, arXiv 1512.03385) of 16, 32 and 64 filters, on 14, 7 and 4 pixels.
-
-    Each block begins as the identity (Goyal et al. 2017, section 5.1: the last normalization scales by 0 at first).
-    """
+    """Residual blocks (He et al. 2015, arXiv 1512.03385) of 16, 32 and 64 filters, on 14, 7 and 4 pixels squared."""
     inputs = keras.Input((28, 28, 1))
     x = layers.ReLU()(_norm()(_convolution(16, 2)(inputs)))
     for filters, stride in ((16, 1), (32, 2), (64, 2)):
         inner = layers.ReLU()(_norm()(_convolution(filters, stride)(x)))
-        inner = _norm(gamma_initializer="zeros")(_convolution(filters, 1)(inner))
+        inner = _norm()(_convolution(filters, 1)(inner))
         if stride > 1:
             x = _norm()(layers.Conv2D(filters, 1, strides=stride, use_bias=False)(x))
         x = layers.ReLU()(layers.Add()([x, inner]))
@@ -81,8 +78,8 @@ def _convolution(filters: int, stride: int) -> Any:
     return layers.Conv2D(filters, 3, strides=stride, padding="same", use_bias=False)
 
 
-def _norm(**options: Any) -> Any:
-    return layers.BatchNormalization(momentum=0.99, **options)
+def _norm() -> Any:
+    return layers.BatchNormalization(momentum=0.99)
 
 
 MODELS: dict[str, Callable[[], keras.Model]] = {"cnn": cnn, "resnet": resnet}

@@ -3,9 +3,9 @@
 
     python benchmarks/run.py [--quick] [--only step memory]
 
-`--quick` takes a few minutes, proves that all of them run, and writes to `runs/benchmarks/`. With `--only` the rest of
-`results.json` stays. The grid of large batches is trained by `large_batch.py` (`make bench-large`, hours), and is read
-from its file. Nothing in `RESULTS.md` is written by hand.
+`--quick` takes a few minutes, proves that all of them run, and writes to `runs/benchmarks/`. With `--only` the rest
+of `results.json` stays; without a name after it the page alone is made anew. The grid of large batches is trained by
+`large_batch.py` (`make bench-large`, hours), and is read from its file. Nothing in `RESULTS.md` is written by hand.
 """
 
 from __future__ import annotations
@@ -120,10 +120,17 @@ def versions() -> dict[str, str]:
     return found
 
 
+def write(folder: Path, results: dict[str, Any]) -> None:
+    """Both files, with the large batches as they are by now."""
+    results["large_batch"] = shaped("large_batch", large_batch.runs(large_batch.OUT))
+    write_json(folder / "results.json", results)
+    write_bytes(folder / "RESULTS.md", page(results).encode())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
+    parser.add_argument("--only", nargs="*", choices=[*BENCHMARKS, []], default=list(BENCHMARKS))
     options = parser.parse_args()
     folder = HERE.parent / "runs" / "benchmarks" if options.quick else HERE
     path = folder / "results.json"
@@ -135,11 +142,10 @@ def main() -> None:
                 continue
             runs.append(measured(script, [*quick, *QUICK.get(script, [])] if options.quick else full))
             results[name] = {**results.get(name, {}), **shaped(name, runs)}
-            results["large_batch"] = shaped("large_batch", large_batch.runs(large_batch.OUT))
             dates = {**results.get("dates", {}), name: datetime.date.today().isoformat()}
             results |= {"dates": dates, "machine": machine(), "versions": versions()}
-            write_json(path, results)  # after each, so that a later one that fails loses nothing
-            write_bytes(folder / "RESULTS.md", page(results).encode())
+            write(folder, results)  # after each, so that a later one that fails loses nothing
+    write(folder, results)
     print(f"\nwrote {path} and {folder / 'RESULTS.md'}")
 
 
