@@ -33,7 +33,7 @@ test: lint fast replicas processes oldest distributed ## lint, and all tests: al
 fast: $(VENV)/.installed-$(TF)-dev ## most of the tests, in under three minutes
 	$(call lane,fast,$(VENV),not distributed and not slurm and not browser and not processes and not replicas)
 
-replicas: $(VENV)/.installed-$(TF)-dev ## the tests that train on four replicas again and again
+replicas: $(VENV)/.installed-$(TF)-dev ## the tests that train again and again, on replicas or ranks
 	$(call lane,replicas,$(VENV),replicas)
 
 processes: $(VENV)/.installed-$(TF)-dev ## the tests that start Python anew

@@ -274,6 +274,7 @@ def broken(tmp_path_factory):
     return found
 
 
+@pytest.mark.replicas
 @pytest.mark.parametrize("m", SIZES)
 @pytest.mark.parametrize("n", SIZES)
 def test_the_rate_by_epoch_is_that_of_a_run_on_m_from_the_start(wholes, broken, tmp_path, caplog, n, m) -> None:
