@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["ratio", "result", "shown", "start"]
+__all__ = ["ROOT", "lean", "ratio", "result", "shown", "start", "written"]
+
+ROOT = Path(__file__).resolve().parent.parent
 
 INSIDE = "DISTLR_BENCHMARK_RANK"
 
@@ -49,6 +54,37 @@ def start(backend: str, ranks: int) -> None:
     if backend == "multi-worker":
         sys.exit(run_workers(ranks, words, environ))
     os.execvpe(words[0], words, environ)
+
+
+def written(words: Callable[[Path], list[str]], limit: float, **variables: str) -> Any:
+    """What a job of its own writes, as JSON, into the file that it is given.
+
+    Args:
+        words: the command, for the file's path.
+        limit: seconds after which it is an error.
+        **variables: of its environment.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "measured.json"
+        command = words(path)
+        environ = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT), **variables}
+        done = subprocess.run(command, env=environ, timeout=limit, capture_output=True, text=True, check=False)
+        if done.returncode or not path.is_file():
+            said = (done.stdout + done.stderr)[-4000:]
+            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
+        return json.loads(path.read_text())
+
+
+def lean(kind: type) -> type:
+    """A Keras optimizer that averages its gradients over Horovod's ranks, and does nothing more of distlr's."""
+    import horovod.tensorflow as hvd
+
+    class Lean(kind):  # type: ignore[misc]
+        def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+            averaged = [hvd.allreduce(grad, op=hvd.Average, name=f"{self.name}.{i}") for i, grad in enumerate(grads)]
+            super().apply(averaged, trainable_variables)
+
+    return Lean
 
 
 def result(value: dict[str, Any]) -> None:

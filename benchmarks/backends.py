@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _ratios import ratio, result, shown
+from _ratios import ROOT, ratio, result, shown, written
 
-ROOT = Path(__file__).resolve().parent.parent
 REPLICAS, PER_REPLICA = 2, 32
 ARMS = {"simulated": "tf", "control": "tf", "horovod": "horovod", "multi-worker": "multi-worker"}
 LIMIT = 180  # seconds a job
@@ -58,15 +54,8 @@ def train(path: Path, steps: int) -> None:
 
 
 def measure(arm: str, steps: int) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "milliseconds.json"
-        command = [sys.executable, "-m", "distlr.cli.main", "run", "-n", str(REPLICAS), "--backend", ARMS[arm]]
-        own = [__file__, "--worker", str(path), "--steps", str(steps)]
-        environ = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run([*command, *own], env=environ, timeout=LIMIT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{arm} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-        return float(json.loads(path.read_text()))
+    words = [sys.executable, "-m", "distlr.cli.main", "run", "-n", str(REPLICAS), "--backend", ARMS[arm], __file__]
+    return float(written(lambda path: [*words, "--worker", str(path), "--steps", str(steps)], LIMIT))
 
 
 def main() -> None:

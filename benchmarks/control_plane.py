@@ -18,18 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _ratios import result
+from _ratios import ROOT, result, written
 
-ROOT = Path(__file__).resolve().parent.parent
 METRICS, SAMPLES = 20, 100
 LIMIT = 400  # seconds a number of ranks
 LATENCY, BANDWIDTH, MANY = 5e-6, 1e10, 4096
@@ -98,17 +94,11 @@ def _memory(kind: str) -> float:
 
 def measure(ranks: int, epochs: int) -> dict[str, Any]:
     """Starts so many ranks and reads what rank 0 wrote."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "measured.json"
-        words = [str(ROOT / "launch" / "mpirun.sh"), "-np", str(ranks), __file__, "--inside", str(path)]
-        environ = {**os.environ, "PYTHON": sys.executable, "VIRTUAL_ENV": sys.prefix, "PYTHONPATH": str(ROOT)}
-        environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        words += ["--epochs", str(epochs)]
-        done = subprocess.run(words, env=environ, timeout=LIMIT, capture_output=True, text=True, check=False)
-        if done.returncode or not path.is_file():
-            raise SystemExit(f"{ranks} ranks ended with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+    words = [str(ROOT / "launch" / "mpirun.sh"), "-np", str(ranks), __file__, "--epochs", str(epochs), "--inside"]
+    variables = {"PYTHON": sys.executable, "VIRTUAL_ENV": sys.prefix}
+    variables |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    found: dict[str, Any] = written(lambda path: [*words, str(path)], LIMIT, **variables)
+    return found
 
 
 def predicted(bytes_a_collective: float, collectives: float) -> dict[str, float]:

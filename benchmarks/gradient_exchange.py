@@ -32,7 +32,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from _ratios import ratio, result, shown, start
+from _ratios import lean, ratio, result, shown, start
 
 BATCH, FEATURES, CLASSES, DEPTH = 64, 64, 10, 6
 Run = Callable[[], Any]
@@ -75,8 +75,8 @@ class Arms:
                 "distlr": self._arm("distlr", keras, self._adopted),
             }
         arms = {
-            "lean": self._arm("lean", keras, lambda: _lean()("lean")),
-            "control": self._arm("control", keras, lambda: _lean()("control")),
+            "lean": self._arm("lean", keras, lambda: lean(plain)(0.01, momentum=0.9, name="lean")),
+            "control": self._arm("control", keras, lambda: lean(plain)(0.01, momentum=0.9, name="control")),
             "distlr": self._arm("distlr", keras, self._adopted),
             "alone": self._arm("alone", keras, lambda: plain(0.01, momentum=0.9)),
         }
@@ -130,21 +130,6 @@ class Arms:
             averaged[0].numpy()
 
         return run
-
-
-def _lean() -> Any:
-    import horovod.tensorflow as hvd
-    import keras
-
-    class Lean(keras.optimizers.SGD):
-        def __init__(self, name: str) -> None:
-            super().__init__(0.01, momentum=0.9, name=name)
-
-        def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-            averaged = [hvd.allreduce(grad, op=hvd.Average, name=f"{self.name}.{i}") for i, grad in enumerate(grads)]
-            super().apply(averaged, trainable_variables)
-
-    return Lean
 
 
 def measure(arms: dict[str, Run], job: Any, rounds: int) -> dict[str, np.ndarray]:

@@ -17,18 +17,16 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from _ratios import ratio, result, shown, start
+from _ratios import ratio, result, shown, start, written
 from step_overhead import REPLICAS, Arm
 
 ARMS = {"constant": "constant", "control": "constant", "full_stack": "full_stack"}
 LIMIT = 200  # seconds a job
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def resident() -> float:
@@ -53,14 +51,8 @@ def inside(path: Path, backend: str, arm: str) -> None:
 
 
 def measure(backend: str, arm: str) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "resident.json"
-        words = [sys.executable, __file__, "--inside", str(path), "--backend", backend, "--arm", arm]
-        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(words, env=environ, timeout=LIMIT, capture_output=True, text=True, check=False)
-        if done.returncode or not path.is_file():
-            raise SystemExit(f"{arm} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
-        return float(json.loads(path.read_text()))
+    words = [sys.executable, __file__, "--backend", backend, "--arm", arm, "--inside"]
+    return float(written(lambda path: [*words, str(path)], LIMIT))
 
 
 def imported(module: str) -> float:

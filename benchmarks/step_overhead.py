@@ -31,7 +31,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "launch"))
 
 import numpy as np
-from _ratios import ratio, result, shown, start
+from _ratios import lean, ratio, result, shown, start
 
 BATCH, BASE_BATCH = 64, 16
 SHAPES = {"cnn": (8, 8, 1), "mlp": (32,)}
@@ -54,22 +54,13 @@ def build(name: str) -> Any:
     return keras.Sequential([keras.Input(SHAPES["mlp"]), *dense, keras.layers.Dense(10)])
 
 
-def optimizer(name: str, rate: Any, lean: bool = False) -> Any:
-    """A Keras optimizer; a lean one averages its gradients over Horovod's ranks by itself."""
+def optimizer(name: str, rate: Any, by_itself: bool = False) -> Any:
+    """A Keras optimizer; one that averages its gradients over Horovod's ranks by itself where that is asked for."""
     import keras
 
     made = {"sgd": keras.optimizers.SGD, "adamw": keras.optimizers.AdamW}[OPTIMIZERS[name]]
     options = {"momentum": 0.9} if OPTIMIZERS[name] == "sgd" else {}
-    if lean:
-        import horovod.tensorflow as hvd
-
-        class Lean(made):
-            def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-                grads = [hvd.allreduce(grad, op=hvd.Average, name=f"{self.name}.{i}") for i, grad in enumerate(grads)]
-                super().apply(grads, trainable_variables)
-
-        made = Lean
-    return made(rate, **options)
+    return (lean(made) if by_itself else made)(rate, **options)
 
 
 class Arm:
@@ -81,7 +72,6 @@ class Arm:
         import distlr
 
         self.traces = 0
-        lean = job.backend == "horovod"
         samples = steps * BATCH * job.replicas
         rng = np.random.default_rng(0)
         images = rng.random((samples, *SHAPES[model_name]), "float32")
@@ -96,7 +86,7 @@ class Arm:
                 chosen = job.optimizer(optimizer(model_name, cosine), batch, warmup="100ep")
                 self.callbacks = [distlr.callbacks.ReduceLROnPlateau("loss", patience=10**6)]
             else:
-                chosen = optimizer(model_name, cosine if arm == "keras_schedule" else 0.01, lean)
+                chosen = optimizer(model_name, cosine if arm == "keras_schedule" else 0.01, job.backend == "horovod")
                 self.callbacks = [SetFromPython()] if arm == "set_from_python" else []
             self._count_traces(chosen)
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

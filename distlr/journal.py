@@ -11,10 +11,10 @@ __all__ = ["Journal"]
 class Journal:
     """The decisions of one `fit`: every callback that decides adds to it, those that write listen to it.
 
-    An entry is an object of JSON values: its kind ("plateau", "bad-numbers", "control", "refused", "resume"), the
-    epoch (from 0) and the position in epochs, the samples seen, the factor on the rate and the rate after it, why, by
-    whom, and when. What concerns files alone (a refused request, a checkpoint that is continued) is in rank 0's
-    journal only.
+    An entry is an object of JSON values: its kind, the epoch (from 0) and the position in epochs, the clock, the factor
+    on the rate and the rate after it, why, by whom, and when. The kinds: "plateau", "bad-numbers"; "control", a change
+    by hand, "asked" while it waits for its epoch, "refused", and "again" where a restart makes one once more; "resume".
+    What concerns files alone (a refused request, a checkpoint that is continued) is in rank 0's journal only.
     """
 
     def __init__(self) -> None:

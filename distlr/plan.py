@@ -11,7 +11,8 @@ import numpy as np
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, received
 from distlr.scaling import Rule, rule_name
-from distlr.schedules import Constant, Scaled, at_each
+from distlr.schedules import Constant, Scaled
+from distlr.schedules.base import at_each
 
 __all__ = ["Curve", "Mark", "plan"]
 

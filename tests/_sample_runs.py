@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -131,3 +132,8 @@ def hostile() -> Run:
         "versions": text,
     }
     return Run(text, about, epochs, decisions)
+
+
+def with_epochs(run: Run, change: Any) -> Run:
+    """The run with each of its epochs changed by a function."""
+    return dataclasses.replace(run, epochs=[change(epoch) for epoch in run.epochs])

@@ -49,7 +49,7 @@ class Record(JobCallback):
             tuple[int, float]
         ] = []  # changes of the multiplier after a batch of this epoch: clock, factor
         self._first_sample = 0
-        self._clock = 0.0
+        self._since = 0.0
         self._lost = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -66,7 +66,7 @@ class Record(JobCallback):
         if not self._begun:
             self._begin(epoch)
             self._begun = True
-        self._within, self._clock = [], time.monotonic()
+        self._within, self._since = [], time.monotonic()
         optimizer = inner(self.model.optimizer)
         self._first_sample = optimizer.samples_seen if isinstance(optimizer, ScaledOptimizer) else 0
 
@@ -78,7 +78,7 @@ class Record(JobCallback):
         optimizer = inner(self.model.optimizer)
         record: dict[str, Any] = {"epoch": epoch, **{name: _json(logs[name]) for name in _OURS if name in logs}}
         record["logs"] = {name: _json(value) for name, value in logs.items() if name not in _OURS}
-        record["seconds"] = round(time.monotonic() - self._clock, 3)
+        record["seconds"] = round(time.monotonic() - self._since, 3)
         if isinstance(optimizer, ScaledOptimizer):
             record["curve"] = self._curve(optimizer, logs.get("lr_multiplier", optimizer.multiplier))
             digests = optimizer.rate_digests()

@@ -17,7 +17,7 @@ from distlr.optimizer.accumulation import accumulate
 from distlr.optimizer.adoption import BAD_STEPS, CLIMB, NO_CLIMB, STEERED, UNSTEERED, Adoption, Steered
 from distlr.optimizer.gate import agreed, are_finite, global_norm, only_if
 from distlr.optimizer.rate import LearningRate, check_rate
-from distlr.schedules import at_each
+from distlr.schedules.base import at_each
 from distlr.strategies.replicas import on_replicas, sum_over_replicas
 
 __all__ = ["ScaledOptimizer", "derived_class"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -87,10 +88,8 @@ def _stretch(number: int, record: dict[str, Any]) -> Stretch:
 def _rate(value: Any) -> str:
     """A float that is written in hexadecimal, in full; what is none, as it is."""
     if isinstance(value, str) and value.lstrip("-")[:2] == "0x":
-        try:
+        with contextlib.suppress(ValueError, OverflowError):
             return repr(float.fromhex(value))
-        except (ValueError, OverflowError):
-            pass
     return plain(value, 24)
 
 

@@ -3,7 +3,7 @@
 Keras' own (`ExponentialDecay`, `PolynomialDecay`, `InverseTimeDecay`, ...) are used as they are, wherever one is taken.
 """
 
-from distlr.schedules.base import Schedule, at_each
+from distlr.schedules.base import Schedule
 from distlr.schedules.compose import Floor, Join, Repeat, Scale, Shift
 from distlr.schedules.constant import Constant
 from distlr.schedules.cosine import Cosine
@@ -42,7 +42,6 @@ __all__ = [
     "Tanh",
     "Warmup",
     "WarmupStableDecay",
-    "at_each",
     "get",
     "scale",
     "to_dict",
