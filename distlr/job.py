@@ -185,33 +185,23 @@ class Job:
                 'engine is for control alone. To mend it: distlr.init("horovod").'
             )
         check_compression(compression)
-        current = tf.distribute.get_strategy()
-        if current is not self.strategy:
-            raise DistributionError(
-                f"The `optimizer` must be adopted in the job's scope. Received: job.optimizer(...) under "
-                f"{type(current).__name__}, where the job has {type(self.strategy).__name__} with "
-                f"{self.local_replicas} replicas. To mend it: make the optimizer, and call job.optimizer, inside "
-                "`with job.scope():`."
-            )
-        scaling = {
-            "rule": rule,
-            "warmup": warmup,
-            "warmup_from": warmup_from,
-            "warmup_shape": warmup_shape,
-            "clock": clock,
-        }
-        gradients = self._gradients(compression) if self._exchanges_gradients and exchange else None
-        given = {name: value for name, value in scaling.items() if value is not None}
+        self._check_scope()
         adopted = adopt(
             optimizer,
             batch,
-            scaling=given,
+            scaling={
+                "rule": rule,
+                "warmup": warmup,
+                "warmup_from": warmup_from,
+                "warmup_shape": warmup_shape,
+                "clock": clock,
+            },
+            exchange=self._gradients(compression) if self._exchanges_gradients and exchange else None,
             scale=scale,
             momentum_correction=momentum_correction,
             weight_decay_schedule=weight_decay_schedule,
             momentum_schedule=momentum_schedule,
             multipliers=multipliers,
-            exchange=gradients,
         )
         if not exchange:
             inner(adopted).refuse_exchange()
@@ -414,6 +404,16 @@ class Job:
         states = read_states(metrics)
         bundles = exchange_bundles(self.communicator, Bundle(states.arrays), tag=tag)
         return results(metrics, reduce_over(bundles, states.how), compute)
+
+    def _check_scope(self) -> None:
+        current = tf.distribute.get_strategy()
+        if current is not self.strategy:
+            raise DistributionError(
+                f"The `optimizer` must be adopted in the job's scope. Received: job.optimizer(...) under "
+                f"{type(current).__name__}, where the job has {type(self.strategy).__name__} with "
+                f"{self.local_replicas} replicas. To mend it: make the optimizer, and call job.optimizer, inside "
+                "`with job.scope():`."
+            )
 
     def _check_batch(self, batch: Any) -> None:
         hint = "make it with job.batch(per_replica=..., base_batch=...)"

@@ -1,7 +1,7 @@
 """The one place that extends a Keras optimizer."""
 
-from distlr.optimizer.adopt import adopt, inner, is_adopted, strategy_of, strip
 from distlr.optimizer.adoption import Steered
+from distlr.optimizer.conversion import adopt, inner, is_adopted, strategy_of, strip
 from distlr.optimizer.description import start_line
 from distlr.optimizer.formula import differences, formula
 from distlr.optimizer.handle import RateHandle, handle, rate_of, schedule_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from distlr.batch import GlobalBatch
 from distlr.errors import DistributionError, StateError
-from distlr.optimizer.hyperparameters import Multipliers
+from distlr.optimizer.hyperparameters import Extras, Multipliers
 from distlr.optimizer.rate import RateCache
 from distlr.schedules import Scaled
 from distlr.schedules.base import as_float64
@@ -166,9 +166,15 @@ class Adoption:
             self.norm = _own(tf.float32)
         return True
 
-    def correct_momentum(self, optimizer: Any) -> None:
-        """Keeps the rate of the update before, which the velocity holds."""
-        self.previous_rate = self._add(optimizer, "previous_rate", np.float64(0))
+    def take(self, optimizer: Any, extras: Extras, values: Mapping[str, float]) -> None:
+        """Keeps what else is asked for, of a plain optimizer whose attributes will get these values."""
+        self.scale = list(extras.scale)
+        self.bases = {name: getattr(optimizer, name) for name in values}
+        self.follows = extras.follows()
+        self.follow_factors = {name: values[name] / self.bases[name] for name in values if name in self.follows}
+        self.multipliers = None if extras.multipliers is None else Multipliers(extras.multipliers)
+        if extras.momentum_correction:  # of the update before, whose rate the velocity holds
+            self.previous_rate = self._add(optimizer, "previous_rate", np.float64(0))
 
     def remember(self, rate: tf.Tensor, t: tf.Tensor, updates: tf.Tensor | None) -> None:
         """Keeps the rate of this update for the next one, while the warmup climbs; then 0."""

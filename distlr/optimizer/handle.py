@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import keras
 
 from distlr.errors import ConfigurationError
-from distlr.optimizer.adopt import inner, is_adopted
+from distlr.optimizer.conversion import inner, is_adopted
 
 __all__ = ["RateHandle", "handle", "rate_of", "schedule_of"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,15 +13,60 @@ from distlr import scaling
 from distlr._numbers import not_negative_real
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
+from distlr.schedules import Scaled
 from distlr.schedules.base import check_is_schedule
 
-__all__ = ["SCALES", "Multipliers", "check_follows", "check_momentum_correction", "scaled_values"]
+__all__ = ["SCALES", "Extras", "Multipliers"]
 
 SCALES = ("betas", "weight_decay", "ema")
 """What `scale=` may name."""
 
 
-def scaled_values(
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What an optimizer is asked for beside its rate.
+
+    Attributes:
+        scale: what else is scaled for the batch, of `SCALES`.
+        momentum_correction: multiply SGD's velocity by the ratio of the new rate to the old one while the warmup climbs
+            (Goyal et al. 2017, arXiv 1706.02677, section 3).
+        weight_decay_schedule: a schedule in place of the optimizer's weight decay.
+        momentum_schedule: likewise of SGD's momentum.
+        multipliers: see `Multipliers`.
+    """
+
+    scale: Sequence[str] = ()
+    momentum_correction: bool = False
+    weight_decay_schedule: Any = None
+    momentum_schedule: Any = None
+    multipliers: Mapping[str, float] | None = None
+
+    def scaling(self) -> dict[str, Any]:
+        """Those that were asked for and make no sense without a batch."""
+        asked = {"scale": self.scale, "momentum_correction": self.momentum_correction}
+        return {name: value for name, value in asked.items() if value}
+
+    def follows(self) -> dict[str, Any]:
+        """The schedules, by the attribute that follows them."""
+        schedules = {"weight_decay": self.weight_decay_schedule, "momentum": self.momentum_schedule}
+        return {name: schedule for name, schedule in schedules.items() if schedule is not None}
+
+    def checked(self, optimizer: Any, scaled: Scaled | None) -> dict[str, float]:
+        """The scaled value of each attribute of a plain optimizer, once nothing that is asked for is impossible.
+
+        Raises:
+            ConfigurationError, ConfigurationTypeError: the optimizer has no such thing, or it cannot be changed so.
+        """
+        values: dict[str, float] = {}
+        if scaled is not None:
+            values = _scaled_values(optimizer, self.scale, scaled.batch, scaled.rule, scaled.factor)
+            if self.momentum_correction:
+                _check_momentum_correction(optimizer, scaled.warmup)
+        _check_follows(optimizer, self.weight_decay_schedule, self.momentum_schedule)
+        return values
+
+
+def _scaled_values(
     optimizer: Any, scale: Sequence[str], batch: GlobalBatch, rule: Any, factor: float
 ) -> dict[str, float]:
     """The scaled value of each attribute of a plain optimizer.
@@ -61,7 +107,7 @@ def scaled_values(
     return values
 
 
-def check_momentum_correction(optimizer: Any, warmup: Any) -> None:
+def _check_momentum_correction(optimizer: Any, warmup: Any) -> None:
     """Refuses `momentum_correction=True` where the momentum does not hold the rate, or the rate does not climb."""
     if not isinstance(optimizer, keras.optimizers.SGD) or not optimizer.momentum:
         raise ConfigurationError(
@@ -78,7 +124,7 @@ def check_momentum_correction(optimizer: Any, warmup: Any) -> None:
         raise ConfigurationError(received("momentum_correction", True, "left out where there is no warmup", hint))
 
 
-def check_follows(optimizer: Any, weight_decay: Any, momentum: Any) -> None:
+def _check_follows(optimizer: Any, weight_decay: Any, momentum: Any) -> None:
     """Refuses a schedule on what the optimizer does not have, or cannot change while it trains."""
     if weight_decay is not None:
         check_is_schedule(weight_decay, "weight_decay_schedule")

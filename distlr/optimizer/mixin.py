@@ -449,7 +449,7 @@ class ScaledOptimizer:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        from distlr.optimizer.adopt import adopt_from_config
+        from distlr.optimizer.conversion import adopt_from_config
 
         return adopt_from_config(config, custom_objects)
 

@@ -1,9 +1,9 @@
-"""Adopting a Keras optimizer in place, and giving it back."""
+"""From a plain Keras optimizer to an adopted one, in place, and back."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -12,7 +12,7 @@ import tensorflow as tf
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, StateError, received
 from distlr.optimizer.adoption import Adoption
-from distlr.optimizer.hyperparameters import Multipliers, check_follows, check_momentum_correction, scaled_values
+from distlr.optimizer.hyperparameters import Extras
 from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, agree
 from distlr.optimizer.mixin import ScaledOptimizer, derived_class
 from distlr.schedules.base import Schedule, as_float64, check_is_schedule
@@ -69,20 +69,20 @@ def adopt(
     batch: GlobalBatch | None = None,
     *,
     scaling: Mapping[str, Any] | None = None,
-    scale: Sequence[str] = (),
-    momentum_correction: bool = False,
-    weight_decay_schedule: Any = None,
-    momentum_schedule: Any = None,
-    multipliers: Mapping[str, float] | None = None,
     exchange: Any = None,
+    **extras: Any,
 ) -> Any:
     """Adopts a Keras optimizer in place: the same object, of a class derived from its own.
 
-    `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`; see `schedules.Scaled` for what is in `scaling`.
-    Without a batch nothing is scaled and time stays Keras' own, and the rate can still be set and cut.
-    `exchange` averages the gradients over the ranks, where the engine does not (`communicators.horovod_gradients`).
-    `scale` names what else is scaled (`optimizer.hyperparameters`); `momentum_correction` multiplies SGD's velocity by
-    the ratio of the new rate to the old one while the warmup climbs (Goyal et al. 2017, arXiv 1706.02677, section 3).
+    `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`; without a batch nothing is scaled and time stays
+    Keras' own, and the rate can still be set and cut.
+
+    Args:
+        optimizer: a plain optimizer of Keras 3, or a `LossScaleOptimizer` around one.
+        batch: the global batch.
+        scaling: the arguments of `schedules.Scaled`; None stands for one that was not given.
+        exchange: averages the gradients over the ranks, where the engine does not (`communicators.horovod_gradients`).
+        **extras: what `optimizer.hyperparameters.Extras` has.
 
     Raises:
         ConfigurationError: it is adopted already, its schedule is scaled already, its accumulation is not the
@@ -91,54 +91,23 @@ def adopt(
     """
     _check_optimizer(optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        more = {
-            "scale": scale,
-            "momentum_correction": momentum_correction,
-            "weight_decay_schedule": weight_decay_schedule,
-            "momentum_schedule": momentum_schedule,
-            "multipliers": multipliers,
-            "exchange": exchange,
-        }
-        adopt(optimizer.inner_optimizer, batch, scaling=scaling, **more)
+        adopt(optimizer.inner_optimizer, batch, scaling=scaling, exchange=exchange, **extras)
         return agree(optimizer)
     _check_strategy(optimizer)
     _check_accumulation(optimizer, batch)
-    rate = optimizer._learning_rate
-    if isinstance(rate, keras.Variable):
-        schedule: Any = _VariableRate(rate)
-    elif callable(rate) and not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        check_is_schedule(rate, "learning_rate") if isinstance(rate, keras.callbacks.Callback) else None
-        schedule = _CallableRate(rate)
-    else:
-        schedule = rate
+    asked = {name: value for name, value in (scaling or {}).items() if value is not None}
+    wanted = Extras(**extras)
+    schedule = _base_rate(optimizer)
     if batch is not None:
-        scaled = Scaled(schedule, batch, **(scaling or {}))
+        scaled = Scaled(schedule, batch, **asked)
         law: Callable[[tf.Tensor], tf.Tensor] = scaled.at
-    elif any(value is not None for value in (scaling or {}).values()) or scale or momentum_correction:
-        asked = {**(scaling or {}), "scale": scale or None, "momentum_correction": momentum_correction or None}
-        given = {name: value for name, value in asked.items() if value is not None}
-        raise ConfigurationError(
-            f"Scaling needs to know the batch. Received: batch=None with {given}. To mend it: pass "
-            "batch=job.batch(per_replica=..., base_batch=...)."
-        )
     else:
+        _check_unscaled({**asked, **wanted.scaling()})
         # What is scaled already counts its base steps itself; `at` would take Keras' steps for them.
         scaled, law = None, schedule.at_step if isinstance(schedule, Scaled) else as_float64(schedule)
-    values: dict[str, float] = {}
-    if scaled is not None:
-        values = scaled_values(optimizer, scale, scaled.batch, scaled.rule, scaled.factor)
-        if momentum_correction:
-            check_momentum_correction(optimizer, scaled.warmup)
+    values = wanted.checked(optimizer, scaled)
     adoption = Adoption(optimizer, law, scaled, exchange)
-    adoption.scale = list(scale)
-    adoption.bases = {name: getattr(optimizer, name) for name in values}
-    if momentum_correction:
-        adoption.correct_momentum(optimizer)
-    check_follows(optimizer, weight_decay_schedule, momentum_schedule)
-    follows = {"weight_decay": weight_decay_schedule, "momentum": momentum_schedule}
-    adoption.follows = {name: schedule for name, schedule in follows.items() if schedule is not None}
-    adoption.follow_factors = {name: value / adoption.bases[name] for name, value in values.items() if name in follows}
-    adoption.multipliers = None if multipliers is None else Multipliers(multipliers)
+    adoption.take(optimizer, wanted, values)
     optimizer.__dict__["_distlr"] = adoption
     base: type = type(optimizer)
     optimizer.__class__ = derived_class(base)
@@ -222,6 +191,26 @@ def _give_back(optimizer: Any) -> None:
     if type(optimizer._learning_rate).__module__.startswith("distlr."):
         schedule = type(optimizer._learning_rate).__name__
         _log.warning("The optimizer's schedule, %s, is distlr's own: loading still needs distlr.", schedule)
+
+
+def _base_rate(optimizer: Any) -> Any:
+    """What gives the rate at the base batch, as a schedule."""
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.Variable):
+        return _VariableRate(rate)
+    if isinstance(rate, keras.callbacks.Callback):
+        check_is_schedule(rate, "learning_rate")
+    if callable(rate) and not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return _CallableRate(rate)
+    return rate
+
+
+def _check_unscaled(asked: Mapping[str, Any]) -> None:
+    if asked:
+        raise ConfigurationError(
+            f"Scaling needs to know the batch. Received: batch=None with {dict(asked)}. To mend it: pass "
+            "batch=job.batch(per_replica=..., base_batch=...)."
+        )
 
 
 def _check_optimizer(optimizer: Any) -> None:
