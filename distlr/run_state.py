@@ -42,7 +42,7 @@ class RunState:
         iterations: of the optimizer.
         samples_seen: the clock.
         positions: seed, pass and offset of each training pipeline.
-        formula: of the optimizer; see `optimizer.formula`.
+        formula: of the optimizer; see `optimizer.comparison`.
         ranks: how many wrote it.
         replicas: over all ranks.
         global_batch: samples an update, or None where nothing was scaled.

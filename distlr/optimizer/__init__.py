@@ -1,12 +1,13 @@
 """The one place that extends a Keras optimizer."""
 
+from distlr.optimizer.access import inner, is_adopted, rate_of, schedule_of, strategy_of
 from distlr.optimizer.adoption import Steered
-from distlr.optimizer.conversion import adopt, inner, is_adopted, strategy_of, strip
+from distlr.optimizer.comparison import differences, formula
+from distlr.optimizer.conversion import adopt, strip
 from distlr.optimizer.description import start_line
-from distlr.optimizer.formula import differences, formula
-from distlr.optimizer.handle import RateHandle, handle, rate_of, schedule_of
 from distlr.optimizer.loss_scale import agree
 from distlr.optimizer.mixin import ScaledOptimizer
+from distlr.optimizer.rate_handle import RateHandle, handle
 from distlr.optimizer.saving import read_state, slots_of, write_state
 
 __all__ = [

@@ -11,57 +11,18 @@ import tensorflow as tf
 
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, StateError, received
+from distlr.optimizer.access import inner, is_adopted, strategy_of
 from distlr.optimizer.adoption import Adoption
+from distlr.optimizer.base_rate import base_rate
 from distlr.optimizer.hyperparameters import Extras
 from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, agree
-from distlr.optimizer.mixin import ScaledOptimizer, derived_class
-from distlr.schedules.base import Schedule, as_float64, check_is_schedule
+from distlr.optimizer.mixin import derived_class
+from distlr.schedules.base import as_float64, check_is_schedule
 from distlr.schedules.scaled import Scaled, options_from_config
 
-__all__ = ["adopt", "adopt_from_config", "inner", "is_adopted", "strategy_of", "strip"]
+__all__ = ["adopt", "adopt_from_config", "strip"]
 
 _log = logging.getLogger("distlr")
-
-
-class _VariableRate(Schedule):
-    """The base rate of an optimizer that was given a float: Keras' own variable, so that it is saved as ever."""
-
-    def __init__(self, variable: Any) -> None:
-        self._variable = variable
-
-    def at(self, t: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self._variable, tf.float64)
-
-    def get_config(self) -> dict[str, Any]:
-        raise TypeError("The base rate is saved with its optimizer.")
-
-
-class _CallableRate(Schedule):
-    """The base rate of an optimizer that was given a function without arguments, as Keras allows."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self._function = function
-
-    def at(self, t: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self._function(), tf.float64)
-
-    def get_config(self) -> dict[str, Any]:
-        raise TypeError("The base rate is saved with its optimizer.")
-
-
-def inner(optimizer: Any) -> Any:
-    """The optimizer that updates the weights: inside a `LossScaleOptimizer`, or itself."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
-def is_adopted(optimizer: Any) -> bool:
-    """Whether distlr sets this optimizer's rate."""
-    return isinstance(inner(optimizer), ScaledOptimizer)
-
-
-def strategy_of(optimizer: Any) -> tf.distribute.Strategy:
-    """The `tf.distribute` strategy that an optimizer of Keras was made under."""
-    return inner(optimizer)._distribution_strategy
 
 
 def adopt(
@@ -97,7 +58,7 @@ def adopt(
     _check_accumulation(optimizer, batch)
     asked = {name: value for name, value in (scaling or {}).items() if value is not None}
     wanted = Extras(**extras)
-    schedule = _base_rate(optimizer)
+    schedule = base_rate(optimizer)
     if batch is not None:
         scaled = Scaled(schedule, batch, **asked)
         law: Callable[[tf.Tensor], tf.Tensor] = scaled.at
@@ -191,18 +152,6 @@ def _give_back(optimizer: Any) -> None:
     if type(optimizer._learning_rate).__module__.startswith("distlr."):
         schedule = type(optimizer._learning_rate).__name__
         _log.warning("The optimizer's schedule, %s, is distlr's own: loading still needs distlr.", schedule)
-
-
-def _base_rate(optimizer: Any) -> Any:
-    """What gives the rate at the base batch, as a schedule."""
-    rate = optimizer._learning_rate
-    if isinstance(rate, keras.Variable):
-        return _VariableRate(rate)
-    if isinstance(rate, keras.callbacks.Callback):
-        check_is_schedule(rate, "learning_rate")
-    if callable(rate) and not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        return _CallableRate(rate)
-    return rate
 
 
 def _check_unscaled(asked: Mapping[str, Any]) -> None:

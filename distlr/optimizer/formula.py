@@ -1,51 +1,205 @@
-"""The formula of an optimizer as flat JSON, and how two of them differ."""
+"""The formula on an optimizer: its rate, and the clock that it is asked at. This file sets the rate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
-__all__ = ["differences", "formula"]
+from distlr.errors import ConfigurationError
+from distlr.optimizer.adoption import CLIMB, NO_CLIMB, STEERED, UNSTEERED, Adoption, Steered
+from distlr.optimizer.rate import LearningRate, check_rate
+from distlr.schedules.base import at_each
 
-# What another number of workers changes, and what says nothing about the rate.
-_SIZES = {f"scaling.batch.{name}" for name in ("per_replica", "total", "replicas", "local_replicas", "accumulation")}
-_SIZES |= {"scaling.rule.factor", "scaling.rule.k", "optimizer.config.gradient_accumulation_steps"}
-_NAMES = {"name", "module", "registered_name", "build_config", "compile_config"}
+__all__ = ["FormulaRate"]
+
+_log = logging.getLogger("distlr")
 
 
-def formula(optimizer: Any) -> dict[str, Any]:
-    """What the rate of an adopted optimizer depends on and what else its config says, as JSON values by dotted names.
+class FormulaRate:
+    """Reads and sets a rate that is `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`.
 
-    The sizes of the batch are left out: the formula is the same on any number of workers.
+    Computed in graph, in float64, and cast at the end. After a change of the batch a climb may be a factor more, for a
+    while (`climb`).
     """
-    try:
-        config = optimizer.get_config()
-    except (TypeError, ValueError, NotImplementedError):  # a schedule of the user's own that cannot be serialized
-        adoption = optimizer._distlr
-        scaled = None if adoption.scaled is None else adoption.scaled.options()
-        kind = type(optimizer._learning_rate).__name__
-        config = {"optimizer": {"class_name": adoption.base_class.__name__, "schedule": kind}, "scaling": scaled}
-    return {name: value for name, value in _flat(config) if name not in _SIZES}
 
+    _distlr: Adoption
+    _iterations: Any
 
-def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """A line for each part that differs: what the checkpoint has, and what the script has."""
-    names = sorted(saved.keys() | own.keys())
-    return [
-        f"{name}: {saved.get(name, 'nothing')!r} in the checkpoint, {own.get(name, 'nothing')!r} in the script"
-        for name in names
-        if saved.get(name) != own.get(name)
-    ]
+    @property
+    def learning_rate(self) -> Any:
+        """The rate of the next update. Assigning sets the rate *now*; the schedule keeps its shape.
 
+        Outside a graph it is a float that also has `assign` and `numpy`; in a graph it is a tensor.
+        """
+        adoption = self._distlr
+        computed = adoption.rate_cache.get()
+        if computed is not None:
+            return computed
+        rate = self._formula()
+        return LearningRate(rate.numpy(), self) if tf.executing_eagerly() else rate
 
-def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        inside = [(key, part) for key, part in value.items() if key not in _NAMES]
-        return [pair for key, part in inside for pair in _flat(part, f"{path}.{key}" if path else str(key))]
-    if isinstance(value, (list, tuple)):
-        return [pair for i, part in enumerate(value) for pair in _flat(part, f"{path}.{i}")]
-    if isinstance(value, (np.generic, np.ndarray)):
-        value = value.tolist()
-    return [(path, value if value is None or isinstance(value, (bool, int, float, str)) else repr(type(value)))]
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        check_rate(value)
+        if not tf.executing_eagerly():
+            full = self._without_multiplier(None)
+            with tf.control_dependencies([tf.debugging.assert_positive(full, "the schedule is 0 here")]):
+                self._distlr.multiplier.assign(tf.cast(value, tf.float64) / full)
+            return
+        self.set_rate(float(value))
+        if self.in_warmup:
+            _log.info(
+                "The rate was set to %g during warmup; it goes on climbing with the warmup from there.",
+                float(value),
+            )
+
+    def set_rate(self, value: float) -> None:
+        """As assigning to `learning_rate`, outside of a graph and without a word about a warmup.
+
+        Raises:
+            ConfigurationError: the schedule is 0 now.
+        """
+        full = float(self._without_multiplier(None))
+        if full == 0.0:
+            raise ConfigurationError(
+                f"The rate cannot be set to {value:g} now: the schedule is 0 at this point, and distlr keeps "
+                "its shape by multiplying. To mend it: set the rate before the schedule reaches 0, or give the "
+                "schedule a floor (for example `alpha` of CosineDecay)."
+            )
+        self._distlr.multiplier.assign(value / full)
+
+    def multiply_rate(self, factor: float) -> None:
+        """Multiplies the rate from the next update on; plateau cuts and changes by hand go through here."""
+        multiplier = self._distlr.multiplier
+        multiplier.assign(float(multiplier.numpy()) * factor)
+
+    @property
+    def steered(self) -> Steered:
+        """Which changes by hand the run has had, and whether they paused plateaus."""
+        variable = self._distlr.named.get(STEERED)
+        return UNSTEERED if variable is None else Steered(*(int(value) for value in variable.numpy()))
+
+    def steer(self, steered: Steered | None = None) -> None:
+        """Notes a change by hand in the optimizer's variables, so that a restart goes on with it; None makes them."""
+        variable = self.state(STEERED, UNSTEERED)
+        if steered is not None:
+            variable.assign([float(value) for value in steered])
+
+    def climb(self, share: float, samples: int) -> None:
+        """Lets the rate go from `share` of the formula's to all of it, linearly, over the next so many samples.
+
+        A factor of its own on the formula, for the time after a change of the batch, whose rate is another at once. It
+        is kept in the optimizer's variables, so that a restart goes on with it.
+        """
+        if self._distlr.batch is None:
+            raise ConfigurationError("A climb is counted in samples, and the optimizer has no batch.")
+        start = [float(self.samples_seen), float(samples), float(share)]
+        self.state(CLIMB, NO_CLIMB).assign(start)
+
+    @property
+    def multiplier(self) -> float:
+        """What cuts and changes by hand have made of the rate; 1 at the start."""
+        return float(self._distlr.multiplier.numpy())
+
+    @property
+    def samples_seen(self) -> int:
+        """The clock: samples of the data set passed by applied updates."""
+        return int(self._samples().numpy())
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether the rate still climbs."""
+        scaled = self._distlr.scaled
+        return scaled is not None and scaled.in_warmup(float(self._time()))
+
+    @property
+    def batch(self) -> Any:
+        """The `GlobalBatch` that the rate is scaled for, or None."""
+        return self._distlr.batch
+
+    @property
+    def schedule(self) -> Any:
+        """The `schedules.Scaled` that gives the rate without the multiplier, or None without a batch."""
+        return self._distlr.scaled
+
+    def explain(self) -> dict[str, Any]:
+        """The parts of the formula as plain numbers."""
+        adoption = self._distlr
+        parts = adoption.scaled.explain() if adoption.scaled is not None else {"factor": 1.0, "clock": "steps"}
+        return {
+            **parts,
+            "scaled": {name: [base, getattr(self, name)] for name, base in adoption.bases.items()},
+            "momentum_correction": adoption.previous_rate is not None,
+            "optimizer": adoption.base_class.__name__,
+            "multiplier": self.multiplier,
+            "samples_seen": self.samples_seen,
+            "learning_rate": float(self.learning_rate),
+        }
+
+    def rate_digests(self) -> list[str]:
+        """One digest a replica on this process, over the bits of the rate of every update so far.
+
+        Each replica folds the rate that it applied into a number of its own, which is never synchronized;
+        equal digests prove that the replicas applied the same rates in the same order.
+        """
+        adoption = self._distlr
+        local = adoption.strategy.experimental_local_results(adoption.digest)
+        return [f"{int(value.numpy()) & (2**64 - 1):016x}" for value in local]
+
+    @property
+    def replica_variables(self) -> list[Any]:
+        """What each replica keeps for itself, and no file has: the digest, and the norm where it is watched."""
+        return [variable for variable in (self._distlr.digest, self._distlr.norm) if variable is not None]
+
+    def rates_at(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
+        """What the formula gives at these clocks without the multiplier, in float64, for a picture of the run."""
+        return at_each(self._without_multiplier, np.asarray(samples, np.int64))
+
+    def state(self, name: str, initial: Sequence[float]) -> Any:
+        """A float64 optimizer variable of its own for a callback that decides, made when first asked for.
+
+        It is saved, loaded and broadcast with the optimizer. One loaded before it was asked for is kept.
+        """
+        return self._distlr.state(self, name, np.asarray(initial, np.float64))
+
+    def states(self) -> dict[str, list[float]]:
+        """The states of deciders by name, with what each begins with: those that were asked for, and those loaded."""
+        return self._distlr.states()
+
+    def own_variables(self) -> dict[str, Any]:
+        """The variables that distlr added, by name: the multiplier, the clock, and what `state` made."""
+        return dict(sorted(self._distlr.named.items()))
+
+    def _formula(self, samples: tf.Tensor | None = None) -> tf.Tensor:
+        multiplier = tf.cast(self._distlr.multiplier, tf.float64)
+        return tf.cast(self._without_multiplier(samples) * multiplier, keras.config.floatx())
+
+    def _without_multiplier(self, samples: tf.Tensor | None) -> tf.Tensor:
+        adoption = self._distlr
+        rate = adoption.law(self._time(samples))
+        if CLIMB in adoption.named:
+            start, length, share = tf.unstack(tf.cast(adoption.named[CLIMB], tf.float64))
+            passed = tf.cast(self._samples() if samples is None else samples, tf.float64) - start
+            rate *= tf.where(passed < length, share + (1.0 - share) * passed / tf.maximum(length, 1.0), 1.0)
+        return rate
+
+    def _time(self, samples: tf.Tensor | None = None) -> tf.Tensor:
+        scaled = self._distlr.scaled
+        step = tf.convert_to_tensor(self._iterations)
+        if scaled is None:
+            return tf.cast(step, tf.float64)
+        return scaled.time(step, self._samples() if samples is None else samples)
+
+    def _samples(self) -> tf.Tensor:
+        adoption = self._distlr
+        samples = tf.convert_to_tensor(adoption.samples_seen)
+        if adoption.batch is None:
+            return samples
+        # A checkpoint of a plain Keras optimizer has updates but no clock: it ran at the base batch.
+        updates = tf.cast(self._iterations, tf.int64) // adoption.batch.accumulation
+        return tf.where(samples > 0, samples, updates * adoption.batch.base_batch)

@@ -1,4 +1,4 @@
-"""The formula: a schedule for the base batch, scaled for the global batch. This file sets the rate."""
+"""The formula without its multiplier: a schedule for the base batch, scaled for the global batch."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import keras
 
 from distlr.errors import ConfigurationError
-from distlr.optimizer.conversion import inner, is_adopted
+from distlr.optimizer.access import inner, is_adopted, rate_of
 
-__all__ = ["RateHandle", "handle", "rate_of", "schedule_of"]
+__all__ = ["RateHandle", "handle"]
 
 
 class RateHandle(Protocol):
@@ -36,18 +36,6 @@ class RateHandle(Protocol):
 
     def write(self, name: str, values: Sequence[float]) -> None:
         """Replaces the state called `name`."""
-
-
-def rate_of(optimizer: Any) -> float:
-    """The rate of the next update of an optimizer, distlr's or a plain one of Keras, in whatever form it gives it."""
-    rate = optimizer.learning_rate
-    return float(rate if isinstance(rate, float) else rate.numpy())
-
-
-def schedule_of(optimizer: Any) -> Any:
-    """What an optimizer of Keras was given as its rate: the schedule, or the number."""
-    rate = inner(optimizer)._learning_rate
-    return float(rate.numpy()) if isinstance(rate, keras.Variable) else rate
 
 
 class _Adopted:

@@ -1,0 +1,200 @@
+"""One update: the rate computed once for it, gradients exchanged and clipped, the clock moved on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from distlr.optimizer.accumulation import accumulate
+from distlr.optimizer.adoption import BAD_STEPS
+from distlr.optimizer.formula import FormulaRate
+from distlr.optimizer.gate import agreed, are_finite, global_norm, only_if
+from distlr.strategies.replicas import on_replicas, sum_over_replicas
+
+__all__ = ["FormulaUpdate"]
+
+
+class FormulaUpdate(FormulaRate):
+    """Updates the weights as the Keras optimizer behind it does, at the formula's rate."""
+
+    _get_variable_index: Any
+    momentums: Any
+    _trainable_variables: Any
+    built: bool
+    build: Any
+    gradient_accumulation_steps: int | None
+    agreed_loss_scale = False  # set by loss_scale.agree
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
+        """As in Keras, with the rate computed once before it, and the digest and the clock moved on after it.
+
+        Where the gradients are watched (`watch`) all replicas and ranks leave a step out where one has one that is not
+        finite.
+        """
+        if len(grads) == 0:
+            return  # Keras applies nothing either, so the clock stands still
+        adoption = self._distlr
+        adoption.check_current_strategy(self.agreed_loss_scale)
+        if adoption.bad_steps is None or self.agreed_loss_scale:
+            self._step(grads, trainable_variables)
+            return
+        if trainable_variables is not None and not self.built:
+            with tf.init_scope():
+                self.build(trainable_variables)
+        finite = agreed(are_finite(grads), adoption.exchange)
+        count = adoption.bad_steps
+        only_if(finite, self._step, lambda: count.assign(count + 1.0), (list(grads), trainable_variables))
+
+    def _step(self, grads: Sequence[Any], trainable_variables: Any) -> None:
+        adoption = self._distlr
+        samples = self._samples()
+        rate = self._formula(samples)
+        updates = self._updates()
+        # Where Keras does not know the number of steps it runs one more at the data's end. That step fails, but what
+        # does not wait for the data may run before: Keras' `iterations` counts it, and the clock must not.
+        with tf.control_dependencies(_earliest(grads)):
+            samples, rate = tf.identity(samples), tf.identity(rate)
+        with adoption.rate_cache.holding(rate), adoption.follow(functools.partial(self._time, samples)):
+            super().apply(grads, trainable_variables)  # type: ignore[misc]
+        adoption.record(rate, updates)
+        if adoption.previous_rate is not None:
+            adoption.remember(rate, self._time(samples), updates)
+        if adoption.batch is not None:
+            after = adoption.batch.advance(samples)
+            adoption.samples_seen.assign(after if updates is None else tf.where(updates, after, samples))
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """As in Keras, at the variable's own rate, from a velocity for the new rate and momentum, where asked for."""
+        adoption = self._distlr
+        factor = adoption.velocity_factor(learning_rate, getattr(self, "momentum", 0.0))
+        if factor is not None:
+            velocity = self.momentums[self._get_variable_index(variable)]
+            super().assign(velocity, velocity * tf.cast(factor, velocity.dtype))  # type: ignore[misc]
+        if adoption.multipliers is not None:
+            learning_rate *= adoption.multipliers.of(self._path(variable))
+        super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        """As in Keras, by the variables' own rates."""
+        adoption = self._distlr
+        rate = adoption.rate_cache.get()
+        if adoption.multipliers is None or rate is None:
+            super()._apply_weight_decay(variables)  # type: ignore[misc]
+            return
+        groups: dict[float, list[Any]] = {}
+        for variable in variables:
+            groups.setdefault(adoption.multipliers.of(self._path(variable)), []).append(variable)
+        for factor, group in groups.items():
+            with adoption.rate_cache.holding(rate * factor):
+                super()._apply_weight_decay(group)  # type: ignore[misc]
+
+    def _path(self, variable: Any) -> str:
+        """The path of a variable, which may come as one device's copy of it."""
+        return str(self._trainable_variables[self._get_variable_index(variable)].path)
+
+    @property
+    def weight_decay(self) -> Any:
+        """Keras' weight decay; during an update what its schedule gives, where it has one."""
+        if "_distlr" in self.__dict__ and self._distlr.decay_cache.get() is not None:
+            return self._distlr.decay_cache.get()
+        return self.__dict__.get("weight_decay")
+
+    @weight_decay.setter
+    def weight_decay(self, value: Any) -> None:
+        self.__dict__["weight_decay"] = value
+
+    def watch(self) -> bool:
+        """Lets all replicas and ranks leave out a step where a gradient is not finite; False where they do already."""
+        adoption = self._distlr
+        if adoption.bad_steps is not None:
+            return False
+        adoption.bad_steps = self.state(BAD_STEPS, [0.0])
+        return True
+
+    @property
+    def bad_steps(self) -> int:
+        """How many steps were left out, where the gradients are watched."""
+        count = self._distlr.bad_steps
+        return 0 if count is None else int(count.numpy()[0])
+
+    def watch_norm(self) -> bool:
+        """Lets each update keep the norm of its gradients; False where it does already."""
+        return self._distlr.watch_norm()
+
+    @property
+    def gradient_norm(self) -> float:
+        """The global norm of the last update's gradients, averaged and before they are clipped; 0 if not watched."""
+        norm = self._distlr.norm
+        return 0.0 if norm is None else float(self._distlr.strategy.experimental_local_results(norm)[0].numpy())
+
+    def _updates(self) -> tf.Tensor | None:
+        """Whether this step updates the weights; None where every step does."""
+        steps = self.gradient_accumulation_steps
+        return None if not steps else tf.equal((tf.cast(self._iterations, tf.int64) + 1) % steps, 0)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Keras' LossScaleOptimizer assigns None when it wraps an optimizer, and nothing else does. As shipped it looks
+        # at the gradients of one replica alone, so `apply` waits for a wrapper that asks all of them, a new one each
+        # time. (A property would not see it: Keras skips the assignment of what an attribute is already.)
+        if name == "loss_scale_factor" and value is None and "_distlr" in self.__dict__:
+            self._distlr.waits_for_agreement = True
+            self.agreed_loss_scale = False
+        super().__setattr__(name, value)
+
+    # -- the exchange with other ranks -----------------------------------------------------------------
+
+    @property
+    def exchange(self) -> Any:
+        """What averages the gradients over the ranks, or None where nothing has to."""
+        return self._distlr.exchange
+
+    def connect(self, exchange: Any) -> None:
+        """Gives an optimizer that a saved model came with the exchange of its job, unless it has one or wants none."""
+        adoption = self._distlr
+        if adoption.exchange is None and adoption.wants_exchange:
+            adoption.exchange = exchange()
+
+    def refuse_exchange(self) -> None:
+        """Leaves the gradients as they come: something of the user's own averages them."""
+        self._distlr.wants_exchange = False
+
+    def mark_broadcast(self) -> None:
+        """Allows the first step: every rank has rank 0's state now."""
+        self._distlr.broadcast = True
+
+    def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
+        # By place, not by name: a rank that built another model first has other names for the same variables.
+        adoption = self._distlr
+        adoption.exchanged = [str(self._get_variable_index(variable)) for variable in trainable_variables]
+        if self.gradient_accumulation_steps and on_replicas():
+            accumulate(self, grads, trainable_variables)
+        else:
+            super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
+
+    def _clip_gradients(self, grads: Sequence[Any]) -> Sequence[Any]:
+        """Averages over ranks and replicas, then clips as Keras does; reached once an update, accumulated or not.
+
+        Keras itself clips what each replica has, and sums after that: with clipping, another update than one device's.
+        """
+        adoption = self._distlr
+        if not grads:
+            return grads
+        if adoption.exchange is not None:
+            grads = adoption.exchange.average(grads, adoption.exchanged)
+        else:
+            grads = sum_over_replicas(grads)
+        if adoption.norm is not None:
+            adoption.norm.assign(global_norm(grads))
+        return super()._clip_gradients(grads)  # type: ignore[misc]
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        return grads_and_vars  # `_clip_gradients` has summed them
+
+
+def _earliest(grads: Sequence[Any]) -> list[tf.Tensor]:
+    """The gradient that back-propagation has first, of the last variable, so that the rate need not wait for all."""
+    tensors = (getattr(grad, "values", grad) for grad in reversed(grads))  # IndexedSlices have values
+    return [tensor for tensor in tensors if tf.is_tensor(tensor)][:1]
