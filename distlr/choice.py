@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from distlr.communicators.detect import Launch, detect, place_on_host, tf_config_workers
 from distlr.communicators.engines import ENGINES
@@ -23,7 +23,7 @@ SIMULATE = "DISTLR_SIMULATE"
 ENGINE = "DISTLR_ENGINE"
 """The environment variable that names the engine where the script does not."""
 
-_MULTI_WORKER: Literal["multi-worker"] = "multi-worker"
+_MULTI_WORKER = "multi-worker"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Choice:
         rank: this worker's place among them.
     """
 
-    backend: Literal["local", "simulated", "tf.distribute", "multi-worker", "horovod", "mpi"]
+    backend: str
     reason: str
     launch: Launch | None
     replicas: int
@@ -93,7 +93,7 @@ def choose(
         parts = [asked] if engine is not None else []
         parts += ["no launcher started this process" if launch is None else _said(launch)]
         size = 1 if launch is None else launch.size
-        return Choice("mpi" if engine == "mpi" else "horovod", f"{', and '.join(parts)}.", launch, size)
+        return Choice(engine or "horovod", f"{', and '.join(parts)}.", launch, size)
     if strategy is not None:
         return Choice("tf.distribute", "A `strategy` of your own was given.", launch, total)
     if replicas is not None:

@@ -11,6 +11,7 @@ from distlr._numbers import positive_real
 from distlr.choice import ENGINE, SIMULATE, Choice, choose
 from distlr.communicators import connect
 from distlr.communicators.detect import place_on_host
+from distlr.communicators.engines import ENGINES
 from distlr.communicators.rendezvous import meet
 from distlr.communicators.strategy import StrategyCommunicator
 from distlr.errors import ConfigurationTypeError, received
@@ -65,7 +66,7 @@ def init(
     choice = choose(engine, strategy=strategy, simulate=simulate, workers=workers, environ=environ)
     if choice.backend == "multi-worker":
         return _spanning(choice, strategy, timeout)
-    if choice.backend in ("horovod", "mpi"):
+    if choice.backend in ENGINES:
         return _connected(choice, timeout)
     if strategy is not None:
         made = strategy

@@ -136,7 +136,7 @@ CASES = [
     (VALUE, SIMULATE, "'9999'", "from 1 to 1024", init(environ={SIMULATE: "9999"})),
     (VALUE, "simulate", "2", "leave one of them out", init(strategy=tf.distribute.get_strategy(), simulate=2)),
     (TYPE, "strategy", "'mirrored'", "MirroredStrategy()", init(strategy="mirrored")),
-    (VALUE, "engine", "'nccl'", "one of 'horovod', 'multi-worker', 'mpi'", init(engine="nccl")),
+    (VALUE, "engine", "'nccl'", "one of 'horovod', 'mpi', 'multi-worker'", init(engine="nccl")),
     (VALUE, "simulate", "4", "leave one of them out", init(engine="horovod", simulate=4)),
     (VALUE, "timeout", "0", "To mend it", init(timeout=0)),
     (VALUE, "compression", "'int8'", "'none', 'fp16'", adopt(lambda: keras.optimizers.SGD(0.1), compression="int8")),

@@ -102,7 +102,7 @@ def test_several_processes_without_an_engine_are_refused(monkeypatch, environ, o
 @pytest.mark.parametrize(
     ("environ", "options", "error", "said"),
     [
-        ({ENGINE: "gloo"}, {}, ConfigurationError, "`engine`.*'horovod', 'multi-worker', 'mpi'"),
+        ({ENGINE: "gloo"}, {}, ConfigurationError, "`engine`.*'horovod', 'mpi', 'multi-worker'"),
         ({ENGINE: "multi-worker"}, {}, DistributionError, "neither TF_CONFIG nor Slurm names them.*tf_config.sh"),
         ({}, {"workers": ["a:1", "a:1"]}, ConfigurationError, "stands twice"),
         ({}, {"workers": ["a:1", "b:1"]}, DistributionError, "Which worker is this process"),

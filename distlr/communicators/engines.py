@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+
 from distlr.communicators.base import Communicator
 from distlr.communicators.detect import Launch
 from distlr.errors import ConfigurationError, DistributionError, received
 
 __all__ = ["ENGINES", "connect"]
 
-ENGINES = ("horovod", "multi-worker", "mpi")
-_CONNECTED = ("horovod", "mpi")  # a multi-worker strategy brings its communicator
+# By engine: the module in this package and its communicator, which is made with the timeout and nothing else.
+_CONNECTED = {"horovod": ("horovod", "HorovodCommunicator"), "mpi": ("mpi", "MpiCommunicator")}
+
+ENGINES = (*_CONNECTED, "multi-worker")  # a strategy of several workers brings its communicator
 
 _HOW = {
     "horovodrun": "start the script with horovodrun, and let it write no HOROVOD_ variables of its own",
@@ -24,7 +28,7 @@ def connect(engine: str, launch: Launch | None, timeout: float = 600.0) -> Commu
     """Starts an engine and checks it against what the launcher says.
 
     Args:
-        engine: "horovod" or "mpi".
+        engine: one of `ENGINES`, but "multi-worker".
         launch: what `detect` found.
         timeout: seconds that a rank waits for the others.
 
@@ -47,13 +51,9 @@ def connect(engine: str, launch: Launch | None, timeout: float = 600.0) -> Commu
 
 def _start(engine: str, launch: Launch | None, timeout: float) -> Communicator:
     try:
-        if engine == "mpi":
-            from distlr.communicators.mpi import MpiCommunicator
-
-            return MpiCommunicator(timeout=timeout)
-        from distlr.communicators.horovod import HorovodCommunicator
-
-        return HorovodCommunicator(timeout)
+        module, name = _CONNECTED[engine]
+        made: Communicator = getattr(importlib.import_module(f"distlr.communicators.{module}"), name)(timeout=timeout)
+        return made
     except DistributionError as error:
         if launch is None or launch.size == 1:
             raise

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(420)]
 
+RANKS = Path(__file__).with_name("ranks")
 CONFORMANCE = "tests/communicators/test_conformance.py"
 
 
@@ -35,16 +37,11 @@ def test_conformance(launching, launcher, size) -> None:
 
 @pytest.mark.parametrize(("launcher", "size"), [("gloo", 2), ("horovod-mpi", 2), ("mpirun", 3), ("multi-worker", 2)])
 def test_each_rank(launching, launcher, size) -> None:
-    spans = launcher == "multi-worker"
-    names = [
-        "test_callbacks",
-        "test_metrics",
-        "test_nothing_lost",
-        "test_steering",
-        *(["test_range_test"] if launcher in ("gloo", "multi-worker") else []),  # half a minute: once an engine
-        *(["test_strategy"] if spans else ["test_exchange", "test_drop_in"]),
-    ]
-    script = ["tests/distributed/scripts/in_ranks.py", *(f"tests/distributed/ranks/{name}.py" for name in names)]
+    left_out = {"test_exchange", "test_drop_in"} if launcher == "multi-worker" else {"test_strategy"}
+    if launcher not in ("gloo", "multi-worker"):
+        left_out.add("test_range_test")  # half a minute: once an engine
+    files = [path for path in sorted(RANKS.glob("test_*.py")) if path.stem not in left_out]
+    script = ["tests/distributed/scripts/in_ranks.py", *map(str, files)]
     counts = passed(launching.launch(launcher, size, script, limit=400).check(), size)
     assert len(set(counts)) == 1
     assert counts[0] >= 40
