@@ -68,6 +68,7 @@ def assembled(
             "the start. To mend it: job.callbacks([distlr.callbacks.Checkpoint(directory, every=...), ...])."
         )
     plateaus = [callback.policy for callback in given if isinstance(callback, ReduceLROnPlateau)]
+    _check_plateaus([policy.key for policy in plateaus])
     if not watches_numbers(given):
         given.append(BadNumbers(ignore={policy.monitor for policy in plateaus if policy.on_nan != "raise"}))
     follow = FollowEpochs(positions)
@@ -87,6 +88,15 @@ def assembled(
         if isinstance(callback, Steering):
             callback.bind_plateau(bool(plateaus))
     return ordered(given)
+
+
+def _check_plateaus(keys: Sequence[str]) -> None:
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ConfigurationError(
+            f"{keys.count(twice[0])} ReduceLROnPlateau watch {twice[0]}. The optimizer keeps one state for it, in "
+            "which they would count each epoch more than once. To mend it: leave all but one out."
+        )
 
 
 def _has(callbacks: Sequence[Any], kind: type) -> bool:

@@ -26,6 +26,7 @@ from distlr.callbacks import (
     ordered,
 )
 from distlr.communicators import run_ranks
+from distlr.errors import ConfigurationError
 
 K = keras.callbacks
 
@@ -97,6 +98,14 @@ def test_a_saver_saves_the_cut_of_its_epoch(recording, tmp_path) -> None:
         bench.model.load_weights(tmp_path / f"{epoch}.weights.h5")
         assert bench.optimizer.multiplier == multiplier
         assert bench.optimizer.samples_seen == 4 * epoch
+
+
+def test_two_plateaus_on_one_metric_are_refused(recording) -> None:
+    """They would share one state, and cut after half the patience."""
+    job = recording.Bench(1).job
+    with pytest.raises(ConfigurationError, match=r"2 ReduceLROnPlateau watch val_loss/min.*leave all but one out"):
+        job.callbacks([ReduceLROnPlateau("val_loss", patience=4), ReduceLROnPlateau("val_loss", patience=100)])
+    job.callbacks([ReduceLROnPlateau("val_loss"), ReduceLROnPlateau("loss")])
 
 
 def _on_two_ranks(given: list[Any]) -> list[list[Any]]:
