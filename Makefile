@@ -58,7 +58,7 @@ lint: $(VENV)/.installed-$(TF)-dev ## formatting, lint and types, of scripts and
 format: $(VENV)/.installed-$(TF)-dev ## rewrite the files as lint wants them
 	@$(VENV)/bin/ruff format . && $(VENV)/bin/ruff check --fix .
 
-docs: $(VENV)/.installed-$(TF)-dev demo ## run the commands that README.md shows, and write what they print beneath them
+docs: $(VENV)/.installed-$(TF)-dev demo ## run the commands that the pages show, and write what they print beneath them
 	@$(VENV)/bin/python docs/outputs.py && cp runs/demo/report.png docs/demo.png
 
 # Horovod's own optimizer works on legacy Keras alone; its package brings no TensorFlow of its own.

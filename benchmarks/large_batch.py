@@ -9,7 +9,7 @@ with momentum 0.99. SGD with momentum 0.9 from a base rate of 0.025, or Adam fro
     nothing       the rate of the base batch
     linear        the rate times k
     warmup        that, with a warmup over 3 epochs
-    distlr        that, with the moving averages scaled too (`job.scale_moving_averages`): what the README says to do
+    distlr        that, with the moving averages scaled too (`job.scale_moving_averages`): what docs/rules.md says to do
     sqrt adam     Adam: the rate times sqrt(k), warmup, moving averages (k is too large here to scale its betas)
 
 At k = 1 the four of SGD are the same, and are trained once, as "base"; likewise "base adam". Each run is appended to a

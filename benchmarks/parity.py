@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The README's table: each peer's name for a schedule, ours, and the largest relative deviation at 200 steps.
+"""The peers' table in docs/schedules.md: their name for a schedule, ours, and the largest deviation at 200 steps.
 
     python benchmarks/parity.py
 

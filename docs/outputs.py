@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Runs the commands that README.md shows, and writes what they print beneath them: `make docs`.
+"""Runs the commands that README.md and the guides show, and writes what they print beneath them: `make docs`.
 
 A block begins with `<!-- output of: COMMAND -->` and ends with `<!-- end -->`; what stands between them is replaced.
-With `--check` nothing is written, and a block of a command that says the same on every machine must be as it would be.
+With `--check` nothing is written: a block of a command that says the same on every machine must be as it would be, and
+there must be one of each of these commands.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"<!-- output of: (?P<command>.*?) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL)
+BEGIN = "<!-- output of: "
+BLOCK = re.compile(rf"{BEGIN}(?P<command>[^\n]*?) -->\n(?P<text>.*?)<!-- end -->", re.DOTALL)
 SAME_EVERYWHERE = ("distlr plan", "distlr batch")
 OF_TENSORFLOW = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} \d\d:\d\d:")
 LONGEST = 600  # seconds
@@ -64,29 +66,64 @@ def live_run(command: str) -> Iterator[None]:
         process.wait()
 
 
+def pages() -> list[Path]:
+    """README.md and the guides."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path: Path) -> list[re.Match[str]]:
+    """The blocks of a page.
+
+    Raises:
+        ValueError: one of them does not end.
+    """
+    text = path.read_text(encoding="utf-8")
+    found = list(BLOCK.finditer(text))
+    if len(found) != text.count(BEGIN) or any(BEGIN in each["text"] for each in found):
+        raise ValueError(f"{path.relative_to(ROOT)}: a block does not end with <!-- end -->")
+    return found
+
+
 def block(command: str) -> str:
-    """The whole block."""
+    """The whole block, as it has to be."""
     with live_run(command):
-        return f"<!-- output of: {command} -->\n\n{printed(command)}\n<!-- end -->"
+        return f"{BEGIN}{command} -->\n\n{printed(command)}\n<!-- end -->"
+
+
+def check() -> list[str]:
+    """What is wrong with the blocks of commands that say the same everywhere, a sentence each."""
+    wrong, missing = [], set(SAME_EVERYWHERE)
+    for path in pages():
+        for found in blocks(path):
+            command = found["command"]
+            if not command.startswith(SAME_EVERYWHERE):
+                continue
+            missing = {each for each in missing if not command.startswith(each)}
+            if block(command) != found[0]:
+                name = path.relative_to(ROOT)
+                wrong.append(f"{name} does not show what `{command}` prints; to mend it: make docs")
+    return [*wrong, *(f"no page shows what `{each}` prints" for each in sorted(missing))]
+
+
+def write() -> None:
+    """Runs every command, and writes the pages in which something changed."""
+    for path in pages():
+        text = old = path.read_text(encoding="utf-8")
+        for found in blocks(path):
+            text = text.replace(found[0], block(found["command"]))
+        if text != old:
+            path.write_text(text, encoding="utf-8")
 
 
 def main() -> int:
     """Returns 1 where a checked block is not as it would be written."""
-    check = sys.argv[1:] == ["--check"]
-    path = ROOT / "README.md"
-    text, status = path.read_text(encoding="utf-8"), 0
-    for found in BLOCK.finditer(text):
-        command = found["command"]
-        if check and not command.startswith(SAME_EVERYWHERE):
-            continue
-        new = block(command)
-        if check and new != found[0]:
-            print(f"README.md does not show what `{command}` prints; to mend it: make docs", file=sys.stderr)
-            status = 1
-        text = text.replace(found[0], new)
-    if not check:
-        path.write_text(text, encoding="utf-8")
-    return status
+    if sys.argv[1:] != ["--check"]:
+        write()
+        return 0
+    wrong = check()
+    for sentence in wrong:
+        print(sentence, file=sys.stderr)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
