@@ -16,7 +16,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-# TensorFlow fills the cores by itself: two of its processes at a time only slow each other down.
+# One lane at a time: two processes with TensorFlow fill two cores, and each lane that can be shared has two of them.
+SHARED     := -n 2 --dist loadgroup
 .NOTPARALLEL:
 .PHONY: help demo test fast replicas processes oldest distributed slurm browser lint format docs bench bench-large parity horovod clean
 
@@ -31,16 +32,16 @@ demo: $(VENV)/.installed-$(TF)-demo ## train on real data with four simulated re
 test: lint fast replicas processes oldest distributed ## lint, and all tests: also on the oldest TensorFlow and under the launchers
 
 fast: $(VENV)/.installed-$(TF)-dev ## most of the tests, in under three minutes
-	$(call lane,fast,$(VENV),not distributed and not slurm and not browser and not processes and not replicas)
+	$(call lane,fast,$(VENV),not distributed and not slurm and not browser and not processes and not replicas,$(SHARED))
 
 replicas: $(VENV)/.installed-$(TF)-dev ## the tests that train again and again, on replicas or ranks
-	$(call lane,replicas,$(VENV),replicas)
+	$(call lane,replicas,$(VENV),replicas,$(SHARED))
 
 processes: $(VENV)/.installed-$(TF)-dev ## the tests that start Python anew
 	$(call lane,processes,$(VENV),processes)
 
 oldest: $(OLDEST)/.installed ## all of these on TensorFlow 2.16
-	$(call lane,oldest,$(OLDEST),not distributed and not slurm and not browser)
+	$(call lane,oldest,$(OLDEST),not distributed and not slurm and not browser,$(SHARED))
 
 distributed: $(VENV)/.horovod-$(TF) ## the tests under horovodrun and mpirun, on a Horovod built once
 	$(call lane,distributed,$(VENV),distributed)
@@ -120,7 +121,7 @@ define timed
 echo "lane $(1): exit $$status after $$(($$(date +%s) - start)) s"; exit $$status
 endef
 
-# $(1) name, $(2) environment, $(3) marks. pytest exits with 5 where it collected nothing, which fails the lane.
+# $(1) name, $(2) environment, $(3) marks, $(4) options. pytest exits with 5 where it collected nothing, which fails the lane.
 define lane
-$(call timed,$(1),$(2)/bin/python -m pytest -m "$(3)" --junitxml=$(REPORTS)/$(1).xml $(PYTEST_ARGS))
+$(call timed,$(1),$(2)/bin/python -m pytest -m "$(3)" $(4) --junitxml=$(REPORTS)/$(1).xml $(PYTEST_ARGS))
 endef

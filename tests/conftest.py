@@ -25,6 +25,15 @@ settings.load_profile("distlr")
 
 LOGICAL_CPUS = 4
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where two processes share the tests (`make fast`), a file's stay in one, for the fixtures that they share."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 # What importing TensorFlow (and what it imports) sets in its own process, once.
 _SET_BY_IMPORTS = frozenset(
     {

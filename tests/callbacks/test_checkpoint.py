@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -275,8 +276,8 @@ def broken(tmp_path_factory):
 
 
 @pytest.mark.replicas
-@pytest.mark.parametrize("m", SIZES)
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.xdist_group("n to m")  # by themselves half of their lane
+@pytest.mark.parametrize(("n", "m"), itertools.permutations(SIZES, 2))
 def test_the_rate_by_epoch_is_that_of_a_run_on_m_from_the_start(wholes, broken, tmp_path, caplog, n, m) -> None:
     """Compared where both runs' clocks stand at one place: from the next update on both are on the grid of m."""
     shutil.copytree(broken[n], tmp_path / "run")
@@ -290,9 +291,8 @@ def test_the_rate_by_epoch_is_that_of_a_run_on_m_from_the_start(wholes, broken, 
     assert last.watch.seen[-1] == wholes[m][-1]
     (line,) = (record.getMessage() for record in caplog.records if "Continuing" in record.getMessage())
     assert "epoch 2, after" in line
-    if n != m:
-        assert f"Written on {n} replicas (batch {4 * n}, factor {n}), now {m} (batch {4 * m}, factor {m}" in line
-        assert "warmup" in line
+    assert f"Written on {n} replicas (batch {4 * n}, factor {n}), now {m} (batch {4 * m}, factor {m}" in line
+    assert "warmup" in line
 
 
 def test_after_a_change_the_rate_climbs_where_it_was_asked_to(tmp_path) -> None:
