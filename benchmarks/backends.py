@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _ratios import ROOT, ratio, result, shown, written
+from _common import ratio, result, shown, written
 
 REPLICAS, PER_REPLICA = 2, 32
 ARMS = {"simulated": "tf", "control": "tf", "horovod": "horovod", "multi-worker": "multi-worker"}
@@ -28,7 +28,6 @@ LIMIT = 180  # seconds a job
 
 def train(path: Path, steps: int) -> None:
     """One rank of one arm: writes the milliseconds a step."""
-    sys.path.insert(0, str(ROOT / "launch"))
     import keras
     from train import build_model
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _ratios import ROOT, result, written
+from _common import ROOT, memory, result, written
 
 METRICS, SAMPLES = 20, 100
 LIMIT = 400  # seconds a number of ranks
@@ -74,22 +74,14 @@ def rank(epochs: int, path: Path) -> None:
         "collectives": (comm.log.total - before) / epochs,
         "bytes_sent": (comm.log.bytes_sent - sent) / epochs,
         "seconds": seconds,
-        "pss_mb": _memory("Pss"),
-        "rss_mb": _memory("Rss"),
+        "pss_mb": memory("Pss"),
+        "rss_mb": memory(),
         "tensorflow": "tensorflow" in sys.modules,
     }
     everyone = comm.gather_json(own, tag="measured")
     if comm.is_root:
         worst = {name: max(other[name] for other in everyone) for name in own}
         path.write_text(json.dumps({"ranks": comm.size, "right": True, **worst}))
-
-
-def _memory(kind: str) -> float:
-    """This process' memory in MB."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith(f"{kind}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError(f"/proc/self/smaps_rollup has no {kind}")
 
 
 def measure(ranks: int, epochs: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from _ratios import ratio, result, shown, start
+from _common import ratio, result, shown, start
 
 EPOCHS = 6  # a fit; the first is not counted
 HOOKS = ("on_epoch_end", "on_test_begin", "on_test_end")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import random
@@ -25,21 +24,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from _common import result
+
+import _launching  # isort: skip  (of the tests, where `_common` looks)
+
 SCRIPT = "tests/distributed/scripts/resumable.py"
 LIMIT = 120  # seconds a job
 SAMPLES, ELASTIC_EPOCHS = 330, 30
-
-
-def launching() -> Any:
-    """The tests' way to start a job and to leave nothing of it behind."""
-    spec = importlib.util.spec_from_file_location("_launching", ROOT / "tests" / "distributed" / "_launching.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def steps_of(directory: Path, attempt: str, rank: int) -> list[str]:
@@ -67,18 +58,18 @@ class RandomKiller:
                 self.killed = True
 
 
-def trial(module: Any, launcher: str, size: int, whole: Path, directory: Path, rng: random.Random, span: float) -> dict:
+def trial(launcher: str, size: int, whole: Path, directory: Path, rng: random.Random, span: float) -> dict:
     """One job, killed once; begun anew where it ended before its moment came."""
     for _ in range(10):
         shutil.rmtree(directory, ignore_errors=True)
         rank = rng.randrange(size)
         killer = RandomKiller(rank, rng.uniform(0, span), directory / f"first-{rank}.txt")
-        first = module.launch(launcher, size, [SCRIPT, str(directory), "first"], limit=LIMIT, watch=killer)
+        first = _launching.launch(launcher, size, [SCRIPT, str(directory), "first"], limit=LIMIT, watch=killer)
         if killer.killed:
             break
     else:
         raise RuntimeError(f"The job never ran for long enough to be killed:\n{first.output[-3000:]}")
-    last = module.launch(launcher, size, [SCRIPT, str(directory), "second"], limit=LIMIT)
+    last = _launching.launch(launcher, size, [SCRIPT, str(directory), "second"], limit=LIMIT)
     identical = last.code == 0
     resumed_at = 0
     for other in range(size):
@@ -100,7 +91,7 @@ def trial(module: Any, launcher: str, size: int, whole: Path, directory: Path, r
     }
 
 
-def elastic_trial(module: Any, directory: Path, rng: random.Random, span: float) -> dict:
+def elastic_trial(directory: Path, rng: random.Random, span: float) -> dict:
     """One elastic job of two ranks, of which one is killed: the other must end it, and with 0."""
     directory.mkdir()
     hosts = directory / "hosts.sh"
@@ -121,9 +112,9 @@ def elastic_trial(module: Any, directory: Path, rng: random.Random, span: float)
         "lo",
     ]
     words += ["--host-discovery-script", str(hosts), SCRIPT, str(directory), "run", str(ELASTIC_EPOCHS)]
-    finished = module.run(words, limit=LIMIT, environ={"TF_NUM_INTRAOP_THREADS": "1"}, watch=killer)
-    result = directory / "run.json"
-    replicas = json.loads(result.read_text())["replicas"] if result.exists() else 0
+    finished = _launching.run(words, limit=LIMIT, environ={"TF_NUM_INTRAOP_THREADS": "1"}, watch=killer)
+    written = directory / "run.json"
+    replicas = json.loads(written.read_text())["replicas"] if written.exists() else 0
     clocks = [int(steps_of(directory, "run", other)[-1].split()[0]) for other in range(2)]
     complete = finished.code == 0 and max(clocks) == ELASTIC_EPOCHS * SAMPLES
     if not complete:
@@ -139,35 +130,35 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--elastic", action="store_true", help="Horovod's elastic mode: the other rank goes on")
     args = parser.parse_args(arguments)
-    module, rng, trials = launching(), random.Random(args.seed), []
+    rng, trials = random.Random(args.seed), []
     if args.elastic:
         with tempfile.TemporaryDirectory() as folder:
             for number in range(args.trials):
-                trials.append(elastic_trial(module, Path(folder, str(number)), rng, 4.0))
+                trials.append(elastic_trial(Path(folder, str(number)), rng, 4.0))
                 print(json.dumps({"trial": number, **trials[-1]}), file=sys.stderr, flush=True)
         complete = sum(one["complete"] for one in trials)
         lost = sum(one["killed"] and one["replicas"] == 1 for one in trials)
-        result = {"launcher": "elastic", "trials": len(trials), "continued_alone": lost, "identical": complete}
-        print(json.dumps(result))
-        return result
+        found = {"launcher": "elastic", "trials": len(trials), "continued_alone": lost, "identical": complete}
+        result(found)
+        return found
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, "whole")
-        module.launch(args.launcher, args.size, [SCRIPT, str(whole), "whole"], limit=LIMIT).check()
+        _launching.launch(args.launcher, args.size, [SCRIPT, str(whole), "whole"], limit=LIMIT).check()
         span = json.loads((whole / "whole.json").read_text())["seconds"]
         for number in range(args.trials):
-            trials.append(trial(module, args.launcher, args.size, whole, Path(folder, str(number)), rng, span))
+            trials.append(trial(args.launcher, args.size, whole, Path(folder, str(number)), rng, span))
             print(json.dumps({"trial": number, **trials[-1]}), file=sys.stderr, flush=True)
-    result = {
+    found = {
         "launcher": args.launcher,
         "size": args.size,
         "trials": len(trials),
         "resumed": sum(one["resumed_at"] > 0 for one in trials),
         "identical": sum(one["identical"] for one in trials),
     }
-    print(json.dumps(result))
-    return result
+    result(found)
+    return found
 
 
 if __name__ == "__main__":
-    result = main()
-    sys.exit(result["identical"] != result["trials"])
+    found = main()
+    sys.exit(found["identical"] != found["trials"])

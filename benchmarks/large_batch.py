@@ -23,19 +23,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "launch"))
 
-import datasets
 import keras
+from _common import ROOT
 
 import distlr
+
+import datasets  # isort: skip  (beside the reference script, where `_common` looks)
 
 layers = keras.layers
 
@@ -49,7 +49,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "distlr": {"warmup": WARMUP, "averages": True},
     "sqrt adam": {"optimizer": "adam", "rule": "sqrt", "warmup": WARMUP, "averages": True},
 }
-OUT = Path(__file__).with_name("large_batch.jsonl")
+OUT = ROOT / "benchmarks" / "large_batch.jsonl"
 
 
 def cnn() -> keras.Model:

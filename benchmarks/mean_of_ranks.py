@@ -10,7 +10,6 @@ The last line is a JSON object: by case and metric, [all samples, mean of ranks]
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from typing import Any
@@ -20,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
+from _common import result
 
 from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
 from distlr.metrics import read_states, results
@@ -78,13 +78,11 @@ def main() -> None:
     for case, row in table.items():
         cells = [f"{a:.4f} / " + ("hangs" if math.isinf(b) else f"{b:.4f}") for a, b in row.values()]
         print(f"{case:<28}" + "".join(f"{cell:>26}" for cell in cells))
-    print(
-        json.dumps(
-            {
-                case: {n: [str(x) if not math.isfinite(x) else round(x, 6) for x in pair] for n, pair in row.items()}
-                for case, row in table.items()
-            }
-        )
+    result(
+        {
+            case: {n: [str(x) if not math.isfinite(x) else round(x, 6) for x in pair] for n, pair in row.items()}
+            for case, row in table.items()
+        }
     )
 
 

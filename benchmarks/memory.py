@@ -22,19 +22,12 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from _ratios import ratio, result, shown, start, written
+from _common import memory, ratio, result, shown, start, written
 from step_overhead import REPLICAS, Arm
 
 ARMS = {"constant": "constant", "control": "constant", "full_stack": "full_stack"}
+HERE = Path(__file__).resolve().parent
 LIMIT = 200  # seconds a job
-
-
-def resident() -> float:
-    """This process' resident memory, in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError("/proc/self/status has no VmRSS")
 
 
 def inside(path: Path, backend: str, arm: str) -> None:
@@ -47,7 +40,7 @@ def inside(path: Path, backend: str, arm: str) -> None:
     train()
     train()
     if job.is_root:
-        path.write_text(json.dumps(resident()))
+        path.write_text(json.dumps(memory()))
 
 
 def measure(backend: str, arm: str) -> float:
@@ -57,9 +50,9 @@ def measure(backend: str, arm: str) -> float:
 
 def imported(module: str) -> float:
     """The resident memory of a process that has imported a module and no more."""
-    code = f"import {module}; print(open('/proc/self/statm').read().split()[1])"
+    code = f"import {module}; import sys; sys.path.insert(0, {str(HERE)!r}); import _common; print(_common.memory())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=True)
-    return int(done.stdout) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return float(done.stdout)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
+from _common import result
 
 from distlr.schedules import get
 from distlr.schedules.base import as_float64
@@ -71,7 +72,7 @@ def main() -> None:
         parts = ", ".join(part["name"] for part in inside if part)
         ours = spec["name"] + (f" of {parts}" if parts else "")
         print(f"| {peer} | `{name}` | {ours} | {found[peer][name]:.1e} | {note} |")
-    print(json.dumps(found))
+    result(found)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import large_batch
-from _results import page, shaped
+from _page import page
+from _shapes import shaped
 
 from distlr.files import write_bytes, write_json
 

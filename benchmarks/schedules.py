@@ -8,13 +8,13 @@ The last line is a JSON object: seconds by name, after TensorFlow's import.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
+from _common import result
 
 from distlr.schedules import get
 from distlr.schedules.base import as_float64
@@ -48,7 +48,7 @@ def main() -> None:
         at(tf.range(STEPS, dtype=tf.float64)).numpy()
         seconds[name] = round(time.perf_counter() - start, 3)
         print(f"{name:<22}{seconds[name]:>8.3f} s")
-    print(json.dumps(seconds))
+    result(seconds)
 
 
 if __name__ == "__main__":

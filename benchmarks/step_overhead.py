@@ -21,17 +21,14 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "launch"))
 
 import numpy as np
-from _ratios import lean, ratio, result, shown, start
+from _common import lean, ratio, result, shown, start
 
 BATCH, BASE_BATCH = 64, 16
 SHAPES = {"cnn": (8, 8, 1), "mlp": (32,)}

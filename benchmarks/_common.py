@@ -1,4 +1,4 @@
-"""What the benchmarks share: ratios of paired measurements, ranks of this script, and the last line that they print."""
+"""What the benchmarks share: ratios of pairs, ranks of this script, jobs, memory, and the last line that they print."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ROOT", "lean", "ratio", "result", "shown", "start", "written"]
+__all__ = ["ROOT", "lean", "memory", "ratio", "result", "shown", "start", "written"]
 
 ROOT = Path(__file__).resolve().parent.parent
+for _folder in ("launch", "tests/distributed"):  # the reference script and its data; the tests' launchers
+    sys.path.append(str(ROOT / _folder))
 
 INSIDE = "DISTLR_BENCHMARK_RANK"
 
@@ -73,6 +75,14 @@ def written(words: Callable[[Path], list[str]], limit: float, **variables: str) 
             said = (done.stdout + done.stderr)[-4000:]
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
         return json.loads(path.read_text())
+
+
+def memory(kind: str = "Rss") -> float:
+    """This process' memory in MB: all that is resident, or "Pss", with its share alone of what others map too."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith(f"{kind}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise RuntimeError(f"/proc/self/smaps_rollup has no {kind}")
 
 
 def lean(kind: type) -> type:

@@ -1,4 +1,4 @@
-"""What the benchmarks measured, as `results.json` has it, and as the page that is made of it."""
+"""The page that is made of `results.json`."""
 
 from __future__ import annotations
 
@@ -6,69 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-__all__ = ["page", "shaped"]
-
-Rows = list[dict[str, Any]]
-
-
-def shaped(name: str, runs: Rows) -> dict[str, Any]:
-    """One object of what the runs of a benchmark printed."""
-    return _SHAPES[name](runs)
-
-
-def _step(runs: Rows) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for run in runs:
-        for row in run["rows"]:
-            found.setdefault(run["backend"], {}).setdefault(row["model"], {})[row["arm"]] = row
-    return found
-
-
-def _exchange(runs: Rows) -> dict[str, Any]:
-    return {run["backend"]: run["rows"] for run in runs}
-
-
-def _epoch_end(runs: Rows) -> dict[str, Any]:
-    rows = [row for run in runs for row in run["rows"]]
-    ours = [row for row in rows if (row["ranks"], row["metrics"], row["arm"]) == (4, 20, "distlr")]
-    found: dict[str, Any] = {"rows": rows}
-    if ours:
-        found |= {"ratio_20_metrics_4_ranks": ours[0]["ratio"], "collectives": ours[0]["collectives"]}
-    return found
-
-
-def _control_plane(runs: Rows) -> dict[str, Any]:
-    rows = [row for run in runs for row in run["rows"]]
-    return {
-        "seconds": {str(row["ranks"]): row["seconds"] for row in rows},
-        "rows": rows,
-        "predicted": runs[-1]["predicted"],
-    }
-
-
-def _memory(runs: Rows) -> dict[str, Any]:
-    return {run["backend"]: {key: value for key, value in run.items() if key != "backend"} for run in runs}
-
-
-def _large_batch(runs: Rows) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for run in runs:
-        arms = found.setdefault(run["model"], {})
-        arms.setdefault(run["arm"], {}).setdefault(str(run["k"]), {})[str(run["seed"])] = run["accuracy"]
-    return found
-
-
-_SHAPES: dict[str, Callable[[Rows], dict[str, Any]]] = {
-    "step": _step,
-    "exchange": _exchange,
-    "epoch_end": _epoch_end,
-    "control_plane": _control_plane,
-    "memory": _memory,
-    "large_batch": _large_batch,
-}
-
-
-# -- the page ------------------------------------------------------------------------------------------------
+__all__ = ["page"]
 
 
 def page(results: dict[str, Any]) -> str:
