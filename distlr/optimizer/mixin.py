@@ -25,7 +25,8 @@ class ScaledOptimizer(FormulaUpdate):
 
     @property
     def variables(self) -> list[Any]:
-        return super().variables + self._distlr.variables  # type: ignore[misc]
+        plain: list[Any] = super().variables  # type: ignore[misc]
+        return plain + self._distlr.variables
 
     def build(self, variables: Sequence[Any]) -> None:
         """As in Keras, and what was loaded before is put into the new slots."""
@@ -97,4 +98,5 @@ def derived_class(base: type) -> type:
     derived = type(name, (ScaledOptimizer, base), {"__module__": ScaledOptimizer.__module__})
     # All derived classes share one registered name: `from_config` is the same for each, and tells them
     # apart by the plain optimizer inside the config. The last registration standing is as good as any.
-    return keras.saving.register_keras_serializable("distlr", "Optimizer")(derived)
+    registered: type = keras.saving.register_keras_serializable("distlr", "Optimizer")(derived)
+    return registered

@@ -188,7 +188,8 @@ class FormulaUpdate(FormulaRate):
             grads = sum_over_replicas(grads)
         if adoption.norm is not None:
             adoption.norm.assign(global_norm(grads))
-        return super()._clip_gradients(grads)  # type: ignore[misc]
+        clipped: Sequence[Any] = super()._clip_gradients(grads)  # type: ignore[misc]
+        return clipped
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         return grads_and_vars  # `_clip_gradients` has summed them
