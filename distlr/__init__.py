@@ -1,4 +1,4 @@
-"""distlr: the same, right learning rate at every step on every replica of a Keras 3 job.
+"""The same, right learning rate at every step on every replica of a Keras 3 job.
 
     job = distlr.init()
     batch = job.batch(per_replica=64, base_batch=256, samples_per_epoch=60_000)
@@ -9,7 +9,26 @@
     model.fit(job.shard(data, batch), epochs=90, callbacks=job.callbacks([...]))
 
 `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`, with k = global batch / base batch and the time t
-counted in samples. What needs TensorFlow is imported when it is first used.
+counted in samples.
+
+    init            finds out where the script runs, and makes the job
+    Job             batch, optimizer, data, callbacks; and what a loop of your own needs
+    GlobalBatch     the samples of an update, and the clock
+    Duration        a length of training with its unit: "5ep", "100ba", "60000sp", "0.05dur"
+    Plateau         cuts the rate when a metric stops improving, without `fit`
+    find_lr         the range test
+    scale           a scaled schedule for any Keras optimizer, without state
+    strip           the plain Keras optimizer again
+
+    callbacks       ReduceLROnPlateau, Checkpoint, BadNumbers, and what `job.callbacks` adds
+    schedules       shapes, warmups and what combines them, also by name from JSON
+    communicators   what ranks say to each other
+    elastic         training on ranks that come and go
+    errors          the exceptions
+    testing         for your own tests: ranks as threads, rates without training
+
+`import distlr.horovod as hvd` is the drop-in for `horovod.tensorflow.keras`. What needs TensorFlow is imported when it
+is first used.
 """
 
 from __future__ import annotations

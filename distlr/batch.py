@@ -110,23 +110,36 @@ class GlobalBatch:
         put(self, "_local_given", local_replicas is not None)
 
     def __repr__(self) -> str:
+        """The call that makes an equal one."""
         return f"GlobalBatch({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
 
     # -- sizes ---------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
-        """Samples of one optimizer update: `per_replica * replicas * accumulation`."""
+        """Samples of one optimizer update: `per_replica * replicas * accumulation`.
+
+        >>> GlobalBatch(64, replicas=8, base_batch=256, accumulation=2).size
+        1024
+        """
         return self.per_replica * self.replicas * self.accumulation
 
     @property
     def ratio(self) -> int | float:
-        """`k = size / base_batch`, without a unit; an int when exact, otherwise a float."""
+        """`k = size / base_batch`, without a unit; an int when exact, otherwise a float.
+
+        >>> GlobalBatch(64, replicas=8, base_batch=256).ratio, GlobalBatch(64, base_batch=256).ratio
+        (2, 0.25)
+        """
         return _number(Fraction(self.size, self.base_batch))
 
     @property
     def feed(self) -> int:
-        """Samples of a step of one process, `per_replica * local_replicas`: for `.batch()`, `batch_size=`."""
+        """Samples of a step of one process, `per_replica * local_replicas`: for `.batch()`, `batch_size=`.
+
+        >>> GlobalBatch(64, replicas=8, base_batch=256, local_replicas=4).feed
+        256
+        """
         return self.per_replica * self.local_replicas
 
     @property
@@ -135,6 +148,9 @@ class GlobalBatch:
 
         Raises:
             ConfigurationError: `samples_per_epoch` was not given.
+
+        >>> GlobalBatch(512, base_batch=256, samples_per_epoch=60_000).updates_per_epoch
+        117
         """
         return self._epoch("updates_per_epoch") // self.size
 
@@ -144,6 +160,9 @@ class GlobalBatch:
 
         Raises:
             ConfigurationError: `samples_per_epoch` was not given.
+
+        >>> GlobalBatch(256, base_batch=256, accumulation=2, samples_per_epoch=60_000).steps_per_epoch
+        234
         """
         return self._epoch("steps_per_epoch") // self.size * self.accumulation
 
@@ -234,6 +253,9 @@ class GlobalBatch:
 
         Raises:
             ConfigurationError: `samples_per_epoch` was not given.
+
+        >>> GlobalBatch(512, base_batch=256, samples_per_epoch=60_000).epoch_at(60_000)
+        1
         """
         return int(samples) // self._epoch("epoch_at")
 

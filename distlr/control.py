@@ -58,6 +58,7 @@ class Request:
     force: bool = False
 
     def __post_init__(self) -> None:
+        """Checks the values, also those of a file."""
         if self.action not in ACTIONS:
             raise ConfigurationError(received("action", self.action, f"one of {', '.join(map(repr, ACTIONS))}"))
         for name in ("multiply", "to"):
@@ -78,6 +79,7 @@ class Request:
             raise ConfigurationError(received("force", self.force, "true or false"))
 
     def __str__(self) -> str:
+        """As on the command line of `distlr control`."""
         values = {"--multiply": self.multiply, "--to": self.to, "--at-epoch": self.at_epoch}
         words = [f"{option} {value}" for option, value in values.items() if value is not None]
         return " ".join([self.action, *words, *(["--force"] if self.force else [])])

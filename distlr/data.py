@@ -81,15 +81,18 @@ def _from_arrays(
     feed, per_step = batch.feed, position.per_step
 
     def iteration(_: tf.Tensor) -> tf.data.Dataset:
+        """Begins at the position, which it moves on to the next pass."""
         seed, epoch, offset = position.enter()
 
         def order(number: tf.Tensor) -> tf.Tensor:
+            """The order of one pass: of all samples, the same on every rank."""
             numbers = tf.range(samples, dtype=tf.int64)
             if not shuffle:
                 return numbers
             return tf.random.experimental.stateless_shuffle(numbers, tf.stack([seed, number]))
 
         def gathered(places: tf.Tensor) -> Any:
+            """The rank's samples of one global batch."""
             own = tf.ensure_shape(places[rank * feed : (rank + 1) * feed], [feed])
             return tf.nest.map_structure(lambda array: tf.gather(array, own), whole)
 
@@ -111,6 +114,7 @@ def _from_stream(share: tf.data.Dataset, feed: int, size: int, buffer: int, posi
     length = _cardinality(share)
 
     def shuffled(seed: tf.Tensor, number: tf.Tensor) -> tf.data.Dataset:
+        """The rank's share in the order of one pass, drawn from a buffer."""
         order = position.seed_of(seed, number)
         if not buffer:
             return share
@@ -128,6 +132,7 @@ def _from_stream(share: tf.data.Dataset, feed: int, size: int, buffer: int, posi
         return tf.data.experimental.from_variant(shuffled, share.element_spec)
 
     def iteration(_: tf.Tensor) -> tf.data.Dataset:
+        """Begins at the position, which it moves on to the next pass."""
         seed, epoch, offset = position.enter()
         own = offset // size
         if not position.endless:

@@ -38,7 +38,8 @@ class Plateau:
         optimizer: distlr's, or a plain Keras one with a float rate.
         monitor: the metric's name.
         communicator: how the ranks agree; by default there is one rank.
-        **policy: the arguments of `PlateauPolicy`, those of Keras' `ReduceLROnPlateau` among them.
+        policy: a `PlateauPolicy`, in place of `monitor` and the arguments.
+        **arguments: of `PlateauPolicy`, those of Keras' `ReduceLROnPlateau` among them.
 
     Raises:
         ConfigurationError: an argument is out of range, or the optimizer's rate cannot be cut.
@@ -82,6 +83,12 @@ class Plateau:
 
         Raises:
             NonFiniteMetricError: on every rank, when rank 0's value is not finite and `on_nan` is "raise".
+
+        >>> import keras
+        >>> plateau = Plateau(keras.optimizers.SGD(0.1), "accuracy", factor=0.5, patience=2)
+        >>> [plateau.step(value).reason for value in (0.9, 0.8, 0.9)]
+        ['accuracy is 0.9, the first value', 'accuracy did not improve on 0.9 for 1 epoch', 'accuracy did not
+        improve on 0.9 for 2 epochs']
         """
         epoch = self._steps if epoch is None else epoch
         self._steps = epoch + 1

@@ -117,6 +117,7 @@ To mend it: write '5ep' for 5 epochs, '5ba' for 5 updates or '5sp' for 5 samples
         return f"{_decimal(self.value)}{self.unit}"
 
     def __repr__(self) -> str:
+        """The call that makes an equal one."""
         return f"Duration.parse({str(self)!r})"
 
 

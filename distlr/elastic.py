@@ -46,6 +46,13 @@ def run(train: Callable[[Job], T], *, timeout: float = 600.0, resets: int = 100)
 
     Returns:
         What `train` returned.
+
+    Raises:
+        ConfigurationError, ConfigurationTypeError: an argument cannot be right; `train` is not called then.
+        DistributionError: the ranks changed more often than `resets`.
+
+    >>> run(lambda job: (job.rank, job.size))  # without a launcher
+    (0, 1)
     """
     if not callable(train):
         raise ConfigurationTypeError(received("train", train, "a function of the job"))

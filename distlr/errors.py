@@ -21,7 +21,15 @@ __all__ = [
 
 
 class DistlrError(Exception):
-    """Base of every exception that distlr raises on purpose."""
+    """Base of every exception that distlr raises on purpose.
+
+    >>> import distlr
+    >>> try:
+    ...     distlr.Duration.parse("5 minutes")
+    ... except DistlrError as error:
+    ...     print(type(error).__name__)
+    ConfigurationError
+    """
 
 
 # While TensorFlow traces a function it gives an error in it a longer message, and keeps the error's class only where
@@ -30,31 +38,119 @@ setattr(DistlrError, "__init__", Exception.__init__)  # noqa: B010
 
 
 class ConfigurationError(DistlrError, ValueError):
-    """An argument, or a combination of arguments, that cannot be right."""
+    """An argument, or a combination of arguments, that cannot be right.
+
+    Where the job, the batch, a schedule or a callback is made; what only the run shows, before its first step.
+
+    >>> import distlr
+    >>> distlr.GlobalBatch(64, base_batch=0)
+    Traceback (most recent call last):
+        ...
+    distlr.errors.ConfigurationError: `base_batch` must be at least 1. Received: base_batch=0.
+    """
 
 
 class ConfigurationTypeError(DistlrError, TypeError):
-    """An argument of a type that cannot be right."""
+    """An argument of a type that cannot be right.
+
+    >>> import distlr
+    >>> distlr.GlobalBatch("64", base_batch=256)
+    Traceback (most recent call last):
+        ...
+    distlr.errors.ConfigurationTypeError: `per_replica` must be an integer. Received: per_replica='64'. To mend
+    it: write a whole number such as 64.
+    """
 
 
 class DistributionError(DistlrError, RuntimeError):
-    """The job's replicas, ranks, scope or launcher do not fit together."""
+    """The job's replicas, ranks, scope or launcher do not fit together.
+
+    At the start of a job, or before the first step; from a collective, on every rank:
+
+    >>> from distlr.testing import run_ranks
+    >>> try:
+    ...     run_ranks(lambda comm: comm.allreduce([0.0] * (comm.rank + 1), tag="loss"), size=2)
+    ... except DistributionError as error:
+    ...     print(str(error).partition(" (")[0])
+    The ranks disagree in allreduce 'loss'
+    """
 
 
 class ReplicaDivergenceError(DistributionError):
-    """Ranks whose rate, clock or weights are no longer equal."""
+    """Ranks whose rate, clock or weights are no longer equal.
+
+    Raised on every rank alike, by `callbacks.ReplicaGuard` at an epoch's end and by `job.check`, with a table of who
+    differs in what:
+
+    >>> import keras
+    >>> from distlr.callbacks import ReplicaGuard
+    >>> from distlr.testing import run_ranks
+    >>> def end_of_epoch(comm):
+    ...     guard = ReplicaGuard()
+    ...     guard.bind(comm)
+    ...     guard.set_model(models[comm.rank])
+    ...     guard.on_epoch_end(0)
+    >>> models = [keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]) for rank in range(2)]
+    >>> for rate, model in zip((0.1, 0.2), models):
+    ...     model.compile(keras.optimizers.SGD(rate))
+    >>> try:
+    ...     run_ranks(end_of_epoch, size=2)
+    ... except ReplicaDivergenceError as error:
+    ...     print(str(error).splitlines()[1].strip())
+    learning rate: rank 0 with 0.10000000149011612; rank 1 with 0.20000000298023224
+    """
 
 
 class StateError(DistlrError, ValueError):
-    """Saved state that does not fit the optimizer it is loaded into."""
+    """Saved state that does not fit the optimizer it is loaded into.
+
+    At loading, before anything has changed: `load_model`, `load_weights`, `set_weights`, `callbacks.Checkpoint`.
+
+    >>> import distlr, keras
+    >>> job = distlr.init(environ={})
+    >>> optimizer = job.optimizer(keras.optimizers.SGD(0.1, name="sgd"))
+    >>> optimizer.set_weights([0])
+    Traceback (most recent call last):
+        ...
+    distlr.errors.StateError: The optimizer 'sgd' has 4 variables, 2 of them Keras'. Received: 1 values. To
+    mend it: give one for each of optimizer.variables.
+    """
 
 
 class NonFiniteError(DistlrError, ValueError):
-    """A gradient, a loss or a metric that is NaN or infinite."""
+    """A gradient, a loss or a metric that is NaN or infinite.
+
+    Raised on every rank alike, by `callbacks.BadNumbers`, which `job.callbacks` adds, and by a plateau:
+
+    >>> import distlr, keras
+    >>> plateau = distlr.Plateau(keras.optimizers.SGD(0.1), "val_loss")
+    >>> try:
+    ...     plateau.step(float("nan"))
+    ... except NonFiniteError as error:
+    ...     print(error)
+    `val_loss` must be finite. Received: val_loss=nan. To mend it: look for what diverged, or set on_nan='worse'
+    or on_nan='ignore'.
+    """
 
 
 class RanksChanged(DistlrError, RuntimeError):
-    """Raised through `fit`, after a checkpoint, where other ranks wait to join; `distlr.elastic.run` catches it."""
+    """Raised through `fit`, after a checkpoint, where other ranks wait to join; `distlr.elastic.run` catches it.
+
+    So a `train` that catches errors of its own lets this one through:
+
+    >>> import distlr
+    >>> def train(job):
+    ...     try:
+    ...         raise RanksChanged("Other ranks wait to join.")  # by `fit`
+    ...     except RanksChanged:
+    ...         raise
+    ...     except RuntimeError:
+    ...         print("an error of the training's own")
+    >>> distlr.elastic.run(train)  # under an elastic launcher it would call `train` again
+    Traceback (most recent call last):
+        ...
+    distlr.errors.RanksChanged: Other ranks wait to join.
+    """
 
 
 class CollectiveTimeoutError(DistributionError):
@@ -62,6 +158,14 @@ class CollectiveTimeoutError(DistributionError):
 
     Attributes:
         by_engine: whether the engine ended it, since a rank was lost or did not come; not that the tags differ.
+
+    >>> from distlr.testing import run_ranks
+    >>> try:
+    ...     run_ranks(lambda comm: comm.barrier(tag="save") if comm.is_root else None, size=2)
+    ... except CollectiveTimeoutError as error:
+    ...     print(error)
+    A collective can no longer complete: rank 1 ended without entering it, while rank 0 waits in barrier 'save'.
+    Every rank must call the same collectives.
     """
 
     by_engine = False
@@ -69,6 +173,12 @@ class CollectiveTimeoutError(DistributionError):
 
 def received(argument: str, value: object, expected: str, hint: str = "") -> str:
     """Formats the message for a bad argument: what is expected, what came, what to do.
+
+    Args:
+        argument: its name.
+        value: what came.
+        expected: what it must be, after "must be".
+        hint: what to do about it, after "To mend it:"; left out where the rest says it.
 
     >>> received("warmup", "5", "a duration", "write '5ep' for 5 epochs")
     "`warmup` must be a duration. Received: warmup='5'. To mend it: write '5ep' for 5 epochs."

@@ -56,41 +56,101 @@ _job: Job | None = None
 
 
 def init() -> None:
-    """Starts Horovod, gives this process its GPU, and remembers the job. Call it first."""
+    """Starts Horovod, gives this process its GPU, and remembers the job. Call it first.
+
+    Raises:
+        DistributionError: Horovod cannot be loaded, or sees fewer ranks than the launcher started.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> hvd.is_initialized()
+    True
+    """
     global _job
     if _job is None:
         _job = _init("horovod")
 
 
 def shutdown() -> None:
-    """Ends Horovod's part of this process."""
+    """Ends Horovod's part of this process.
+
+    Over MPI a process cannot start Horovod again afterwards: MPI aborts it.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> hvd.shutdown()
+    >>> hvd.is_initialized()
+    False
+    """
     global _job
     _job = None
     _backend.stop()
 
 
 def is_initialized() -> bool:
-    """Whether `init` was called."""
+    """Whether `init` was called.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> hvd.is_initialized()
+    True
+    """
     return _job is not None
 
 
 def rank() -> int:
-    """This process' number, from 0."""
+    """This process' number, from 0.
+
+    Raises:
+        DistributionError: `init` was not called.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> hvd.rank()  # on one rank
+    0
+    """
     return _current().rank
 
 
 def size() -> int:
-    """Number of processes."""
+    """Number of processes.
+
+    Raises:
+        DistributionError: `init` was not called.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> hvd.size()  # on one rank
+    1
+    """
     return _current().size
 
 
 def local_rank() -> int:
-    """This process' number on its host."""
+    """This process' number on its host.
+
+    Raises:
+        DistributionError: `init` was not called.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> hvd.local_rank()  # on one rank
+    0
+    """
     return _current().communicator.local_rank
 
 
 def local_size() -> int:
-    """Number of processes on this host."""
+    """Number of processes on this host.
+
+    Raises:
+        DistributionError: `init` was not called.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> hvd.local_size()  # on one rank
+    1
+    """
     return _current().communicator.local_size
 
 
@@ -110,8 +170,8 @@ def DistributedOptimizer(
 ) -> Any:
     """Makes a Keras optimizer average its gradients over the ranks. The rate is not scaled: it is what you gave.
 
-    The arguments are Horovod's. The devices, the groups, `sparse_as_dense` and `gradient_predivide_factor` change how
-    Horovod computes and not what, and are without effect here.
+    The arguments are Horovod's. `name`, `device_dense`, `device_sparse`, `num_groups`, `groups`, `sparse_as_dense` and
+    `gradient_predivide_factor` change how Horovod computes and not what, and are without effect here.
 
     Args:
         optimizer: an optimizer of Keras 3; the same object comes back.
@@ -119,6 +179,16 @@ def DistributedOptimizer(
         op: `Average` or `Sum`.
         backward_passes_per_step: steps whose gradients are added up for one update; their sum, as in Horovod.
         average_aggregated_gradients: their mean instead.
+
+    Raises:
+        ConfigurationError: `op` or `compression` is none of these.
+        DistributionError: `init` was not called.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(0.25 * hvd.size(), momentum=0.9))
+    >>> isinstance(optimizer, keras.optimizers.SGD), float(optimizer.learning_rate) / hvd.size()
+    (True, 0.25)
     """
     if op not in (Average, Sum):
         raise ConfigurationError(received("op", op, "hvd.Average or hvd.Sum"))
@@ -133,13 +203,43 @@ def DistributedOptimizer(
 
 
 def broadcast_variables(variables: Any, root_rank: int = 0) -> None:
-    """Gives every rank the variables of rank 0. Collective."""
+    """Gives every rank the variables of rank 0. Collective.
+
+    Args:
+        variables: Keras' or TensorFlow's, in the same order on every rank.
+        root_rank: 0.
+
+    Raises:
+        ConfigurationError: `root_rank` is another one.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> variable = keras.Variable(float(hvd.rank()))
+    >>> hvd.broadcast_variables([variable])
+    >>> float(variable.numpy())
+    0.0
+    """
     _check_root(root_rank)
     _state.broadcast_variables(_current().communicator, list(variables), tag="hvd.broadcast_variables")
 
 
 def allreduce(value: Any, name: str | None = None, average: bool | None = None, op: str = Average) -> Any:
-    """The mean (or the sum) of a value over the ranks, as a numpy array. Collective."""
+    """The mean (or the sum) of a value over the ranks, as a numpy array. Collective.
+
+    Args:
+        value: a number or an array, of one shape on all ranks. It is added in float64 (int64 if whole); the result has
+            its type, so a mean of integers is cut off.
+        name: of the call; the same on all ranks.
+        average: Horovod's older word for `op`, which it goes before.
+        op: `Average` or `Sum`.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> hvd.allreduce([1.0, 2.0])
+    array([1., 2.])
+    >>> int(hvd.allreduce(1, op=hvd.Sum)) == hvd.size()
+    True
+    """
     array = np.asarray(value)
     wide = array.astype("float64" if array.dtype.kind == "f" else "int64")
     total = _current().communicator.allreduce(wide, tag=f"hvd.allreduce {name or ''}")
@@ -148,17 +248,56 @@ def allreduce(value: Any, name: str | None = None, average: bool | None = None, 
 
 
 def allgather(value: Any, name: str | None = None) -> Any:
-    """The ranks' arrays, one behind another, as a numpy array. Collective."""
+    """The ranks' arrays, one behind another, as a numpy array. Collective.
+
+    Args:
+        value: an array of one type and one shape but for the first dimension.
+        name: of the call; the same on all ranks.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> hvd.allgather([hvd.rank()]).tolist() == list(range(hvd.size()))
+    True
+    """
     return np.concatenate(_current().communicator.allgather(np.asarray(value), tag=f"hvd.allgather {name or ''}"))
 
 
 def broadcast(value: Any, root_rank: int, name: str | None = None) -> Any:
-    """The value of one rank, as a numpy array. Collective."""
+    """The value of one rank, as a numpy array. Collective.
+
+    Args:
+        value: of one type and shape on all ranks.
+        root_rank: whose.
+        name: of the call; the same on all ranks.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> hvd.broadcast([hvd.rank(), 7], root_rank=0)
+    array([0, 7])
+    """
     return _current().communicator.broadcast(np.asarray(value), root=root_rank, tag=f"hvd.broadcast {name or ''}")
 
 
 def load_model(filepath: Any, custom_objects: Any = None, compression: str = Compression.none) -> Any:
-    """`keras.models.load_model`, with the optimizer averaging its gradients over the ranks."""
+    """`keras.models.load_model`, with the optimizer averaging its gradients over the ranks.
+
+    Args:
+        filepath: of a model that a plain optimizer or one of distlr's was saved with.
+        custom_objects: see Keras.
+        compression: `Compression.none` or `Compression.fp16`, where the saved optimizer was a plain one.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> import os, tempfile
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "model.keras")
+    ...     model.save(path)
+    ...     loaded = hvd.load_model(path)
+    >>> loaded.optimizer.exchange is not None
+    True
+    """
     model = keras.models.load_model(filepath, custom_objects=custom_objects)
     if not hasattr(inner(model.optimizer), "exchange"):  # saved by a plain optimizer
         model.optimizer = DistributedOptimizer(model.optimizer, compression=compression)
@@ -166,7 +305,24 @@ def load_model(filepath: Any, custom_objects: Any = None, compression: str = Com
 
 
 class BroadcastGlobalVariablesCallback(BroadcastState):
-    """Rank 0's model and optimizer on every rank before the first step; see `distlr.callbacks.BroadcastState`."""
+    """Rank 0's model and optimizer on every rank before the first step; see `distlr.callbacks.BroadcastState`.
+
+    Args:
+        root_rank: 0.
+        device: without effect.
+
+    Raises:
+        ConfigurationError: `root_rank` is another one.
+        DistributionError: `init` was not called.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    >>> callbacks = [hvd.callbacks.BroadcastGlobalVariablesCallback(0), hvd.callbacks.MetricAverageCallback()]
+    >>> model.fit(np.ones((8, 2)), np.ones(8), callbacks=callbacks, verbose=0).epoch
+    [0]
+    """
 
     def __init__(self, root_rank: int, device: str = "") -> None:
         super().__init__()
@@ -180,7 +336,19 @@ class BroadcastGlobalVariablesCallback(BroadcastState):
 
 
 class MetricAverageCallback(SyncMetrics):
-    """The metrics of all ranks' samples in the epoch's logs, exact where Horovod's are the mean of the ranks'."""
+    """The metrics of all ranks' samples in the epoch's logs, exact where Horovod's are the mean of the ranks'.
+
+    Args:
+        device: without effect.
+
+    Raises:
+        DistributionError: `init` was not called.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> hvd.callbacks.MetricAverageCallback().communicator.name
+    'horovod'
+    """
 
     def __init__(self, device: str = "") -> None:
         super().__init__()
@@ -199,6 +367,15 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
         momentum_correction: multiply the momentum by the ratio of the new rate to the old one
             (Goyal et al. 2017, arXiv 1706.02677, section 3).
         steps_per_epoch: batches an epoch, where Keras does not know.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    >>> decay = hvd.callbacks.LearningRateScheduleCallback(0.1, lambda epoch: 0.5**epoch)
+    >>> history = model.fit(np.ones((8, 2)), np.ones(8), epochs=3, callbacks=[decay], verbose=0).history
+    >>> [round(rate, 6) for rate in history["lr"]]
+    [0.1, 0.05, 0.025]
     """
 
     def __init__(
@@ -265,6 +442,12 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
         warmup_epochs: its length.
         momentum_correction: see `LearningRateScheduleCallback`; likewise `steps_per_epoch`.
         verbose: above 0, rank 0 says when it is done.
+
+    >>> import distlr.horovod as hvd
+    >>> hvd.init()
+    >>> warmup = hvd.callbacks.LearningRateWarmupCallback(0.1 * hvd.size(), warmup_epochs=5)
+    >>> warmup.start_epoch, warmup.end_epoch
+    (0, 5)
     """
 
     def __init__(

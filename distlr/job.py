@@ -97,7 +97,14 @@ class Job:
         return int(self.strategy.num_replicas_in_sync) // (self.size if self._spans else 1)
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Where to build the model, make the optimizer and compile."""
+        """Where to build the model, make the optimizer and compile.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> with job.scope():
+        ...     tf.distribute.get_strategy() is job.strategy
+        True
+        """
         scope: contextlib.AbstractContextManager[Any] = self.strategy.scope()
         return scope
 
@@ -113,7 +120,20 @@ class Job:
         samples_per_epoch: int | None = None,
         duration: str | Duration | None = None,
     ) -> GlobalBatch:
-        """The global batch of this job; see `GlobalBatch` for the arguments.
+        """The global batch of this job: a `GlobalBatch` that knows the job's replicas.
+
+        `size = per_replica * replicas * accumulation` samples an update.
+
+        Args:
+            per_replica: samples that one replica takes in a step; this or `total`.
+            base_batch: the batch, in samples, that the rate was tuned at.
+            total: samples of one update, on any number of replicas.
+            accumulation: steps of one update.
+            samples_per_epoch: of the training set, over all ranks.
+            duration: of the whole run, such as "90ep".
+
+        Raises:
+            ConfigurationError, ConfigurationTypeError: as `GlobalBatch`.
 
         >>> import distlr
         >>> job = distlr.init()
@@ -176,6 +196,15 @@ class Job:
         Raises:
             ConfigurationError, ConfigurationTypeError, DistributionError: see the messages; always before
                 the first step.
+
+        >>> import distlr, keras
+        >>> job = distlr.init(environ={})
+        >>> batch = job.batch(per_replica=64, base_batch=32, samples_per_epoch=6_400)
+        >>> with job.scope():
+        ...     schedule = keras.optimizers.schedules.CosineDecay(0.1, decay_steps=90 * 6_400 // 32)
+        ...     optimizer = job.optimizer(keras.optimizers.SGD(schedule, momentum=0.9), batch, warmup="5ep")
+        >>> isinstance(optimizer, keras.optimizers.SGD), float(optimizer.learning_rate)  # the warmup begins at the base
+        (True, 0.1)
         """
         if batch is not None:
             self._check_batch(batch)
@@ -215,7 +244,14 @@ class Job:
     def scale_moving_averages(
         self, model: Any, batch: GlobalBatch, layers: Mapping[str, str] | None = None
     ) -> dict[str, tuple[float, float]]:
-        """Brings batch normalization's momentum to `momentum^k`; see `distlr.moving_averages`. Before the training."""
+        """Brings batch normalization's momentum to `momentum^k`; see `distlr.moving_averages`. Before the training.
+
+        >>> import distlr, keras
+        >>> job = distlr.init(environ={})
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(momentum=0.9, name="norm")])
+        >>> job.scale_moving_averages(model, job.batch(per_replica=64, base_batch=32))
+        {'norm.momentum': (0.9, 0.81)}
+        """
         self._check_batch(batch)
         found = scale_moving_averages(model, batch, layers)
         if self.is_root and found:
@@ -246,6 +282,20 @@ class Job:
             shuffle: see `distlr.data.training`; likewise `remainder`.
             seed: of the order. Without one rank 0 draws it (from Python's `random`, which
                 `keras.utils.set_random_seed` seeds), and the call is collective.
+
+        Raises:
+            ConfigurationError, ConfigurationTypeError: the batch is another job's, the data is batched, empty or of
+                another size than `samples_per_epoch`, or an argument cannot be right.
+            DistributionError: the data is sharded already.
+
+        >>> import distlr, numpy as np
+        >>> job = distlr.init(environ={})
+        >>> batch = job.batch(per_replica=4, base_batch=4)
+        >>> x, y = np.arange(10), np.zeros(10)
+        >>> [len(x) for x, y in job.shard((x, y), batch, seed=0)]  # two samples are left out, others each epoch
+        [4, 4]
+        >>> [x.numpy().tolist() for x, y in job.shard((x, y), batch, training=False)]
+        [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
         """
         self._check_batch(batch)
         if training:
@@ -274,6 +324,16 @@ class Job:
             callbacks: your own, of distlr and of Keras.
             run_dir: a directory of this run's own. With it the run can be looked at (`distlr report`), followed
                 (TensorBoard, in `run_dir/tensorboard`) and changed by hand (`distlr control`).
+
+        Raises:
+            ConfigurationError, ConfigurationTypeError: something given is no callback, or cannot work here.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> callbacks = job.callbacks([distlr.callbacks.ReduceLROnPlateau("val_loss")], run_dir="runs/1")
+        >>> [type(callback).__name__ for callback in callbacks]
+        ['Audit', 'FollowEpochs', 'LearningRateLogger', 'BadNumbers', 'ReduceLROnPlateau', 'Steering', 'Record',
+        'Scalars']
         """
         return assembled(
             callbacks,
@@ -286,7 +346,18 @@ class Job:
         )
 
     def audit(self) -> Audit:
-        """The callback that refuses a run whose rate would be silently wrong; `job.callbacks` puts it first."""
+        """The callback that refuses a run whose rate would be silently wrong; `job.callbacks` puts it first.
+
+        In a loop of your own, once:
+
+        >>> import distlr, keras
+        >>> job = distlr.init(environ={})
+        >>> batch = job.batch(per_replica=8, base_batch=4, samples_per_epoch=32)
+        >>> with job.scope():
+        ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
+        >>> job.audit().set_model(model)  # nothing to refuse
+        """
         audit = Audit(self.strategy, self._padding, self._connect if self._exchanges_gradients else None)
         audit.bind(self.communicator)
         return audit
@@ -294,13 +365,38 @@ class Job:
     # -- without fit ---------------------------------------------------------------------------------
 
     def distribute(self, dataset: tf.data.Dataset) -> Any:
-        """The batches of `job.shard`, split over the local replicas, for a loop of your own."""
+        """The batches of `job.shard`, split over the local replicas, for a loop of your own.
+
+        Args:
+            dataset: what `job.shard` gave.
+
+        Returns:
+            On one replica the same; otherwise a `tf.distribute.DistributedDataset`.
+
+        >>> import distlr, numpy as np
+        >>> job = distlr.init(environ={})
+        >>> batch = job.batch(per_replica=4, base_batch=4)
+        >>> for x, y in job.distribute(job.shard((np.arange(8.0), np.zeros(8)), batch, seed=0)):
+        ...     x.shape  # on one replica; on several a value for each of this process
+        TensorShape([4])
+        TensorShape([4])
+        """
         one = self.strategy.num_replicas_in_sync == 1
         return dataset if one else self.strategy.experimental_distribute_dataset(dataset)
 
     @contextlib.contextmanager
     def keep_place(self) -> Iterator[None]:
-        """Brings what `job.shard` gave back to where it stands now, whatever iterates over it inside."""
+        """Brings what `job.shard` gave back to where it stands now, whatever iterates over it inside.
+
+        >>> import distlr, numpy as np
+        >>> job = distlr.init(environ={})
+        >>> data = job.shard((np.arange(8), np.zeros(8)), job.batch(per_replica=8, base_batch=8), seed=0)
+        >>> first = lambda: next(iter(data))[0].numpy().tolist()
+        >>> with job.keep_place():
+        ...     looked_at = first()
+        >>> first() == looked_at, first() == looked_at  # the pass that would have come, and the one after it
+        (True, False)
+        """
         with contextlib.ExitStack() as places:
             for position in self._positions:
                 places.enter_context(position.kept())
@@ -311,6 +407,25 @@ class Job:
 
         Build the optimizer before, `optimizer.build(model.trainable_variables)` in the scope: TensorFlow cannot make
         variables inside a `tf.function` on several devices.
+
+        >>> import distlr, keras, numpy as np
+        >>> job = distlr.init(environ={})
+        >>> batch = job.batch(per_replica=8, base_batch=4, samples_per_epoch=32)
+        >>> with job.scope():
+        ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        ...     optimizer = job.optimizer(keras.optimizers.SGD(0.1), batch)
+        ...     optimizer.build(model.trainable_variables)
+        >>> def step(x, y):
+        ...     with tf.GradientTape() as tape:
+        ...         loss = job.mean_loss((model(x)[:, 0] - y) ** 2, batch)
+        ...     optimizer.apply(tape.gradient(loss, model.trainable_variables))
+        >>> @tf.function
+        ... def train(x, y):
+        ...     job.run(step, x, y)
+        >>> for x, y in job.distribute(job.shard((np.ones((32, 2), "float32"), np.ones(32, "float32")), batch, seed=0)):
+        ...     train(x, y)
+        >>> int(optimizer.iterations), optimizer.samples_seen
+        (4, 32)
         """
         return self.strategy.run(step, args=arguments)
 
@@ -323,16 +438,56 @@ class Job:
         Args:
             losses: one loss a sample of this replica's batch, not reduced.
             batch: the global batch.
+
+        Returns:
+            A scalar of the type of `losses`.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> batch = job.batch(per_replica=4, base_batch=4)
+        >>> float(job.mean_loss(tf.constant([1.0, 2.0, 3.0, 6.0]), batch))
+        3.0
         """
         samples = batch.feed * (self.size if self._spans else 1)
         return tf.reduce_sum(losses) / tf.cast(samples, losses.dtype)
 
     def result(self, metrics: Sequence[Any]) -> dict[str, float]:
-        """The value of each Keras metric over all ranks' samples, by its name. Collective."""
+        """The value of each Keras metric over all ranks' samples, by its name. Collective.
+
+        The metrics' states are summed, not their results, so ranks of unequal shards give what one process would. A
+        metric whose states are no sums says in its class how they combine, `distlr_combine = "max"` or "min"; where
+        it does not, `fit` refuses it and this call cannot tell.
+
+        Args:
+            metrics: Keras', that each rank has updated with its own samples; they keep their states.
+
+        >>> from distlr.testing import run_ranks
+        >>> import keras
+        >>> def accuracy(comm):
+        ...     metric = keras.metrics.BinaryAccuracy(name="accuracy")
+        ...     metric.update_state([1.0] * (1 + 2 * comm.rank), [0.0 if comm.is_root else 1.0] * (1 + 2 * comm.rank))
+        ...     return Job(tf.distribute.get_strategy(), "threads", comm).result([metric])
+        >>> run_ranks(accuracy, size=2)  # one sample and wrong, three and right
+        [{'accuracy': 0.75}, {'accuracy': 0.75}]
+        """
         return self._combined(metrics, lambda: {metric.name: metric.result() for metric in metrics}, "job.result")
 
     def evaluate(self, model: Any, data: tf.data.Dataset) -> dict[str, float]:
-        """The result of `model.evaluate` on what `job.shard(..., training=False)` gave, over all ranks. Collective."""
+        """The result of `model.evaluate` over all ranks, by the metrics' names. Collective.
+
+        Args:
+            model: compiled in the job's scope.
+            data: what `job.shard(..., training=False)` gave.
+
+        >>> import distlr, keras, numpy as np
+        >>> job = distlr.init(environ={})
+        >>> batch = job.batch(per_replica=8, base_batch=8)
+        >>> with job.scope():
+        ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+        ...     model.compile(loss="mse")
+        >>> job.evaluate(model, job.shard((np.ones((10, 2)), np.ones(10)), batch, training=False))
+        {'loss': 1.0}
+        """
         own: dict[str, float] = model.evaluate(data, verbose=0, return_dict=True)
         if self.size == 1:
             return own
@@ -344,6 +499,18 @@ class Job:
         """Gives every rank rank 0's weights and optimizer variables, before the first step. Collective.
 
         In a loop of your own; `job.callbacks` does it in `fit`. See `distlr.broadcast.broadcast_state`.
+
+        Raises:
+            DistributionError: the ranks have built different models or formulas.
+
+        >>> import distlr, keras
+        >>> job = distlr.init(environ={})
+        >>> with job.scope():
+        ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        ...     optimizer = job.optimizer(keras.optimizers.SGD(0.1))
+        >>> job.broadcast(model, optimizer)
+        >>> optimizer.built
+        True
         """
         broadcast_state(self.communicator, model, optimizer)
 
@@ -351,6 +518,14 @@ class Job:
         """Raises `ReplicaDivergenceError` on every rank where the ranks' rates, clocks or weights differ. Collective.
 
         In a loop of your own, each epoch; `job.callbacks` does it in `fit`.
+
+        >>> import distlr, keras
+        >>> job = distlr.init(environ={})
+        >>> batch = job.batch(per_replica=8, base_batch=4, samples_per_epoch=32)
+        >>> with job.scope():
+        ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
+        >>> job.check(model)  # every rank is as the others
         """
         state = rank_state(model, model.optimizer if optimizer is None else optimizer)
         states = self.communicator.gather_json(state, tag="job.check")
@@ -359,7 +534,18 @@ class Job:
     # -- what happened -------------------------------------------------------------------------------
 
     def explain(self) -> dict[str, Any]:
-        """Everything that the rate depends on, as plain JSON values; the first adopted optimizer's formula."""
+        """Everything that the rate depends on, as plain JSON values; the first adopted optimizer's formula.
+
+        >>> import distlr, keras
+        >>> job = distlr.init(environ={})
+        >>> batch = job.batch(per_replica=8, base_batch=4, samples_per_epoch=32)
+        >>> with job.scope():
+        ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
+        >>> parts = job.explain()
+        >>> parts["replicas"], parts["global_batch"], parts["ratio"], parts["rule"], parts["peak_rate"]
+        (1, 8, 2, 'linear', 0.2)
+        """
         parts = self._optimizers[0].explain() if self._optimizers else {}
         return {
             "backend": self.backend,
@@ -369,11 +555,29 @@ class Job:
         }
 
     def weights_digests(self, model: Any) -> list[str]:
-        """One SHA-256 of all weights a replica, in order; equal on all, or the replicas have drifted apart."""
+        """One SHA-256 of all weights a replica, in order; equal on all, or the replicas have drifted apart.
+
+        Collective. SHA-256 as 64 hexadecimal digits, of the weights' bytes in the order of `model.weights`.
+
+        >>> import distlr, keras
+        >>> job = distlr.init(environ={})
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        >>> [digest[:16] for digest in job.weights_digests(model)]
+        ['5f2fa7795ceb5867']
+        """
         return self._gathered(weights_digests(model, self.strategy), "weights digests")
 
     def rate_digests(self, optimizer: Any) -> list[str]:
-        """One digest a replica over the rate of every update; equal on all, or the replicas' rates differed."""
+        """One digest a replica over the rate of every update; equal on all, or the replicas' rates differed.
+
+        Collective. 16 hexadecimal digits each; all zeros before the first update.
+
+        >>> import distlr, keras
+        >>> job = distlr.init(environ={})
+        >>> optimizer = job.optimizer(keras.optimizers.SGD(0.1))
+        >>> job.rate_digests(optimizer)
+        ['0000000000000000']
+        """
         return self._gathered(inner(optimizer).rate_digests(), "rate digests")
 
     @property

@@ -24,7 +24,15 @@ _FLOOR_SLACK = 2.0**-22  # 2 to 4 float32 ulps: a floor reached through a produc
 
 
 class NonFiniteMetricError(NonFiniteError):
-    """The monitored metric is NaN or infinite, and the policy says `on_nan="raise"`."""
+    """The monitored metric is NaN or infinite, and the policy says `on_nan="raise"`.
+
+    >>> policy = PlateauPolicy("val_loss")
+    >>> policy.step(policy.initial_state(), float("nan"), rate=0.1)
+    Traceback (most recent call last):
+        ...
+    distlr.plateau.NonFiniteMetricError: `val_loss` must be finite. Received: val_loss=nan. To mend it: look for
+    what diverged, or set on_nan='worse' or on_nan='ignore'.
+    """
 
 
 def _float32(value: float) -> float:
@@ -82,6 +90,7 @@ class PlateauState:
     cooldown: int
 
     def __post_init__(self) -> None:
+        """Checks the values, which may come from a checkpoint."""
         try:
             best, wait = real("best", self.best), _count("wait", self.wait)
             cooldown = _count("cooldown", self.cooldown)
@@ -136,6 +145,7 @@ class Decision:
     improved: bool
 
     def __post_init__(self) -> None:
+        """Checks the values, which may come from another rank."""
         multiplier = positive_real("multiplier", self.multiplier)
         if not isinstance(self.reason, str):
             raise ConfigurationTypeError(received("reason", self.reason, "a string"))
@@ -237,6 +247,7 @@ class PlateauPolicy:
     warmup_patience: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        """Checks the values."""
         if not isinstance(self.monitor, str):
             raise ConfigurationTypeError(received("monitor", self.monitor, "the name of a metric"))
         if not self.monitor.strip():

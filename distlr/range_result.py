@@ -102,6 +102,11 @@ class RangeTest:
         valley: the rate in the middle of its longest fall; see `valley`.
         factor: of the job's rule: a rate at the global batch is `factor` times the rate at the base batch.
         stopped: why the test ended.
+
+    >>> losses = [2.0, 1.0, 3.0]
+    >>> found = RangeTest([0.01, 0.1, 1.0], losses, losses, steepest=None, valley=0.01, factor=4.0, stopped="the end")
+    >>> found.suggestion, found.base(found.suggestion)
+    (0.01, 0.0025)
     """
 
     rates: list[float]
@@ -148,7 +153,10 @@ class RangeTest:
         return {**dataclasses.asdict(self), **found, "base": base}
 
     def draw(self, path: str | os.PathLike[str]) -> None:
-        """Writes a picture of the curve, a PNG.
+        """Writes a picture of the curve.
+
+        Args:
+            path: of a PNG file.
 
         Raises:
             ConfigurationError: matplotlib is not installed.

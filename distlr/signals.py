@@ -36,6 +36,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
+        """Whether it listens to any."""
         return bool(self.names)
 
     def listen(self) -> None:

@@ -23,6 +23,7 @@ class Snapshot:
         self._values: list[tuple[Any, np.ndarray]] = []
 
     def __bool__(self) -> bool:
+        """Whether something was copied."""
         return bool(self._values)
 
     def take(self) -> bool:

@@ -116,6 +116,7 @@ def _rate_of(target: Any, batch: GlobalBatch) -> Callable[[Duration, str], float
         )
 
     def rate(duration: Duration, argument: str) -> float:
+        """The rate at a duration, on the target's own clock and with its multiplier; `argument` is for messages."""
         updates = batch.to_updates(duration, argument=argument)
         samples = batch.samples_at(updates) if isinstance(updates, int) else batch.to_samples(duration)
         steps, samples = _float64(tf, updates * batch.accumulation), _float64(tf, samples)

@@ -52,6 +52,12 @@ def assembled(
 
     Raises:
         ConfigurationError, ConfigurationTypeError: something given cannot work.
+
+    >>> import distlr
+    >>> job = distlr.init(environ={})
+    >>> plateau = keras.callbacks.ReduceLROnPlateau()
+    >>> [type(callback).__name__ for callback in job.callbacks([plateau])]  # calls it
+    ['Audit', 'FollowEpochs', 'LearningRateLogger', 'BadNumbers', 'ReduceLROnPlateau']
     """
     given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [None]
     for callback in given:

@@ -30,6 +30,19 @@ class Audit(JobCallback):
         strategy: the job's strategy.
         padding: how many samples of weight 0 the job's validation data contains.
         connect: gives an adopted optimizer the exchange of gradients with the other ranks, where the job has one.
+
+    >>> import distlr, keras, numpy as np
+    >>> job = distlr.init(environ={})
+    >>> batch = job.batch(per_replica=8, base_batch=8, samples_per_epoch=64)
+    >>> with job.scope():
+    ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
+    >>> x = np.ones((64, 2), "float32")
+    >>> try:
+    ...     model.fit(x, x[:, :1], batch_size=16, callbacks=job.callbacks(), verbose=0)
+    ... except distlr.errors.ConfigurationError as error:
+    ...     print(str(error).partition(",")[0])
+    fit runs 4 steps an epoch and the batch says 8
     """
 
     # Keras waits for the device after every step where a callback looks at the batches, unless it says this:

@@ -42,6 +42,18 @@ class BadNumbers(JobCallback):
 
     Raises:
         ConfigurationError: a value is out of its range, or the optimizer is not distlr's and steps are to be watched.
+
+    >>> import distlr, keras, numpy as np
+    >>> job = distlr.init(environ={})
+    >>> with job.scope():
+    ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    >>> x = np.ones((32, 2), "float32")
+    >>> x[3] = np.nan
+    >>> bad = BadNumbers("skip")
+    >>> _ = model.fit(x, np.ones(32), batch_size=8, shuffle=False, callbacks=job.callbacks([bad]), verbose=0)
+    >>> bad.count, bool(np.isfinite(model.get_weights()[0]).all())
+    (1, True)
     """
 
     def __init__(

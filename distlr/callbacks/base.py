@@ -21,6 +21,22 @@ class JobCallback(keras.callbacks.Callback):
     """A callback that knows the job's ranks and keeps its journal; `job.callbacks` binds it.
 
     On its own it takes itself for the only rank, and refuses to run where a launcher says otherwise.
+
+    A subclass of your own says by `decided` what it did; the run's journal has it then, with the clock and the rate.
+
+    >>> import distlr, keras, numpy as np
+    >>> class Halve(JobCallback):
+    ...     def on_epoch_end(self, epoch, logs=None):
+    ...         self.model.optimizer.multiply_rate(0.5)
+    ...         self.decided("mine", epoch, "every epoch", multiplier=0.5)
+    >>> job = distlr.init(environ={})
+    >>> with job.scope():
+    ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    ...     model.compile(job.optimizer(keras.optimizers.SGD(0.5)), "mse")
+    >>> halve = Halve()
+    >>> _ = model.fit(np.ones((8, 2)), np.ones(8), epochs=2, callbacks=job.callbacks([halve]), verbose=0)
+    >>> [(entry["epoch"], entry["learning_rate"], entry["reason"]) for entry in halve.journal.entries]
+    [(0, 0.25, 'every epoch'), (1, 0.125, 'every epoch')]
     """
 
     def __init__(self) -> None:
@@ -29,7 +45,12 @@ class JobCallback(keras.callbacks.Callback):
         self.journal = Journal()
 
     def bind(self, communicator: Communicator, journal: Journal | None = None) -> None:
-        """Gives the ranks and the journal to the callback; called by `job.callbacks`."""
+        """Gives the ranks and the journal to the callback; called by `job.callbacks`.
+
+        Args:
+            communicator: the job's.
+            journal: that the job's callbacks share; by default the callback's own stays.
+        """
         self._communicator = communicator
         self.journal = journal or self.journal
 

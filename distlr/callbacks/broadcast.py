@@ -21,6 +21,22 @@ class BroadcastState(JobCallback):
 
     It comes last, so that rank 0 has loaded by then what a callback loads. It also refuses ranks
     that built different models, have different numbers of steps an epoch, or other callbacks that talk to each other.
+
+    `job.callbacks` adds it on several ranks. Here they are threads:
+
+    >>> import keras
+    >>> from distlr.testing import run_ranks
+    >>> models = [keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]) for rank in range(2)]
+    >>> for model in models:
+    ...     model.compile("sgd")
+    >>> def begin(comm):
+    ...     callback = BroadcastState()
+    ...     callback.bind(comm)
+    ...     callback.set_model(models[comm.rank])
+    ...     callback.on_train_begin()
+    >>> _ = run_ranks(begin, size=2)
+    >>> all((a == b).all() for a, b in zip(models[0].get_weights(), models[1].get_weights()))
+    True
     """
 
     def __init__(self) -> None:

@@ -70,6 +70,21 @@ class Checkpoint(JobCallback):
     Raises:
         ConfigurationError, ConfigurationTypeError, StateError, DistributionError: see the messages; before the
             first step, on every rank.
+
+    >>> import tempfile
+    >>> import distlr, keras
+    >>> def train(directory, epochs):
+    ...     job = distlr.init(environ={})
+    ...     batch = job.batch(per_replica=8, base_batch=8, samples_per_epoch=32)
+    ...     with job.scope():
+    ...         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    ...         model.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
+    ...     data = job.shard((np.ones((32, 2)), np.ones(32)), batch, seed=0)
+    ...     callbacks = job.callbacks([Checkpoint(directory, every="1ep")])
+    ...     return model.fit(data, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0).epoch
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     train(directory, epochs=1), train(directory, epochs=3)  # the second one after a crash, say
+    ([0], [1, 2])
     """
 
     def __init__(

@@ -23,6 +23,17 @@ class FollowEpochs(JobCallback):
 
     Args:
         positions: one for each training pipeline of the job.
+
+    >>> import distlr, numpy as np
+    >>> job = distlr.init(environ={})
+    >>> batch = job.batch(per_replica=8, base_batch=8)
+    >>> data = job.shard((np.arange(8.0)[:, None], np.zeros(8)), batch, seed=0)
+    >>> (follow,) = (callback for callback in job.callbacks() if isinstance(callback, FollowEpochs))
+    >>> def order_in(epoch):
+    ...     follow.positions[0].begin(epoch, first=False)
+    ...     return next(iter(data))[0].numpy().ravel().tolist()
+    >>> order_in(0) == order_in(0), order_in(0) == order_in(1)
+    (True, False)
     """
 
     def __init__(self, positions: Sequence[Position]) -> None:

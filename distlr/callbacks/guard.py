@@ -25,6 +25,13 @@ class ReplicaGuard(JobCallback):
 
     Args:
         every: compare every so many batches too; None for the epoch's end alone.
+
+    `job.callbacks` adds it on several ranks, with `every=None`. Two ranks that differ: `errors.ReplicaDivergenceError`.
+
+    >>> import distlr
+    >>> job = distlr.init(environ={})
+    >>> [type(callback).__name__ for callback in job.callbacks([ReplicaGuard(every=100)])]
+    ['Audit', 'FollowEpochs', 'LearningRateLogger', 'BadNumbers', 'ReplicaGuard']
     """
 
     def __init__(self, every: int | None = None) -> None:

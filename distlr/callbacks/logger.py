@@ -15,6 +15,16 @@ class LearningRateLogger(JobCallback):
 
     The names are `learning_rate` (the rate at the epoch's end, before what is decided there), `lr_multiplier` and
     `samples_seen`; `job.callbacks` adds it.
+
+    >>> import distlr, keras, numpy as np
+    >>> job = distlr.init(environ={})
+    >>> with job.scope():
+    ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    >>> x = np.ones((32, 2), "float32")
+    >>> history = model.fit(x, x[:, :1], epochs=2, callbacks=job.callbacks(), verbose=0).history
+    >>> [round(rate, 6) for rate in history["learning_rate"]], history["lr_multiplier"]
+    ([0.1, 0.1], [1.0, 1.0])
     """
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -55,12 +55,28 @@ _WRITERS = (_KERAS.ModelCheckpoint, _KERAS.BackupAndRestore, _KERAS.TensorBoard,
 
 
 def ordered(callbacks: Sequence[Any]) -> list[Any]:
-    """The callbacks by stage, and within a stage as they were given."""
+    """The callbacks by stage, and within a stage as they were given.
+
+    >>> given = [_KERAS.CSVLogger("log.csv"), _KERAS.ModelCheckpoint("best.keras"), ReduceLROnPlateau()]
+    >>> [type(callback).__name__ for callback in ordered(given)]
+    ['ReduceLROnPlateau', 'ModelCheckpoint', 'CSVLogger']
+    """
     return sorted(callbacks, key=_stage)
 
 
 def check_savers(callbacks: Sequence[Any]) -> None:
-    """Refuses a backup in the middle of an epoch by Keras, which would train the epoch's first samples twice."""
+    """Refuses a backup in the middle of an epoch by Keras, which would train the epoch's first samples twice.
+
+    Raises:
+        ConfigurationError: a `BackupAndRestore(save_freq=)` by batches.
+
+    >>> check_savers([_KERAS.BackupAndRestore("backup", save_freq=100)])
+    Traceback (most recent call last):
+        ...
+    distlr.errors.ConfigurationError: `save_freq` must be 'epoch': Keras begins the epoch anew, whose samples
+    the clock and the weights have had already. Received: save_freq=100. To mend it: write
+    distlr.callbacks.Checkpoint('backup', every='100ba').
+    """
     for callback in callbacks:
         frequency = getattr(callback, "save_freq", "epoch")
         if isinstance(callback, _KERAS.BackupAndRestore) and frequency != "epoch":
@@ -75,7 +91,18 @@ def watches_numbers(callbacks: Sequence[Any]) -> bool:
 
 
 def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]:
-    """The callbacks of a job of several ranks: with those that it needs, without those that are rank 0's alone."""
+    """The callbacks of a job of several ranks: with those that it needs, without those that are rank 0's alone.
+
+    Args:
+        callbacks: of one rank.
+        communicator: the job's.
+
+    >>> from distlr.testing import run_ranks
+    >>> given = [LearningRateLogger(), _KERAS.CSVLogger("log.csv")]
+    >>> run_ranks(lambda comm: [type(callback).__name__ for callback in for_ranks(given, comm)], size=2)
+    [['LearningRateLogger', 'CSVLogger', 'SyncMetrics', 'ReplicaGuard', 'BroadcastState'],
+    ['LearningRateLogger', 'SyncMetrics', 'ReplicaGuard', 'BroadcastState']]
+    """
     written = [callback for callback in callbacks if isinstance(callback, _WRITERS)]
     kept = [callback for callback in callbacks if communicator.is_root or callback not in written]
     added: list[Any] = [SyncMetrics()]

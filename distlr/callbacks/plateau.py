@@ -34,6 +34,17 @@ class ReduceLROnPlateau(JobCallback):
         warmup_patience: whether epochs count while the rate still climbs.
         restore_best: at each cut return to the weights and slots of the best epoch, on every rank. They are kept in
             memory: after a restart those of the first epoch that is better than the best before it.
+
+    >>> import distlr, keras, numpy as np
+    >>> job = distlr.init(environ={})
+    >>> with job.scope():
+    ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    >>> x = np.ones((32, 2), "float32")
+    >>> plateau = ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1000.0)
+    >>> _ = model.fit(x, x[:, :1], epochs=2, callbacks=job.callbacks([plateau]), verbose=0)
+    >>> [(cut["epoch"], cut["multiplier"], round(cut["learning_rate"], 6)) for cut in plateau.decisions]
+    [(1, 0.5, 0.05)]
     """
 
     def __init__(

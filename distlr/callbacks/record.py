@@ -37,6 +37,20 @@ class Record(JobCallback):
     Args:
         run_dir: the run's directory.
         about: gives the parts of the formula, as `job.explain` does; by default the optimizer's.
+
+    >>> import distlr, keras, numpy as np
+    >>> job = distlr.init(environ={})
+    >>> with job.scope():
+    ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    >>> x = np.ones((32, 2), "float32")
+    >>> import json, pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = model.fit(x, x[:, :1], callbacks=job.callbacks([Record(folder)]), verbose=0)
+    ...     sorted(path.name for path in pathlib.Path(folder).iterdir())
+    ...     json.loads(pathlib.Path(folder, "epochs.jsonl").read_text())["agreement"]["equal"]
+    ['epochs.jsonl', 'run.json']
+    True
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], about: Callable[[], dict[str, Any]] | None = None) -> None:

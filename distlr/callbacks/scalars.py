@@ -27,6 +27,18 @@ class Scalars(JobCallback):
     Args:
         log_dir: for TensorBoard.
         every: batches between two points; an epoch's end is one too.
+
+    >>> import distlr, keras, numpy as np
+    >>> job = distlr.init(environ={})
+    >>> with job.scope():
+    ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    >>> x = np.ones((32, 2), "float32")
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = model.fit(x, x[:, :1], callbacks=job.callbacks([Scalars(folder, every=10)]), verbose=0)
+    ...     [path.name.startswith("events.out.tfevents") for path in pathlib.Path(folder).iterdir()]
+    [True]
     """
 
     def __init__(self, log_dir: str | os.PathLike[str], every: int = 100) -> None:

@@ -48,6 +48,22 @@ class Steering(JobCallback):
     Args:
         run_dir: the run's directory.
         every: batches between two looks.
+
+    >>> import distlr, keras, numpy as np
+    >>> job = distlr.init(environ={})
+    >>> with job.scope():
+    ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    >>> x = np.ones((32, 2), "float32")
+    >>> import tempfile
+    >>> from distlr.control import ControlDirectory, Request
+    >>> half = Request("set-lr", multiply=0.5)  # as `distlr control RUN_DIR set-lr --multiply 0.5` does
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ask = lambda epoch, logs: ControlDirectory(folder).ask(half)
+    ...     callbacks = [Steering(folder), keras.callbacks.LambdaCallback(on_epoch_begin=ask)]
+    ...     _ = model.fit(x, x[:, :1], callbacks=job.callbacks(callbacks), verbose=0)
+    >>> round(float(model.optimizer.learning_rate), 6), [entry["kind"] for entry in callbacks[0].journal.entries]
+    (0.05, ['control'])
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], every: int = 50) -> None:

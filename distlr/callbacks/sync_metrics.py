@@ -24,6 +24,23 @@ class SyncMetrics(JobCallback):
     Where a `tf.distribute` strategy spans the ranks, Keras' own reading of a metric is the sum over them already: then
     this only keeps the ranks in step, of which each must read whenever another does, and gives a rank that had
     nothing to validate the others' results.
+
+    Ranks as threads, of which one has seen three times as many samples:
+
+    >>> import keras, numpy as np
+    >>> from distlr.testing import run_ranks
+    >>> models = [keras.Sequential([keras.Input((1,)), keras.layers.Identity()]) for rank in range(2)]
+    >>> for model, errors in zip(models, ([1.0, 1.0, 1.0], [5.0])):
+    ...     model.compile("sgd", "mae", run_eagerly=True)
+    ...     _ = model.evaluate(np.array(errors), np.zeros(len(errors)), verbose=0)
+    >>> def end_of_epoch(comm):
+    ...     callback, logs = SyncMetrics(), {"loss": models[comm.rank].get_metrics_result()["loss"]}
+    ...     callback.bind(comm)
+    ...     callback.set_model(models[comm.rank])
+    ...     callback.on_epoch_end(0, logs)
+    ...     return logs["loss"]
+    >>> [float(models[rank].get_metrics_result()["loss"]) for rank in range(2)], run_ranks(end_of_epoch, size=2)
+    ([1.0, 5.0], [2.0, 2.0])
     """
 
     def __init__(self) -> None:

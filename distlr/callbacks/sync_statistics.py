@@ -16,6 +16,16 @@ class SyncStatistics(JobCallback):
     Each replica updates them from its own share of the batch, so they differ; validation would compute with
     different models and a checkpoint would hold the first replica's. They become the mean over the
     replicas before each validation and at each epoch's end. `job.callbacks` adds it on several replicas.
+
+    On one replica they stay as they are:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
+    >>> callback = SyncStatistics()
+    >>> callback.set_model(model)
+    >>> callback.on_epoch_end(0)
+    >>> model.layers[0].moving_mean.numpy().tolist()
+    [0.0, 0.0]
     """
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:

@@ -54,7 +54,19 @@ _REDUCERS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.mi
 
 @dataclasses.dataclass(frozen=True)
 class CollectiveRecord:
-    """One collective that this rank entered: its kind, its tag and the bytes that this rank sent."""
+    """One collective that this rank entered.
+
+    Attributes:
+        kind: the method's name, such as "allreduce".
+        tag: what the script calls it.
+        bytes_sent: by this rank, header included.
+
+    >>> from distlr.communicators import SingleCommunicator
+    >>> comm = SingleCommunicator()
+    >>> comm.barrier(tag="before saving")
+    >>> comm.log.recent[-1].kind, comm.log.recent[-1].tag
+    ('barrier', 'before saving')
+    """
 
     kind: str
     tag: str
@@ -70,6 +82,13 @@ class CollectiveLog:
         bytes_sent: bytes that this rank handed to the backend, headers included.
         seconds: how long this rank was in collectives, most of which it waits for others.
         recent: the last 256 collectives, oldest first.
+
+    >>> from distlr.communicators import SingleCommunicator
+    >>> comm = SingleCommunicator()
+    >>> for loss in (2.0, 1.0):
+    ...     _ = comm.allreduce(loss, tag="loss")
+    >>> comm.log.total, comm.log.calls["loss"], comm.log.bytes_sent == comm.bytes_sent
+    (2, 2, True)
     """
 
     def __init__(self) -> None:
@@ -116,6 +135,14 @@ class Communicator(abc.ABC):
         may_lose_ranks: whether the job goes on without a rank that is lost, from its last checkpoint.
         strategy_spans_ranks: whether one `tf.distribute` strategy spans the ranks, which then averages the gradients
             and reads metrics over all of them by itself.
+
+    >>> from distlr.testing import run_ranks
+    >>> def choose(comm):
+    ...     losses = comm.allgather([1.0 / (1 + comm.rank)], tag="losses of epoch 3")
+    ...     plan = {"best": int(np.argmin(losses))} if comm.is_root else None
+    ...     return comm.broadcast_json(plan, tag="plan of epoch 3")
+    >>> run_ranks(choose, size=2)
+    [{'best': 1}, {'best': 1}]
     """
 
     timeout: float | None = None
@@ -195,6 +222,15 @@ class Communicator(abc.ABC):
 
         Returns:
             A new array of the same dtype and shape, identical bit for bit on each rank.
+
+        Raises:
+            ConfigurationError, ConfigurationTypeError: on this rank, an argument cannot be right.
+            DistributionError: another rank refused its argument, or the ranks' arguments differ.
+            CollectiveTimeoutError: the ranks are in different collectives, or not all came in time.
+
+        >>> from distlr.testing import run_ranks
+        >>> run_ranks(lambda comm: comm.allreduce([1, comm.rank], tag="counts").tolist(), size=3)
+        [[3, 3], [3, 3], [3, 3]]
         """
         try:
             value = checked_array(array)
@@ -225,6 +261,13 @@ class Communicator(abc.ABC):
 
         Returns:
             One new array per rank, in rank order, each with its rank's shape; identical on each rank.
+
+        Errors are those of `allreduce`.
+
+        >>> from distlr.testing import run_ranks
+        >>> parts = run_ranks(lambda comm: comm.allgather(np.arange(comm.rank), tag="parts"), size=3)
+        >>> [part.tolist() for part in parts[0]]
+        [[], [0], [0, 1]]
         """
         try:
             value = checked_array(array)
@@ -248,6 +291,12 @@ class Communicator(abc.ABC):
 
         Returns:
             A new array with the root's values, identical on each rank, the root included.
+
+        Errors are those of `allreduce`.
+
+        >>> from distlr.testing import run_ranks
+        >>> run_ranks(lambda comm: comm.broadcast(comm.rank, root=1, tag="winner").item(), size=3)
+        [1, 1, 1]
         """
         try:
             value = checked_array(array)
@@ -265,6 +314,12 @@ class Communicator(abc.ABC):
 
         Args:
             tag: names the call; the same on all ranks.
+
+        Errors are those of `allreduce`.
+
+        >>> from distlr.testing import run_ranks
+        >>> run_ranks(lambda comm: comm.barrier(tag="files are there"), size=2)
+        [None, None]
         """
         self._collective("barrier", tag, {}, EMPTY)
 
@@ -282,6 +337,12 @@ class Communicator(abc.ABC):
         Returns:
             The decoded object, equal on each rank, the root included: tuples come back as lists and the
             keys of dicts as strings.
+
+        Errors are those of `allreduce`.
+
+        >>> from distlr.testing import run_ranks
+        >>> run_ranks(lambda comm: comm.broadcast_json({"at": (comm.rank, 2)}, tag="plan"), size=2)
+        [{'at': [0, 2]}, {'at': [0, 2]}]
         """
         try:
             self._check_root(root)
@@ -301,6 +362,12 @@ class Communicator(abc.ABC):
 
         Returns:
             The decoded objects in rank order, equal on each rank.
+
+        Errors are those of `allreduce`.
+
+        >>> from distlr.testing import run_ranks
+        >>> run_ranks(lambda comm: comm.gather_json({"rank": comm.rank}, tag="who"), size=2)[0]
+        [{'rank': 0}, {'rank': 1}]
         """
         try:
             data = to_json(obj)

@@ -41,6 +41,11 @@ class Launch:
         size: number of processes.
         local_rank: number on this host, in 0 to `local_size - 1`.
         local_size: number of processes on this host.
+
+    >>> launch = detect({"HOROVOD_RANK": "5", "HOROVOD_SIZE": "8",
+    ...                  "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "4"})
+    >>> launch.launcher, launch.rank, launch.local_rank
+    ('horovodrun', 5, 1)
     """
 
     launcher: Launcher

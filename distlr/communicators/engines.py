@@ -14,6 +14,7 @@ __all__ = ["ENGINES", "connect"]
 _CONNECTED = {"horovod": ("horovod", "HorovodCommunicator"), "mpi": ("mpi", "MpiCommunicator")}
 
 ENGINES = (*_CONNECTED, "multi-worker")  # a strategy of several workers brings its communicator
+"""What `distlr.init(engine)` takes."""
 
 _HOW = {
     "horovodrun": "start the script with horovodrun, and let it write no HOROVOD_ variables of its own",
@@ -36,6 +37,11 @@ def connect(engine: str, launch: Launch | None, timeout: float = 600.0) -> Commu
         ConfigurationError: it is none of these.
         DistributionError: it cannot be loaded, or sees another number of ranks than the launcher started; then
             each of them would train alone.
+
+    >>> connect("nccl", None)
+    Traceback (most recent call last):
+        ...
+    distlr.errors.ConfigurationError: `engine` must be one of 'horovod', 'mpi'. Received: engine='nccl'.
     """
     if engine not in _CONNECTED:
         raise ConfigurationError(received("engine", engine, f"one of {', '.join(map(repr, _CONNECTED))}"))

@@ -73,11 +73,13 @@ def checked_array(array: npt.ArrayLike) -> Array:
 
 
 def to_bytes(value: Array) -> Frame:
+    """The bytes of an array, little-endian and in C order, whatever the machine's."""
     flat = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")).reshape(-1)
     return flat.view(np.uint8)
 
 
 def to_array(data: Frame, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
+    """The inverse of `to_bytes`: a new array, writable, in the machine's byte order."""
     value: Array = data.view(dtype.newbyteorder("<")).astype(dtype.newbyteorder("="), copy=True)
     return value.reshape(shape)
 
@@ -108,6 +110,7 @@ def _padded(size: int) -> int:
 
 
 def encode(part: Part) -> Frame:
+    """One frame: a header with the lengths, the signature as JSON, the data; each padded to 8 bytes."""
     signature = json.dumps([part.kind, part.tag, part.terms, part.length, part.refused, part.updates]).encode()
     start = _HEADER.size + _padded(len(signature))
     frame: Frame = np.zeros(start + _padded(part.data.size), np.uint8)

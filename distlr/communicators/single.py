@@ -59,6 +59,9 @@ def alone(who: str, hint: str) -> SingleCommunicator:
 
     Raises:
         DistributionError: a launcher started several processes.
+
+    >>> alone("The script", "pass communicator=job.communicator").size
+    1
     """
     launch = detect(os.environ)
     if launch is not None and launch.size > 1:

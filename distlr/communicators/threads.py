@@ -59,6 +59,15 @@ class ThreadGroup:
 
     Attributes:
         communicators: one `ThreadCommunicator` per rank, in rank order. Each belongs to one thread.
+
+    Raises:
+        ConfigurationError, ConfigurationTypeError: an argument cannot be right.
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> group = ThreadGroup(2)
+    >>> with ThreadPoolExecutor(2) as pool:
+    ...     list(pool.map(lambda comm: comm.allreduce(1 + comm.rank, tag="sum").item(), group.communicators))
+    [3, 3]
     """
 
     def __init__(self, size: int, timeout: float = 30.0) -> None:
@@ -102,7 +111,20 @@ class ThreadGroup:
             self._check_ended()
 
     def exchange(self, rank: int, frame: Frame, label: str) -> list[Frame]:
-        """Meets the other ranks: the primitive behind `ThreadCommunicator`."""
+        """Meets the other ranks: the primitive behind `ThreadCommunicator`.
+
+        Args:
+            rank: who comes.
+            frame: what it brings.
+            label: what to call the collective in messages.
+
+        Returns:
+            Every rank's frame, in rank order.
+
+        Raises:
+            CollectiveTimeoutError: a rank did not come in time, or has ended.
+            DistributionError: a rank failed, the group was closed, or two threads use one rank.
+        """
         with self._changed:
             if self._broken is not None:
                 raise self._broken()
@@ -149,7 +171,15 @@ class ThreadGroup:
 
 
 class ThreadCommunicator(Communicator):
-    """One rank of a `ThreadGroup`. All its ranks are on one host."""
+    """One rank of a `ThreadGroup`. All its ranks are on one host.
+
+    Args:
+        group: where it meets the others.
+        rank: its number; its own thread's alone.
+
+    >>> run_ranks(lambda comm: (comm.name, comm.rank, comm.size), 2)
+    [('threads', 0, 2), ('threads', 1, 2)]
+    """
 
     def __init__(self, group: ThreadGroup, rank: int) -> None:
         super().__init__()
@@ -215,6 +245,7 @@ def run_ranks(
     settled = threading.Event()  # all ranks have returned, or one has failed
 
     def run(comm: Communicator) -> None:
+        """One rank, in its thread: its result or its error, and word of its end to the others."""
         try:
             results[comm.rank] = fn(comm)
         except BaseException as error:

@@ -34,7 +34,21 @@ class FormulaRate:
     def learning_rate(self) -> Any:
         """The rate of the next update. Assigning sets the rate *now*; the schedule keeps its shape.
 
-        Outside a graph it is a float that also has `assign` and `numpy`; in a graph it is a tensor.
+        `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`, and assigning `x` makes `multiplier` what gives `x`.
+        Outside a graph it is a float that also has `assign` and `numpy`; in a graph a tensor of Keras' float type.
+
+        Raises:
+            ConfigurationError: what is assigned is negative or not finite, or the schedule is 0 now.
+            ConfigurationTypeError: it is no number.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> optimizer = job.optimizer(keras.optimizers.SGD(0.1), job.batch(per_replica=8, base_batch=4))
+        >>> float(optimizer.learning_rate)
+        0.2
+        >>> optimizer.learning_rate = 0.05
+        >>> float(optimizer.learning_rate), optimizer.multiplier
+        (0.05, 0.25)
         """
         adoption = self._distlr
         computed = adoption.rate_cache.get()
@@ -63,6 +77,13 @@ class FormulaRate:
 
         Raises:
             ConfigurationError: the schedule is 0 now.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> optimizer = job.optimizer(keras.optimizers.SGD(0.1), job.batch(per_replica=8, base_batch=4))
+        >>> optimizer.set_rate(0.05)
+        >>> optimizer.multiplier
+        0.25
         """
         full = float(self._without_multiplier(None))
         if full == 0.0:
@@ -74,7 +95,18 @@ class FormulaRate:
         self._distlr.multiplier.assign(value / full)
 
     def multiply_rate(self, factor: float) -> None:
-        """Multiplies the rate from the next update on; plateau cuts and changes by hand go through here."""
+        """Multiplies the rate from the next update on; plateau cuts and changes by hand go through here.
+
+        Args:
+            factor: above 0.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> optimizer = job.optimizer(keras.optimizers.SGD(0.1), job.batch(per_replica=8, base_batch=4))
+        >>> optimizer.multiply_rate(0.1)
+        >>> float(optimizer.learning_rate), optimizer.multiplier
+        (0.02, 0.1)
+        """
         multiplier = self._distlr.multiplier
         multiplier.assign(float(multiplier.numpy()) * factor)
 
@@ -95,6 +127,20 @@ class FormulaRate:
 
         A factor of its own on the formula, for the time after a change of the batch, whose rate is another at once. It
         is kept in the optimizer's variables, so that a restart goes on with it.
+
+        Args:
+            share: of the formula's rate at the beginning, above 0; above 1 the rate falls.
+            samples: the length, at least 1.
+
+        Raises:
+            ConfigurationError: the optimizer has no batch.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> optimizer = job.optimizer(keras.optimizers.SGD(0.1), job.batch(per_replica=8, base_batch=4))
+        >>> optimizer.climb(0.5, samples=80)
+        >>> optimizer.rates_at([0, 40, 80]).round(6).tolist()
+        [0.1, 0.15, 0.2]
         """
         if self._distlr.batch is None:
             raise ConfigurationError("A climb is counted in samples, and the optimizer has no batch.")
@@ -128,7 +174,15 @@ class FormulaRate:
         return self._distlr.scaled
 
     def explain(self) -> dict[str, Any]:
-        """The parts of the formula as plain numbers."""
+        """The parts of the formula as plain numbers.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> optimizer = job.optimizer(keras.optimizers.SGD(0.1), job.batch(per_replica=8, base_batch=4))
+        >>> parts = optimizer.explain()
+        >>> parts["optimizer"], parts["factor"], parts["multiplier"], parts["learning_rate"]
+        ('SGD', 2.0, 1.0, 0.2)
+        """
         adoption = self._distlr
         parts = adoption.scaled.explain() if adoption.scaled is not None else {"factor": 1.0, "clock": "steps"}
         return {
@@ -157,13 +211,43 @@ class FormulaRate:
         return [variable for variable in (self._distlr.digest, self._distlr.norm) if variable is not None]
 
     def rates_at(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
-        """What the formula gives at these clocks without the multiplier, in float64, for a picture of the run."""
+        """What the formula gives at these clocks without the multiplier, in float64, for a picture of the run.
+
+        Where time is counted in steps (`clock="steps"`, or no batch) it is that of now at each of them.
+
+        Args:
+            samples: whole numbers, of any shape.
+
+        Returns:
+            The rates, float64, of that shape.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> optimizer = job.optimizer(keras.optimizers.SGD(0.1), job.batch(per_replica=8, base_batch=4))
+        >>> optimizer.rates_at([0, 8, 16]).round(6).tolist()
+        [0.2, 0.2, 0.2]
+        """
         return at_each(self._without_multiplier, np.asarray(samples, np.int64))
 
     def state(self, name: str, initial: Sequence[float]) -> Any:
         """A float64 optimizer variable of its own for a callback that decides, made when first asked for.
 
         It is saved, loaded and broadcast with the optimizer. One loaded before it was asked for is kept.
+
+        Args:
+            name: told apart by it from other deciders' states.
+            initial: its values at the start; one dimension.
+
+        Raises:
+            StateError: what was loaded under this name has another length.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> optimizer = job.optimizer(keras.optimizers.SGD(0.1), job.batch(per_replica=8, base_batch=4))
+        >>> best = optimizer.state("mine/best", [float("inf")])
+        >>> _ = best.assign([0.25])
+        >>> optimizer.state("mine/best", [float("inf")]).numpy().tolist()
+        [0.25]
         """
         return self._distlr.state(self, name, np.asarray(initial, np.float64))
 

@@ -21,10 +21,21 @@ class ScaledOptimizer(FormulaUpdate):
 
     `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`, computed once an update, in graph, in
     float64, and cast at the end.
+
+    >>> import distlr
+    >>> job = distlr.init(environ={})
+    >>> optimizer = job.optimizer(keras.optimizers.SGD(0.1), job.batch(per_replica=8, base_batch=4))
+    >>> isinstance(optimizer, ScaledOptimizer), isinstance(optimizer, keras.optimizers.SGD), optimizer.schedule.factor
+    (True, True, 2.0)
+    >>> variable = keras.Variable([1.0])
+    >>> optimizer.apply([keras.ops.ones(1)], [variable])
+    >>> float(variable.numpy()[0]), optimizer.samples_seen
+    (0.8, 8)
     """
 
     @property
     def variables(self) -> list[Any]:
+        """Keras' own, in its order, and after them what distlr added."""
         plain: list[Any] = super().variables  # type: ignore[misc]
         return plain + self._distlr.variables
 
@@ -48,15 +59,26 @@ class ScaledOptimizer(FormulaUpdate):
             super().assign(variable, value)  # type: ignore[misc]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
+        """As in Keras, in the order of `variables`; those of a plain optimizer, without distlr's, are taken as well.
+
+        Raises:
+            StateError: their number or a shape does not fit; nothing has changed then.
+        """
         plain, own = saving.split_weights(self, weights)
         super().set_weights(plain)  # type: ignore[misc]
         for variable, value in zip(self._distlr.variables, own, strict=True):
             variable.assign(value)
 
     def save_own_variables(self, store: Any) -> None:
+        """As in Keras, with names in place of numbers, and distlr's among them."""
         saving.save(self, store)
 
     def load_own_variables(self, store: Any) -> None:
+        """Loads what was saved, of a plain Keras optimizer too: its multiplier is 1, and its clock derived.
+
+        Raises:
+            StateError: it is of another optimizer or another model.
+        """
         saving.load(self, store)
         for name, initial in ((CLIMB, NO_CLIMB), (STEERED, UNSTEERED)):
             if name in self._distlr.held_states and not self._distlr.spans_processes:
@@ -86,6 +108,7 @@ class ScaledOptimizer(FormulaUpdate):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """The adopted optimizer whose `get_config` this is, scaled from the base values."""
         from distlr.optimizer.conversion import adopt_from_config
 
         return adopt_from_config(config, custom_objects)

@@ -21,11 +21,19 @@ class LearningRate(float):
     """A reading of the current rate: a float, with the methods of the variable that people expect.
 
     It does not change when the rate does; read `optimizer.learning_rate` again.
+
+    >>> import distlr
+    >>> optimizer = distlr.init(environ={}).optimizer(keras.optimizers.SGD(0.1))
+    >>> reading = optimizer.learning_rate
+    >>> reading.assign(0.05)
+    >>> float(reading), float(optimizer.learning_rate)
+    (0.1, 0.05)
     """
 
     _optimizer: Any
 
     def __new__(cls, value: float, optimizer: Any) -> LearningRate:
+        """A reading of `value`, and the optimizer that `assign` sets."""
         reading = super().__new__(cls, value)
         reading._optimizer = optimizer
         return reading
@@ -44,6 +52,7 @@ class LearningRate(float):
         return float(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """A copy and a pickle are plain floats: the optimizer stays where it is."""
         return float, (float(self),)
 
 

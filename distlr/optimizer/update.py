@@ -136,6 +136,7 @@ class FormulaUpdate(FormulaRate):
         return None if not steps else tf.equal((tf.cast(self._iterations, tf.int64) + 1) % steps, 0)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """As in Keras, and notes that a loss scale wraps the optimizer."""
         # Keras' LossScaleOptimizer assigns None when it wraps an optimizer, and nothing else does. As shipped it looks
         # at the gradients of one replica alone, so `apply` waits for a wrapper that asks all of them, a new one each
         # time. (A property would not see it: Keras skips the assignment of what an attribute is already.)

@@ -38,17 +38,44 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
 
     Time `t` is in *base steps*: optimizer updates at the batch that the rate was tuned at. A value
     changes at `t >= boundary` (half-open intervals), everywhere in distlr. A subclass writes `at`
-    with elementwise TensorFlow operations and `get_config`; it keeps no state.
+    with elementwise TensorFlow operations, and `get_config` where an attribute is not the argument of its
+    name; it keeps no state.
+
+    The constructors of distlr's own raise `ConfigurationError` for an argument out of the range that their docstrings
+    name, and `ConfigurationTypeError` for one of another type.
 
     Attributes:
         takes_real_steps: whether `__call__` takes the steps of the global batch and counts the base steps itself.
+
+    >>> class Halving(Schedule):
+    ...     def __init__(self, learning_rate, every):
+    ...         self.learning_rate, self.every = learning_rate, every
+    ...
+    ...     def at(self, t):
+    ...         return self.learning_rate * 0.5 ** tf.floor(t / self.every)
+    >>> halving = Halving(0.8, every=10)
+    >>> [round(float(halving(t)), 6) for t in (0, 9, 10, 25)]
+    [0.8, 0.8, 0.4, 0.2]
+    >>> Halving.from_config(halving.get_config()).every
+    10
     """
 
     takes_real_steps: ClassVar[bool] = False
 
     @abc.abstractmethod
     def at(self, t: tf.Tensor) -> tf.Tensor:
-        """The rate at time `t`: float64 of any shape in, float64 of the same shape out."""
+        """The rate at time `t`, without rounding to Keras' float type as a call does.
+
+        Args:
+            t: base steps, at least 0, fractions among them; a float64 tensor of any shape.
+
+        Returns:
+            The rates, a float64 tensor of the same shape.
+
+        >>> from distlr.schedules import Cosine
+        >>> Cosine(0.1, steps=100).at(tf.constant([0.0, 50.0, 100.0], tf.float64)).numpy().round(6).tolist()
+        [0.1, 0.05, 0.0]
+        """
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, each from the attribute of its name; schedules in them as Keras saves them."""
@@ -57,7 +84,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Schedule:
-        """The schedule whose `get_config` this is."""
+        """The schedule whose `get_config` this is, after a way through JSON."""
         return cls(**{name: _loaded(value) for name, value in config.items()})
 
     def __call__(self, step: Any) -> tf.Tensor:

@@ -52,6 +52,7 @@ class Join(Schedule):
         self._inner = [as_float64(schedule) for schedule in self.schedules]
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`: at a boundary itself that of the part which begins there."""
         part = passed(t, self.boundaries)
         rate = self._inner[0](t)
         for i, boundary in enumerate(self.boundaries):
@@ -86,6 +87,7 @@ class Floor(_Around):
         self.floor = not_negative_real("floor", floor)
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`, at least `floor`."""
         return tf.maximum(self._inner(t), self.floor)
 
 
@@ -107,6 +109,7 @@ class Scale(_Around):
         self.factor = not_negative_real("factor", factor)
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`, times `factor`."""
         return self.factor * self._inner(t)
 
 
@@ -131,6 +134,7 @@ class Shift(_Around):
             raise ConfigurationError(received("steps", steps, "a finite number of base steps"))
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate that the schedule has at base step `max(0, t - steps)`."""
         return self._inner(tf.maximum(t - self.steps, 0.0))
 
 
@@ -152,4 +156,5 @@ class Repeat(_Around):
         self.every = positive_real("every", every)
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate that the schedule has at base step `t mod every`: its beginning at each multiple of `every`."""
         return self._inner(t - self.every * tf.floor(t / self.every))

@@ -26,4 +26,5 @@ class Constant(Schedule):
         self.learning_rate = not_negative_real("learning_rate", learning_rate)
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate, whatever `t`."""
         return tf.fill(tf.shape(t), tf.constant(self.learning_rate, tf.float64))

@@ -38,5 +38,6 @@ class Cosine(Schedule):
         self.k = positive_real("k", k)
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`: `floor` from `steps` on."""
         share = tf.pow(progress(t, self.steps), self.k)
         return self.floor + (self.initial_learning_rate - self.floor) * (1.0 + tf.cos(math.pi * share)) / 2.0

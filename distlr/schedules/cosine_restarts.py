@@ -66,6 +66,7 @@ class CosineRestarts(Schedule):
             raise ConfigurationError(received("warmup_from", warmup_from, "a share of the peak from 0 to 1"))
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`, cycle after cycle without an end; `t` = 2^53 at most where `t_mul` is above 1."""
         cycle, begin, length = self._cycle(t)
         s = t - begin
         peak = self.initial_learning_rate * tf.pow(tf.constant(self.m_mul, tf.float64), cycle)

@@ -57,6 +57,7 @@ class Cyclic(Schedule):
             raise ConfigurationError(received("gamma", gamma, "at most 1: the rate would grow without end"))
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`, without an end: the lower one at a cycle's beginning, the upper one `up` later."""
         length = self.up + self.down
         cycle = tf.floor(t / length)
         s = t - cycle * length

@@ -43,6 +43,7 @@ class Interpolated(Schedule):
             )
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`: `values[0]` up to the first time, `values[-1]` from the last one on."""
         times, values = tf.constant(self.times, tf.float64), tf.constant(self.values, tf.float64)
         if len(self.times) == 1:
             return tf.fill(tf.shape(t), values[0])

@@ -34,4 +34,5 @@ class InverseSqrt(Schedule):
         self.start = not_negative_real("start", start)
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`: it falls without an end, and never to 0."""
         return self.initial_learning_rate / tf.sqrt(1.0 + tf.maximum(t - self.start, 0.0) / self.timescale)

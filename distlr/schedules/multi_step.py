@@ -36,5 +36,6 @@ class MultiStep(Schedule):
         self.gamma = positive_real("gamma", gamma)
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`: the new one at a boundary itself."""
         rates = [self.initial_learning_rate * self.gamma**n for n in range(len(self.boundaries) + 1)]
         return tf.gather(tf.constant(rates, tf.float64), passed(t, self.boundaries))

@@ -45,14 +45,17 @@ class OfProgress(Schedule):
         self._check()
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`: `learning_rate * function(1)` from `steps` on."""
         return self.learning_rate * tf.cast(self.function(progress(t, self.steps)), tf.float64)
 
     def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, the function as Keras saves it: by its registered name."""
         function = keras.saving.serialize_keras_object(self.function)
         return {"function": function, "steps": self.steps, "learning_rate": self.learning_rate}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> OfProgress:
+        """The schedule whose `get_config` this is; the constructor looks the function up."""
         return cls(**config)
 
     def _check(self) -> None:

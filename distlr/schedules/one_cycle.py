@@ -62,6 +62,7 @@ class OneCycle(Schedule):
             raise ConfigurationError(received("up", up, "a share below 1, and up to 0.5 with three phases"))
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`: the last one from `steps` on."""
         peak, warm = self.peak_learning_rate, self.up * self.steps
         first = peak / self.start_div
         last = first / self.final_div

@@ -73,10 +73,19 @@ class PerEpoch(Schedule):
         self.steps_per_epoch = None if steps_per_epoch is None else positive_real("steps_per_epoch", steps_per_epoch)
 
     def with_steps_per_epoch(self, steps_per_epoch: float) -> PerEpoch:
-        """The same rates for epochs of another length."""
+        """The same rates for epochs of another length.
+
+        >>> float(PerEpoch([0.1, 0.01]).with_steps_per_epoch(234.375)(235))
+        0.01
+        """
         return PerEpoch(self.rates, steps_per_epoch=steps_per_epoch)
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at step `t`. Less than 2^-32 of an epoch before a boundary counts as at it, as float64 rounds times.
+
+        Raises:
+            ConfigurationError: `steps_per_epoch` is not known.
+        """
         if self.steps_per_epoch is None:
             raise ConfigurationError(
                 "PerEpoch does not know how long an epoch is. To mend it: pass `steps_per_epoch=`, or hand it to "
@@ -86,6 +95,7 @@ class PerEpoch(Schedule):
         return tf.gather(tf.constant(self.rates, tf.float64), tf.clip_by_value(epoch, 0, len(self.rates) - 1))
 
     def get_config(self) -> dict[str, Any]:
+        """The rates that the function gave, in its place, and the length of an epoch."""
         return {"function": list(self.rates), "steps_per_epoch": self.steps_per_epoch}
 
 

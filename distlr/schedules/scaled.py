@@ -99,7 +99,19 @@ class Scaled(Schedule):
         return self._inner(t) * self.factor
 
     def time(self, step: tf.Tensor, samples: tf.Tensor) -> tf.Tensor:
-        """The time of the chosen clock: `samples / base_batch`, in base steps, or Keras' own `step`."""
+        """The time of the chosen clock: `samples / base_batch`, in base steps, or Keras' own `step`.
+
+        Args:
+            step: Keras' `iterations`, an int64 tensor.
+            samples: the clock, an int64 tensor of the same shape.
+
+        Returns:
+            A float64 tensor of that shape.
+
+        >>> rate = scale(0.1, GlobalBatch(64, replicas=4, base_batch=64))
+        >>> float(rate.time(tf.constant(10), rate.batch.samples_at(tf.constant(10, tf.int64))))
+        40.0
+        """
         if self.clock == "steps":
             return tf.cast(step, tf.float64)
         return tf.cast(samples, tf.float64) / self.batch.base_batch
@@ -115,7 +127,15 @@ class Scaled(Schedule):
         return self.at(self.time(step, samples))
 
     def in_warmup(self, t: float) -> bool:
-        """Whether the rate still climbs at time `t`."""
+        """Whether the rate still climbs at time `t`.
+
+        Args:
+            t: of the chosen clock, in base steps or in Keras' own.
+
+        >>> rate = scale(0.1, GlobalBatch(64, replicas=4, base_batch=64), warmup="6400sp")
+        >>> rate.in_warmup(99), rate.in_warmup(100)
+        (True, False)
+        """
         return bool(self.climbs(tf.constant(t, tf.float64)))
 
     def climbs(self, t: tf.Tensor) -> tf.Tensor:
@@ -123,7 +143,12 @@ class Scaled(Schedule):
         return t < (0.0 if self._warmup is None else self._warmup.warmup_steps)
 
     def explain(self) -> dict[str, Any]:
-        """The parts of the formula as plain numbers; `job.explain()` and the start line show them."""
+        """The parts of the formula as plain numbers; `job.explain()` and the start line show them.
+
+        >>> parts = scale(0.1, GlobalBatch(64, replicas=4, base_batch=64), "sqrt", warmup="100ba").explain()
+        >>> parts["factor"], parts["peak_rate"], parts["warmup"]["updates"], parts["warmup"]["from"]
+        (2.0, 0.2, 100, 0.5)
+        """
         base_rate = float(self._inner(tf.zeros((), tf.float64)))
         climb = None
         if self._warmup is not None and self.warmup is not None:
@@ -147,6 +172,7 @@ class Scaled(Schedule):
         }
 
     def get_config(self) -> dict[str, Any]:
+        """The schedule as Keras saves it, and the `options`."""
         return {"schedule": keras.saving.serialize_keras_object(self.schedule), **self.options()}
 
     def options(self) -> dict[str, Any]:
@@ -166,6 +192,7 @@ class Scaled(Schedule):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Scaled:
+        """The schedule whose `get_config` this is."""
         config = dict(config)
         schedule = keras.saving.deserialize_keras_object(config.pop("schedule"))
         return cls(schedule, **options_from_config(config))
@@ -283,14 +310,23 @@ def scale(
 ) -> Scaled:
     """Scales a rate for the global batch: a Keras schedule that takes real steps, for any Keras optimizer.
 
-    `lr(step) = schedule(t) * factor(k) * warmup(t)` with `t = samples_seen(step) / base_batch`; see `Scaled`
-    for the arguments. It has no state: what changes in a run (plateau cuts, changes by hand) needs
+    `lr(step) = schedule(t) * factor(k) * warmup(t)` with `t = samples_seen(step) / base_batch`; see `Scaled`.
+    It has no state: what changes in a run (plateau cuts, changes by hand) needs
     `job.optimizer` instead.
 
     Args:
         schedule: a Keras `LearningRateSchedule`, a float, or a per-epoch function `f(epoch)` or `f(epoch, lr)`
             (then the batch needs `duration`, and `f(epoch, lr)` needs `initial_learning_rate`).
+        batch: the global batch.
+        rule: "linear", "sqrt", "none" or a function `k -> factor`.
+        warmup: the length of the climb: "5ep", "100ba", "60000sp" or "0.05dur"; None for none.
+        warmup_from: the share of the full rate at the start, in [0, 1]; by default the base rate.
+        warmup_shape: "linear", "exponential", "cosine" or "polynomial".
+        clock: "samples", or "steps", which leaves time as Keras counts it.
         initial_learning_rate: the rate that a per-epoch function `f(epoch, lr)` starts from.
+
+    Raises:
+        ConfigurationError, ConfigurationTypeError: an argument cannot be right, or two of them do not go together.
 
     >>> from distlr import GlobalBatch, scale
     >>> batch = GlobalBatch(64, replicas=8, base_batch=128)

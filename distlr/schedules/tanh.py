@@ -41,6 +41,7 @@ class Tanh(Schedule):
             raise ConfigurationError(received("high", high, f"above low={low}"))
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`: from `steps` on what is approached at the end, close above `floor`."""
         p = progress(t, self.steps)
         height = self.initial_learning_rate - self.floor
         return self.floor + height * (1.0 - tf.tanh(self.low * (1.0 - p) + self.high * p)) / 2.0

@@ -61,7 +61,12 @@ class Warmup(Schedule):
         self._inner = as_float64(schedule)
 
     def factor(self, t: tf.Tensor) -> tf.Tensor:
-        """`w(t)`, float64."""
+        """`w(t)`, float64.
+
+        >>> from distlr.schedules import Constant
+        >>> float(Warmup(Constant(0.1), steps=4, shape="cosine").factor(tf.constant(2.0)))
+        0.5
+        """
         p = tf.clip_by_value(tf.cast(t, tf.float64) / self.warmup_steps, 0.0, 1.0)
         s = tf.constant(self.start, tf.float64)
         if self.shape == "exponential":
@@ -73,9 +78,11 @@ class Warmup(Schedule):
         return s + (1 - s) * p
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`: the schedule's, whose time goes on meanwhile, times `w(t)`."""
         return self._inner(t) * self.factor(t)
 
     def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, the schedule as Keras saves it."""
         return {
             "schedule": keras.saving.serialize_keras_object(self.schedule),
             "steps": self.warmup_steps,
@@ -86,6 +93,7 @@ class Warmup(Schedule):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Warmup:
+        """The schedule whose `get_config` this is."""
         config = dict(config)
         schedule = keras.saving.deserialize_keras_object(config.pop("schedule"))
         return cls(schedule, **config)

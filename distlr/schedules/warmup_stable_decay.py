@@ -64,6 +64,7 @@ class WarmupStableDecay(Schedule):
             raise ConfigurationError(received("warmup_from", warmup_from, "a share of the rate from 0 to 1"))
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
+        """The rate at base step `t`: `floor` from `warmup_steps + stable_steps + decay_steps` on."""
         r = progress(t - self.warmup_steps - self.stable_steps, self.decay_steps)
         if self.tail == "linear":
             share = 1.0 - r
