@@ -51,6 +51,12 @@ def test_each_rank(launching, launcher, size) -> None:
     assert counts[0] >= 40
 
 
+def test_the_examples_of_the_drop_in(launching) -> None:
+    """Which start Horovod, so that no other lane collects them."""
+    script = ["tests/distributed/scripts/in_ranks.py", "--doctest-modules", "distlr/horovod.py"]
+    assert passed(launching.launch("gloo", 1, script).check(), 1)[0] >= 17
+
+
 @pytest.mark.parametrize("launcher", ["gloo", "multi-worker"])
 def test_the_range_test_of_the_reference_script(launching, launcher) -> None:
     """`distlr lr-find` on two ranks: one answer, by rank 0."""
