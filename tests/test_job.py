@@ -183,7 +183,7 @@ def test_the_start_line_and_the_explanation(caplog):
     with caplog.at_level(logging.INFO, logger="distlr"):
         job.optimizer(keras.optimizers.SGD(0.1), batch, warmup="5ep", rule="sqrt")
     assert [record.getMessage() for record in caplog.records] == [
-        "SGD: rate 0.1 x 2 (sqrt) = 0.2; batch 16 x 4 = 64 on 1 replicas (local); warmup over 5 epochs = 500 updates "
+        "SGD: rate 0.1 x 2 (sqrt) = 0.2; batch 16 x 4 = 64 on 1 replica (local); warmup over 5 epochs = 500 updates "
         "from x0.5; the schedule counts in samples (base steps)."
     ]
     parts = json.loads(json.dumps(job.explain(), allow_nan=False))

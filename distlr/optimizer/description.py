@@ -16,9 +16,9 @@ def start_line(parts: Mapping[str, Any], replicas: int, backend: str) -> str:
         replicas: of the whole job.
         backend: the job's.
     """
-    name = parts["optimizer"]
+    name, on = parts["optimizer"], f"{replicas} replica{'s' if replicas > 1 else ''}"
     if "base_batch" not in parts:
-        return f"{name}: the rate is not scaled (no batch was given); {replicas} replicas on {backend}."
+        return f"{name}: the rate is not scaled (no batch was given); {on} ({backend})."
     climb = parts["warmup"]
     warmup = "no warmup"
     if climb is not None:
@@ -27,7 +27,7 @@ def start_line(parts: Mapping[str, Any], replicas: int, backend: str) -> str:
     clock = "in samples (base steps)" if parts["clock"] == "samples" else "in Keras' steps"
     return (
         f"{name}: rate {parts['base_rate']:g} x {parts['factor']:g} ({parts['rule']}) = {parts['peak_rate']:g}; "
-        f"batch {parts['base_batch']} x {parts['ratio']:g} = {parts['global_batch']} on {replicas} replicas "
+        f"batch {parts['base_batch']} x {parts['ratio']:g} = {parts['global_batch']} on {on} "
         f"({backend}); {warmup}; the schedule counts {clock}{_also(parts)}."
     )
 
