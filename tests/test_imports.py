@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -44,34 +45,8 @@ HOROVOD = {
     "distlr.doctor.probe",  # asks whether Horovod loads, in a process of its own
     "distlr.horovod",
 }
-# What may import TensorFlow as it is imported itself: the rooms that train, and one of the doctor's processes.
-FRAMEWORK_ROOMS = {
-    f"distlr.{name}"
-    for name in (
-        "_environment",
-        "broadcast",
-        "callbacks",
-        "data",
-        "decider",
-        "digest",
-        "doctor.averaging",
-        "elastic",
-        "horovod",
-        "job",
-        "metrics",
-        "moving_averages",
-        "optimizer",
-        "plan",
-        "position",
-        "range_test",
-        "run_state",
-        "schedules",
-        "snapshot",
-        "start",
-        "statistics",
-        "strategies",
-    )
-}
+# Run in a process of its own.
+DOCTORS_PROCESS = "distlr.doctor.averaging"
 # The contract, what is made of it, and the reading of the launcher's environment.
 NO_BACKENDS = {f"distlr.communicators.{name}" for name in ("base", "detect", "frames", "fused")}
 # What Keras keeps private in its optimizers. `_backend_` and `_overwrite_` are prefixes.
@@ -194,8 +169,37 @@ def test_the_control_plane_never_imports_a_framework(module):
     assert not reached
 
 
+def _rooms() -> dict[str, str]:
+    """ARCHITECTURE.md's table of the rooms: module or package, and whether it imports TensorFlow."""
+    table = re.findall(r"^\| (`.+?) \| .+ \| (yes|no) \|$", (ROOT / "ARCHITECTURE.md").read_text("utf-8"), re.MULTILINE)
+    rooms = {}
+    for cell, answer in table:
+        for name in re.findall(r"`([\w/.]+)`", cell):
+            module = f"distlr.{name.rstrip('/').removesuffix('.py')}".removesuffix(".__init__")
+            assert module in MODULES, f"ARCHITECTURE.md has a row for {name}, which is not in distlr/"
+            rooms[module] = answer
+    return rooms
+
+
+ROOMS = _rooms()
+
+
+def _room(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def test_each_module_has_a_row_in_the_table_of_the_rooms():
+    missing = {_room(module) for module in MODULES} - ROOMS.keys()
+    assert not missing, f"add to the table in ARCHITECTURE.md: {sorted(missing)}"
+
+
+def test_what_the_table_says_to_import_tensorflow_does():
+    for room in {room for room, answer in ROOMS.items() if answer == "yes"}:
+        assert any(_top(_reaches(module)) & FRAMEWORKS for module in _under(room)), room
+
+
 def _without_framework() -> list[str]:
-    return [module for module in MODULES if not _is_or_under(module, FRAMEWORK_ROOMS)]
+    return [module for module in MODULES if ROOMS.get(_room(module)) == "no" and module != DOCTORS_PROCESS]
 
 
 @pytest.mark.parametrize("module", _without_framework())
