@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import pathlib
@@ -53,6 +54,8 @@ def test_the_verdict(sample) -> None:
     cuts = [sample.decision("plateau", at, 0.5, "", "") for at in (3.0, 5.0)]
     assert "2 cuts on a plateau" in _verdict(sample.cosine(decisions=cuts))
     assert re.match(r"7 of 12 epochs so far; rate 0.3414 at its peak, [\d.]+ now; all", _verdict(sample.cosine(done=7)))
+    stopped = dataclasses.replace(sample.cosine(done=7), run={**sample.cosine().run, "ended": "2026-01-01T00:00:00Z"})
+    assert re.match(r"7 of 12 epochs; rate 0.3414 at its peak, [\d.]+ at the end; all", _verdict(stopped))
     one = Run("r", {}, [{"epoch": 0, "learning_rate": 0.1}], [])
     assert _verdict(one) == "1 epoch; rate 0.1 throughout; whether the replicas agreed was not recorded."
     alone = sample.with_epochs(sample.cosine(), lambda epoch: {**epoch, "agreement": {"replicas": 1, "equal": True}})

@@ -16,6 +16,7 @@ __all__ = ["Verdict", "described", "title_of", "verdict"]
 _KINDS = {
     "plateau": ("cut on a plateau", "cuts on a plateau"),
     "control": ("change by hand", "changes by hand"),
+    "asked": ("request that waited", "requests that waited"),
     "refused": ("refused request", "refused requests"),
     "bad-numbers": ("answer to bad numbers", "answers to bad numbers"),
     "resume": ("continuation of a checkpoint", "continuations of a checkpoint"),
@@ -73,7 +74,7 @@ def _progress(run: Run) -> str:
 
 def _is_under_way(run: Run) -> bool:
     planned = whole(run.run.get("epochs"))
-    return planned is not None and len(run.epochs) < planned
+    return planned is not None and len(run.epochs) < planned and not run.run.get("ended")
 
 
 def _rates(run: Run, rates: list[float]) -> list[str]:
