@@ -184,7 +184,7 @@ def _section_large_batch(found: dict[str, Any], results: dict[str, Any]) -> list
         "## Large batches",
         "",
         "`benchmarks/large_batch.py` (`make bench-large`): test accuracy on Fashion-MNIST after 10 epochs, k times "
-        "the batch of 64; mean, and the seeds' least and greatest. It mirrors Goyal et al. 2017 (arXiv 1706.02677, "
+        "the batch of 32; mean, and the seeds' least and greatest. It mirrors Goyal et al. 2017 (arXiv 1706.02677, "
         "table 1): ResNet-50 on ImageNet, 23.60% error at a batch of 256 and 23.74% at 8,192.",
     ]
     targets = []
