@@ -92,7 +92,8 @@ class Request:
         """
         if not (math.isfinite(rate) and rate > 0):
             raise ConfigurationError(f"The rate is {rate:g} now, and a change by hand multiplies it.")
-        factor = self.multiply if self.multiply is not None else (self.to or 1.0) / rate
+        # A float, also of a whole number: `is_change` takes nothing else from the run's decisions.
+        factor = float(self.multiply) if self.multiply is not None else (self.to or 1.0) / rate
         if abs(math.log(factor)) > math.log(_LARGEST_FACTOR) + 1e-6 and not self.force:
             raise ConfigurationError(
                 f"`{self}` would change the rate from {rate:.6g} to {rate * factor:.6g}, by more than a factor of "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 
 import pytest
 
-from distlr.control import ControlDirectory, Request
+from distlr.control import ControlDirectory, Request, is_change
 from distlr.errors import ConfigurationError
 
 
@@ -116,6 +117,14 @@ def test_a_file_of_another_user_is_refused_with_both_names(tmp_path, monkeypatch
 )
 def test_the_factor_on_the_rate(request_, rate, factor) -> None:
     assert request_.factor(rate) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("asked", ['"multiply": 2', '"to": 1', '"multiply": 0.5'])
+def test_what_was_decided_is_a_change_that_can_be_made_again(asked) -> None:
+    """Also where the file says a whole number."""
+    request = Request.parse(b'{"distlr": 1, "action": "set-lr", %s}' % asked.encode())
+    decided = {"action": request.action, "multiplier": request.factor(0.5), "by": "somebody"}
+    assert is_change(json.loads(json.dumps(decided)))
 
 
 @pytest.mark.parametrize(
