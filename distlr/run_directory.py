@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -116,12 +117,22 @@ class RunDirectory:
         return Run(self.path.resolve().name, _read_json(self.path / RUN), self._lines(EPOCHS), self._lines(DECISIONS))
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
-        # One short write of a whole line: a reader sees all of it or nothing.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        with open(os.open(self.path / name, flags, MODE), "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        # One write of a whole line: a reader sees all of it or nothing, and the next line does not join half of one.
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        path = self.path / name
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, MODE)
+        try:
+            before = os.fstat(descriptor).st_size
+            try:
+                written = os.write(descriptor, line)
+                if written < len(line):
+                    raise OSError(errno.ENOSPC, f"{written} bytes of {len(line)} could be written", str(path))
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, before)
+                raise
+        finally:
+            os.close(descriptor)
 
     def _filter(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
         lines = self._lines(name)

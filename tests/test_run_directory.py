@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 
@@ -57,6 +58,22 @@ def test_a_line_that_a_crash_cut_off_is_left_out_and_mended(tmp_path) -> None:
     directory.add_epoch({"epoch": 3})
     lines = (directory.path / "epochs.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("room", [0, 5])
+def test_a_line_for_which_there_is_no_room_leaves_nothing_behind(tmp_path, room) -> None:
+    directory = _written(tmp_path)
+    before = (directory.path / "epochs.jsonl").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, hard))
+    try:
+        with pytest.raises(OSError, match=r"bytes of|too large"):
+            directory.add_epoch({"epoch": 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (directory.path / "epochs.jsonl").read_bytes() == before
+    directory.add_epoch({"epoch": 4})
+    assert [epoch["epoch"] for epoch in directory.read().epochs] == [0, 1, 2, 4]
 
 
 @pytest.mark.parametrize(
