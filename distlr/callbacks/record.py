@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from distlr._version import __version__
 from distlr.callbacks.base import JobCallback
-from distlr.errors import ConfigurationError
 from distlr.optimizer import ScaledOptimizer, inner
 from distlr.run_directory import RunDirectory, now
 
@@ -57,6 +56,7 @@ class Record(JobCallback):
         super().__init__()
         self.directory = RunDirectory(run_dir)
         self.about = about
+        self._begins = True  # at the next epoch
         self._begun = self._listening = False
         self._held: list[dict[str, Any]] = []  # decisions from before the run's files were there
         self._within: list[
@@ -68,7 +68,7 @@ class Record(JobCallback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Begins to listen."""
-        self._begun = False
+        self._begins, self._begun = True, False
         if self.communicator.is_root and not self._listening:
             self._listening = True
             self.journal.listen(self._heard)
@@ -77,16 +77,16 @@ class Record(JobCallback):
         """Begins the run's files, once it is known where it begins."""
         if not self.communicator.is_root:
             return
-        if not self._begun:
-            self._begin(epoch)
-            self._begun = True
+        if self._begins:
+            self._begins = False
+            self._begun = self._begin(epoch)
         self._within, self._since = [], time.monotonic()
         optimizer = inner(self.model.optimizer)
         self._first_sample = optimizer.samples_seen if isinstance(optimizer, ScaledOptimizer) else 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the epoch. The guard comes before, so ranks that differ do not come here."""
-        if not self.communicator.is_root:
+        if not (self._begun and self.communicator.is_root):
             return
         logs = logs or {}
         optimizer = inner(self.model.optimizer)
@@ -110,7 +110,8 @@ class Record(JobCallback):
         if self._begun and self.communicator.is_root:
             self._write(self.directory.end)
 
-    def _begin(self, epoch: int) -> None:
+    def _begin(self, epoch: int) -> bool:
+        """Whether the run's files have begun; else nothing is added to what another run may have left."""
         optimizer = inner(self.model.optimizer)
         explained = optimizer.explain() if isinstance(optimizer, ScaledOptimizer) else {"optimizer": optimizer.name}
         run = {
@@ -128,16 +129,19 @@ class Record(JobCallback):
             },
         }
         if epoch == 0 and not self.journal.resumed:
-            self.directory.begin(run)
+            begun = self._write(self.directory.begin, run)
         else:
             # What was decided after the checkpoint is decided again; but for changes by hand, which are made again.
             again, now_at = ("plateau", "bad-numbers"), self.clock_of(optimizer)
-            self.directory.go_on(
-                run, epoch, lambda entry: entry.get("kind") not in again or entry.get("clock", 0) <= now_at
-            )
+
+            def keep(entry: dict[str, Any]) -> bool:
+                return entry.get("kind") not in again or entry.get("clock", 0) <= now_at
+
+            begun = self._write(self.directory.go_on, run, epoch, keep)
         held, self._held = self._held, []
-        for entry in held:
+        for entry in held if begun else ():
             self._write(self.directory.add_decision, entry)
+        return begun
 
     def _heard(self, entry: dict[str, Any]) -> None:
         if entry["multiplier"] is not None and not entry["between"]:
@@ -146,17 +150,22 @@ class Record(JobCallback):
             return  # it is in the file
         if self._begun:
             self._write(self.directory.add_decision, entry)
-        else:
+        elif self._begins:
             self._held.append(entry)
 
-    def _write(self, how: Callable[..., None], *what: Any) -> None:
-        """Writes; a directory that is full or gone costs the record and not the training."""
+    def _write(self, how: Callable[..., None], *what: Any) -> bool:
+        """Writes, and says whether it could; what cannot be written costs the record and not the training.
+
+        A directory that is full or gone, files that are no run's, or a number that JSON does not have.
+        """
         try:
             how(*what)
-        except (ConfigurationError, OSError) as error:
+        except (OSError, ValueError) as error:
             if not self._lost:
                 _log.warning("%s cannot be written, and misses something from here on: %s.", self.directory.path, error)
             self._lost = True
+            return False
+        return True
 
     def _curve(self, optimizer: ScaledOptimizer, multiplier: float) -> list[list[float | int | None]]:
         """The rate within the epoch, at even times: what the formula gives, by the multiplier that held then."""

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import distlr
 from distlr.callbacks import ReduceLROnPlateau
+from distlr.callbacks.record import Record
 from distlr.optimizer.gate import global_norm
 from distlr.run_directory import RunDirectory
 
@@ -121,6 +122,29 @@ def test_a_directory_that_is_gone_costs_the_record_and_not_the_run(recording, tm
     _, history, _ = _fit(recording, tmp_path, callbacks=[gone], reads=False)
     assert len(history["loss"]) == 3
     assert caplog.text.count("cannot be written") == 1
+
+
+@pytest.mark.parametrize("why", ["no room for the earlier run", "no number of JSON"])
+def test_files_that_cannot_begin_cost_the_record_and_not_the_run(recording, tmp_path, caplog, why) -> None:
+    """On rank 0 alone an error would leave the others waiting. To the earlier run's files nothing is added."""
+    directory = RunDirectory(tmp_path)
+    directory.begin({"started": "earlier"})
+    directory.add_epoch({"epoch": 0})
+    bench = recording.Bench(1)
+    batch = bench.batch(4, 2, samples_per_epoch=8)
+    bench.adopt(batch)
+    bench.compile()
+    callbacks = bench.job.callbacks(run_dir=tmp_path)
+    if why == "no number of JSON":
+        (record,) = (callback for callback in callbacks if isinstance(callback, Record))
+        record.about = lambda: {"learning_rate": float("nan")}
+    else:
+        (tmp_path / "earlier").write_text("")
+    history = bench.fit(bench.job.shard(recording.samples(8), batch), 2, callbacks).history
+    assert len(history["loss"]) == 2
+    assert caplog.text.count("cannot be written") == 1
+    left = [path.read_text() for path in tmp_path.rglob("*.jsonl")]
+    assert left == ['{"epoch": 0}\n']
 
 
 def test_a_fit_that_trains_nothing_writes_nothing_twice(recording, tmp_path) -> None:
