@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from distlr.cli.files import refused
 from distlr.control import ControlDirectory, Request
 from distlr.errors import ConfigurationError, received
 from distlr.run_directory import RunDirectory
@@ -55,14 +56,16 @@ def _action(actions: Subparsers, name: str, words: str) -> argparse.ArgumentPars
 def run(args: argparse.Namespace) -> int:
     """Writes the request, and waits for the answer where that is asked for."""
     directory = RunDirectory(args.run_dir)
-    ended = directory.read().run.get("ended")
+    with refused("The run cannot be read", "write the directory of job.callbacks(run_dir=)"):
+        ended = directory.read().run.get("ended")
     if ended:
         raise ConfigurationError(f"The run in {args.run_dir} ended at {ended}; there is nothing left to control.")
     options = {name: getattr(args, name, None) for name in ("multiply", "to", "at_epoch")}
     if not 0 <= args.wait < float("inf"):
         raise ConfigurationError(received("--wait", args.wait, "a number of seconds"))
     request = Request(args.action, **options, force=getattr(args, "force", False))
-    name = ControlDirectory(args.run_dir).ask(request)
+    with refused("The request cannot be written", "ask as the user whose run it is, where there is room"):
+        name = ControlDirectory(args.run_dir).ask(request)
     if args.wait <= 0:
         where = os.path.join(args.run_dir, "decisions.jsonl")
         print(f"asked: {request}; the answer will be in {where}, under {name}")

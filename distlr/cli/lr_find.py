@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distlr.cli.bars import bars
+from distlr.cli.files import refused
 from distlr.cli.importing import beside, check_name, imported
 from distlr.errors import ConfigurationTypeError, received
 
@@ -70,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join([*([] if args.quiet else _chart(found)), found.explain(), *_use(found)]))
     if args.png is not None:
-        found.draw(args.png)
+        with refused("The curve cannot be drawn", "choose --png elsewhere"):
+            found.draw(args.png)
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from distlr.batch import GlobalBatch
 from distlr.cli.bars import bars
+from distlr.cli.files import refused
 from distlr.cli.importing import beside, imported
 from distlr.errors import ConfigurationError, received
 
@@ -78,10 +79,11 @@ def run(args: argparse.Namespace) -> int:
     for curve in curves:
         for warning in curve.warnings:
             print(f"warning ({curve.batch.replicas} replicas): {warning}", file=sys.stderr)
-    if args.csv is not None:
-        _write_csv(args.csv, curves)
-    if args.png is not None:
-        _draw(args.png, curves)
+    with refused("The curves cannot be written", "choose --csv and --png elsewhere"):
+        if args.csv is not None:
+            _write_csv(args.csv, curves)
+        if args.png is not None:
+            _draw(args.png, curves)
     return 0
 
 
@@ -94,7 +96,9 @@ def _schedule(text: str, batch: GlobalBatch) -> Any:
     if Path(text).is_file():
         if Path(text).stat().st_size > _LONGEST:
             raise ConfigurationError(received("schedule", text, f"a file of at most {_LONGEST} bytes"))
-        return schedules.get(_json(Path(text).read_text(encoding="utf-8"), text), batch)
+        with refused(f"The schedule {text} cannot be read", "write a file of JSON"):
+            described = Path(text).read_text(encoding="utf-8")
+        return schedules.get(_json(described, text), batch)
     if ":" not in text:
         hint = "write package.module:name, or a schedule as JSON"
         raise ConfigurationError(received("schedule", text, "an importable object, JSON, or a file of it", hint))

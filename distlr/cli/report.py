@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distlr.errors import ConfigurationError
+from distlr.cli.files import refused
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -38,16 +38,13 @@ def run(args: argparse.Namespace) -> int:
     from distlr.report import draw, write_report
     from distlr.run_directory import RunDirectory
 
-    runs = [RunDirectory(path).read() for path in args.run_dirs]
+    with refused("The run cannot be read", "write the directory of job.callbacks(run_dir=)"):
+        runs = [RunDirectory(path).read() for path in args.run_dirs]
     page = args.output or args.run_dirs[0] / _PAGE
-    try:
+    with refused("The report cannot be written", "choose --output and --png elsewhere"):
         if args.png is not None:
             draw(args.png, runs)
         write_report(page, runs, args.title)
-    except OSError as error:
-        raise ConfigurationError(
-            f"The report cannot be written: {error}. To mend it: choose --output and --png elsewhere."
-        ) from error
     if not args.quiet:
         print(f"wrote {page}" + (f" and {args.png}" if args.png is not None else ""))
     return 0

@@ -67,6 +67,14 @@ def test_a_directory_without_a_run(tmp_path, capsys) -> None:
     assert "a directory with a run.json" in capsys.readouterr().err
 
 
+def test_a_place_for_requests_that_cannot_be_made_is_one_line(run, capsys) -> None:
+    ControlDirectory(run).path.write_text("")
+    assert main(["control", run, "stop"]) == 2
+    error = capsys.readouterr().err
+    assert "The request cannot be written: " in error
+    assert error.count("\n") == 1
+
+
 def test_a_run_that_has_ended(run, capsys) -> None:
     RunDirectory(run).end()
     assert main(["control", run, "stop"]) == 2

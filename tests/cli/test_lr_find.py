@@ -49,6 +49,13 @@ def find(*words: str) -> int:
 SHORT = ["--low", "1e-4", "--steps", "40"]
 
 
+def test_a_picture_that_cannot_be_written_is_one_line(script, capsys) -> None:
+    assert find("a_script:setup", *SHORT, "--png", "/proc/nope/x") == 2
+    error = capsys.readouterr().err
+    assert "The curve cannot be drawn: " in error
+    assert error.count("\n") == 1
+
+
 def test_the_chart_and_the_suggestions(script, capsys) -> None:
     assert find("a_script:setup", *SHORT, "--png", "out/curve.png") == 0
     said = capsys.readouterr()

@@ -55,6 +55,22 @@ def test_what_can_be_imported(tmp_path, monkeypatch, capsys) -> None:
         sys.modules.pop("my_rates", None)
 
 
+@pytest.mark.parametrize("option", ["--csv", "--png"])
+def test_a_file_that_cannot_be_written_is_one_line(capsys, option) -> None:
+    assert plan("0.1", *RUN, "--quiet", option, "/proc/nope/x") == 2
+    error = capsys.readouterr().err
+    assert "The curves cannot be written: " in error
+    assert "choose --csv and --png elsewhere" in error
+
+
+def test_a_file_that_is_no_text_is_one_line(tmp_path, capsys) -> None:
+    (tmp_path / "weights").write_bytes(b"\x89HDF\xff")
+    assert plan(str(tmp_path / "weights"), *RUN) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "weights cannot be read" in error
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
