@@ -10,7 +10,7 @@ while [[ $# -gt 0 && $1 != *.py ]]; do options+=("$1"); shift; done
 PATH=${VIRTUAL_ENV:-$(dirname "$0")/../.venv}/bin:$PATH
 controller=--gloo
 [[ " ${options[*]-} " != *" --mpi "* ]] || controller=
-if [[ " ${options[*]-} " != *" -H "* && " ${options[*]-} " != *" --host"* ]]; then
+if [[ " ${options[*]-} " != *" -H "* && " ${options[*]-} " != *host* ]]; then
     # One machine: nothing leaves it, and there may be more ranks than cores.
     options+=(--network-interface lo)
     export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe OMPI_MCA_rmaps_base_oversubscribe=1
