@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import tensorflow as tf
 
 from distlr.errors import DistributionError
@@ -19,7 +22,8 @@ def simulated(replicas: int) -> tf.distribute.Strategy:
     its own share of the batch, and the gradients are summed across them.
 
     Raises:
-        DistributionError: TensorFlow has started already, with fewer logical devices.
+        DistributionError: TensorFlow has started already, with fewer logical devices; or the GPU's memory cannot be
+            read.
     """
     gpus = tf.config.list_physical_devices("GPU")
     kind = "GPU" if gpus else "CPU"
@@ -46,21 +50,23 @@ def _parts(device: tf.config.PhysicalDevice, kind: str, replicas: int) -> list[t
 
 def _gpu_memory(device: tf.config.PhysicalDevice) -> int:
     """The GPU's memory in MB, asked of the driver, since asking TensorFlow would start it."""
-    import subprocess
-
-    answer = subprocess.run(
-        ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
+    tool = ["nvidia-smi", "-i", _driver_name(device), "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(tool, capture_output=True, text=True, errors="replace", timeout=30, check=False)
+        found = f"exit status {answer.returncode}, {(answer.stdout + answer.stderr).strip()!r}"
+        memory = answer.stdout.partition("\n")[0].strip()
+        if answer.returncode == 0 and memory.isdecimal():
+            return int(memory)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        found = str(error)
+    raise DistributionError(
+        f"The memory of {device.name} could not be read from nvidia-smi, so it cannot be split. Received: {found}. "
+        "To mend it: hide the GPU (CUDA_VISIBLE_DEVICES=-1) to simulate on CPUs."
     )
+
+
+def _driver_name(device: tf.config.PhysicalDevice) -> str:
+    """What the driver calls a GPU: TensorFlow counts those that it sees, and the driver all that there are."""
     index = int(device.name.rsplit(":", 1)[1])
-    lines = answer.stdout.split()
-    if answer.returncode or len(lines) <= index:
-        raise DistributionError(
-            f"The memory of {device.name} could not be read from nvidia-smi, so it cannot be split. "
-            f"Received: exit status {answer.returncode}, {answer.stderr.strip()!r}. To mend it: hide the GPU "
-            "(CUDA_VISIBLE_DEVICES=-1) to simulate on CPUs."
-        )
-    return int(lines[index])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return visible[index].strip() if any(visible) and index < len(visible) else str(index)
