@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import socket
 import time
@@ -34,6 +35,9 @@ def check_addresses(workers: Any) -> list[str]:
         host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigurationError(received("workers", address, 'made of "host:port"', 'write "host1:12345"'))
+        if host.startswith("[") and not socket.has_dualstack_ipv6():
+            expected = "an IPv4 address or a name: this machine does not listen to IPv6 and IPv4 at once"
+            raise ConfigurationError(received("workers", address, expected, 'write "host1:12345"'))
     if not workers:
         raise ConfigurationError(received("workers", workers, "at least one address"))
     twice = sorted({address for address in workers if list(workers).count(address) > 1})
@@ -72,16 +76,18 @@ def meet(workers: Sequence[str], rank: int, timeout: float) -> None:
 @contextlib.contextmanager
 def _listening(workers: Sequence[str], rank: int) -> Iterator[socket.socket]:
     port = int(workers[rank].rpartition(":")[2])
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-        except OSError as error:
-            raise DistributionError(
-                f"[rank {rank}] Port {port} of this machine cannot be opened for worker {rank}, {workers[rank]} "
-                f"({error.strerror}). To mend it: give each worker a free port of its own, and start each once."
-            ) from error
-        listener.listen(len(workers) + 8)
+    # Where both can be had, the others come by IPv6 or by IPv4, as the list says.
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        listener = socket.create_server(("", port), family=family, backlog=len(workers) + 8, dualstack_ipv6=both)
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise DistributionError(
+            f"[rank {rank}] Port {port} of this machine cannot be opened for worker {rank}, {workers[rank]} "
+            f"({why}). To mend it: give each worker a free port of its own, and start each once."
+        ) from error
+    with listener:
         yield listener
 
 

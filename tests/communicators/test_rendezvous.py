@@ -45,6 +45,24 @@ def test_all_meet_and_their_ports_are_free_again(workers) -> None:
         assert _meet([(workers, rank) for rank in range(3)], 10) == ["", "", ""]
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_workers_meet_by_ipv6_and_by_ipv4(workers) -> None:
+    hosts = ("[::1]", "127.0.0.1", "localhost")
+    mixed = check_addresses([f"{host}:{each.rpartition(':')[2]}" for host, each in zip(hosts, workers, strict=True)])
+    assert _meet([(mixed, rank) for rank in range(3)], 10) == ["", "", ""]
+
+
+def test_ipv6_is_refused_where_it_cannot_be_listened_to(monkeypatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with pytest.raises(ConfigurationError, match=r"an IPv4 address or a name.*'\[::1\]:12345'"):
+        check_addresses(["[::1]:12345", "b:1"])
+
+
+def test_where_there_is_no_ipv6_they_meet_by_ipv4(workers, monkeypatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    assert _meet([(workers, rank) for rank in range(3)], 10) == ["", "", ""]
+
+
 def test_one_worker_meets_nobody_and_opens_no_port(workers) -> None:
     with socket.create_server(("", int(workers[0].rpartition(":")[2]))):  # taken: it could not be opened
         assert _meet([(workers[:1], 0)], 0.1) == [""]
