@@ -190,8 +190,7 @@ def DistributedOptimizer(
     >>> isinstance(optimizer, keras.optimizers.SGD), float(optimizer.learning_rate) / hvd.size()
     (True, 0.25)
     """
-    if op not in (Average, Sum):
-        raise ConfigurationError(received("op", op, "hvd.Average or hvd.Sum"))
+    _check_op(op)
     if backward_passes_per_step > 1:
         optimizer.gradient_accumulation_steps = backward_passes_per_step  # Keras then applies their mean
     adopted = _current().optimizer(optimizer, compression=compression)
@@ -240,6 +239,7 @@ def allreduce(value: Any, name: str | None = None, average: bool | None = None, 
     >>> int(hvd.allreduce(1, op=hvd.Sum)) == hvd.size()
     True
     """
+    _check_op(op)
     array = np.asarray(value)
     wide = array.astype("float64" if array.dtype.kind == "f" else "int64")
     total = _current().communicator.allreduce(wide, tag=f"hvd.allreduce {name or ''}")
@@ -489,6 +489,12 @@ def _current() -> Job:
     if _job is None:
         raise DistributionError("Horovod was not started. To mend it: call hvd.init() first.")
     return _job
+
+
+def _check_op(op: Any) -> None:
+    if op not in (Average, Sum):
+        hint = "take it from distlr.horovod, not from Horovod"
+        raise ConfigurationError(received("op", op, "hvd.Average or hvd.Sum", hint))
 
 
 def _check_root(root_rank: int) -> None:

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 import distlr
 from distlr import GlobalBatch, scale
+from distlr import horovod as drop_in
 from distlr._environment import _check
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError
 from distlr.schedules import Constant, PerEpoch, Warmup
@@ -241,6 +242,9 @@ CASES = [
     (VALUE, "expected['5ep']", "nan", "at least 0", rates({"5ep": NAN})),
     (VALUE, "rtol", "0", "1e-6", rates({"5ep": 0.1}, rtol=0)),
     (TYPE, "target", "ReduceLROnPlateau", "job.callbacks([", rates({"5ep": 0.1}, CALLBACKS.ReduceLROnPlateau())),
+    # the drop-in
+    (VALUE, "op", "'mean'", "hvd.Average or hvd.Sum", call(drop_in.allreduce, 1.0, op="mean")),
+    (VALUE, "op", "'mean'", "hvd.Average or hvd.Sum", call(drop_in.DistributedOptimizer, None, op="mean")),
     # the installation
     (VALUE, "keras", "2.15.0", "pip install 'keras>=3'", call(_check, "2.15.0", "tensorflow")),
     (VALUE, "keras.backend.backend()", "'torch'", "KERAS_BACKEND=tensorflow", call(_check, "3.15.1", "torch")),
