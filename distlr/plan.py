@@ -142,9 +142,13 @@ def _jumps(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.ndar
 def _warnings(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.ndarray) -> list[str]:
     found, end = [], float(times[-1])
     peak = rates.max()
-    small = np.flatnonzero(rates[:-1] < _TINY)
-    if small.size:
-        found.append(f"The rate is under {_TINY:g} from epoch {times[small[0]]:.4g} on: nothing is learned there.")
+    stretches = _stretches(rates < _TINY)
+    if stretches:
+        start, stop = stretches[0]
+        until = "on" if stop == len(times) - 1 else f"to {times[stop]:.4g}"
+        more = f", and in {len(stretches) - 1} stretches more" if len(stretches) > 1 else ""
+        where = f"from epoch {times[start]:.4g} {until}{more}"
+        found.append(f"The rate is under {_TINY:g} {where}: nothing is learned there.")
     if scaled.warmup is not None and float(batch.to_epochs(scaled.warmup)) > end / 2:
         found.append(f"The warmup of {scaled.warmup} is more than half of the run of {end:g} epochs.")
     flat = np.flatnonzero(rates > rates[-1] * (1 + 1e-9) + 1e-15)
@@ -160,6 +164,12 @@ def _warnings(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.n
         name = rule_name(scaled.rule)
         found.append(f"k = {batch.ratio:g} is beyond what is known to work with the {name} rule, {limit} ({source}).")
     return found
+
+
+def _stretches(where: np.ndarray) -> list[tuple[int, int]]:
+    """The first and the last point of each stretch where something holds; one point is none: a curve may touch 0."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], where, [False]])))
+    return [(first, end - 1) for first, end in edges.reshape(-1, 2).tolist() if end - first > 1]
 
 
 def _wrong_steps(scaled: Scaled, batch: GlobalBatch, end: float) -> list[str]:

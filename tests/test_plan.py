@@ -63,6 +63,29 @@ def test_what_is_probably_a_mistake(schedule, options, said) -> None:
     assert any(said in warning for warning in found), found
 
 
+def stopping(step):
+    return schedules.Join([schedules.Constant(0.1), schedules.Constant(0.0)], [step])
+
+
+CLIMBING = K.CosineDecay(0.0, RUN, warmup_target=0.1, warmup_steps=RUN // 8)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        (CLIMBING, None),  # at 0 for one point
+        (schedules.Cosine(0.1, RUN), None),
+        (schedules.Shift(CLIMBING, RUN // 4), "from epoch 0 to 10: "),
+        (stopping(RUN // 4), "from epoch 10 on: "),
+        (schedules.Repeat(stopping(50), 100), "from epoch 0.5 to 0.98, and in 39 stretches more: "),
+    ],
+)
+def test_where_nothing_is_learned(schedule, said) -> None:
+    found = [warning for warning in one(schedule).warnings if "under 1e-12" in warning]
+    assert len(found) == (said is not None), found
+    assert said is None or said in found[0]
+
+
 def test_the_length_of_the_run() -> None:
     (curve,) = plan(0.1, [batch(duration="7ep")])
     assert curve.epochs[-1] == 7
