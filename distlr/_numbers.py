@@ -11,7 +11,16 @@ from typing import SupportsFloat, SupportsIndex, cast
 
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
-__all__ = ["INT64_END", "integer", "not_negative_real", "positive_integer", "positive_real", "real", "whole_number"]
+__all__ = [
+    "INT64_END",
+    "finite_real",
+    "integer",
+    "not_negative_real",
+    "positive_integer",
+    "positive_real",
+    "real",
+    "whole_number",
+]
 
 # The clock lives in an int64 variable of the optimizer.
 INT64_END = 2**63
@@ -61,17 +70,27 @@ def real(argument: str, value: object, expected: str = "a real number", hint: st
     raise ConfigurationTypeError(received(argument, value, expected, hint))
 
 
+def finite_real(argument: str, value: object, expected: str = "a finite number", hint: str = "") -> float:
+    """A number that is neither NaN nor infinite."""
+    number = real(argument, value, expected, hint)
+    if not math.isfinite(number):
+        raise ConfigurationError(received(argument, value, expected, hint))
+    return number
+
+
 def positive_real(argument: str, value: object, hint: str = "") -> float:
     """A finite number above 0."""
-    number = real(argument, value, "a finite number above 0", hint)
-    if not (math.isfinite(number) and number > 0):
+    number = finite_real(argument, value, "a finite number above 0", hint)
+    if number <= 0:
         raise ConfigurationError(received(argument, value, "a finite number above 0", hint))
     return number
 
 
-def not_negative_real(argument: str, value: object) -> float:
+def not_negative_real(
+    argument: str, value: object, expected: str = "a finite number of at least 0", hint: str = ""
+) -> float:
     """A finite number of at least 0."""
-    number = real(argument, value, "a finite number of at least 0")
-    if not (math.isfinite(number) and number >= 0):
-        raise ConfigurationError(received(argument, value, "a finite number of at least 0"))
+    number = finite_real(argument, value, expected, hint)
+    if number < 0:
+        raise ConfigurationError(received(argument, value, expected, hint))
     return number

@@ -6,11 +6,10 @@ Importing this module imports neither TensorFlow nor pytest.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from distlr._numbers import positive_real, real
+from distlr._numbers import not_negative_real, positive_real
 from distlr.batch import GlobalBatch
 from distlr.communicators import run_ranks
 from distlr.duration import Duration
@@ -77,10 +76,7 @@ def _checked(expected: Mapping[str, float]) -> dict[str, float]:
         raise ConfigurationError(received("expected", expected, "at least one duration with its rate", example))
     wanted = {}
     for text, value in expected.items():
-        number = real(f"expected[{text!r}]", value, "a finite rate of at least 0", example)
-        if not math.isfinite(number) or number < 0:
-            raise ConfigurationError(received(f"expected[{text!r}]", value, "a finite rate of at least 0", example))
-        wanted[text] = number
+        wanted[text] = not_negative_real(f"expected[{text!r}]", value, "a finite rate of at least 0", example)
     return wanted
 
 

@@ -197,7 +197,7 @@ CASES = [
     # schedules
     (VALUE, "learning_rate", "inf", "at least 0", call(Constant, INF)),
     (TYPE, "learning_rate", "'0.1'", "finite number", call(Constant, "0.1")),
-    (VALUE, "function(0)", "None", "return the rate", call(PerEpoch, lambda epoch: None, epochs=3)),
+    (TYPE, "function(0)", "None", "return the rate", call(PerEpoch, lambda epoch: None, epochs=3)),
     (VALUE, "function[1]", "-1", "such as 0.1", call(PerEpoch, [0.1, -1])),
     (VALUE, "function", "[]", "at least one rate", call(PerEpoch, [])),
     (TYPE, "function", "{0: 0.1}", "a list of rates", call(PerEpoch, {0: 0.1})),

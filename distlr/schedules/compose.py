@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr._numbers import not_negative_real, positive_real, real
+from distlr._numbers import finite_real, not_negative_real, positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.schedules.base import Schedule, as_float64, check_is_schedule, increasing, passed
 
@@ -129,9 +129,7 @@ class Shift(_Around):
 
     def __init__(self, schedule: Any, steps: float) -> None:
         super().__init__(schedule)
-        self.steps = real("steps", steps)
-        if not abs(self.steps) < float("inf"):
-            raise ConfigurationError(received("steps", steps, "a finite number of base steps"))
+        self.steps = finite_real("steps", steps, "a finite number of base steps")
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
         """The rate that the schedule has at base step `max(0, t - steps)`."""

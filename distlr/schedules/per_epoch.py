@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr._numbers import positive_integer, positive_real
+from distlr._numbers import not_negative_real, positive_integer, positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.schedules.base import Schedule
 
@@ -142,11 +141,5 @@ def _takes_rate(function: Callable[..., float]) -> bool:
 
 
 def _checked(rate: Any, argument: str) -> float:
-    try:
-        value = math.nan if isinstance(rate, (bool, str)) else float(rate)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value) or value < 0:
-        hint = "return the rate itself, such as 0.1, for every epoch"
-        raise ConfigurationError(received(argument, rate, "a finite rate of at least 0", hint))
-    return value
+    hint = "return the rate itself, such as 0.1, for every epoch"
+    return not_negative_real(argument, rate, "a finite rate of at least 0", hint)

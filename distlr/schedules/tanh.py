@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from distlr._numbers import not_negative_real, positive_real, real
+from distlr._numbers import finite_real, not_negative_real, positive_real
 from distlr.errors import ConfigurationError, received
 from distlr.schedules.base import Schedule, progress
 
@@ -36,7 +36,7 @@ class Tanh(Schedule):
         self.initial_learning_rate = not_negative_real("initial_learning_rate", initial_learning_rate)
         self.steps = positive_real("steps", steps)
         self.floor = not_negative_real("floor", floor)
-        self.low, self.high = real("low", low), real("high", high)
+        self.low, self.high = finite_real("low", low), finite_real("high", high)
         if not self.low < self.high:
             raise ConfigurationError(received("high", high, f"above low={low}"))
 

@@ -296,6 +296,8 @@ def test_kerass_piecewise_constant_changes_one_step_later() -> None:
         (lambda: WarmupStableDecay(0.1, 10, 10, 0), "decay_steps"),
         (lambda: WarmupStableDecay(0.1, 10, 10, 10, tail="log"), "tail"),
         (lambda: Tanh(0.1, 10, low=3, high=3), "high"),
+        (lambda: Tanh(0.1, 10, low=-math.inf), "low"),
+        (lambda: Tanh(0.1, 10, high=math.inf), "high"),
         (lambda: Interpolated([0, 1], [0.1]), "values"),
         (lambda: Interpolated([], []), "values"),
         (lambda: Interpolated([0, 1], [0.1, math.nan]), "values[1]"),
