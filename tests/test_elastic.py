@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import tensorflow as tf
 
 import distlr
 from distlr.callbacks import Checkpoint
 from distlr.communicators import SingleCommunicator
-from distlr.errors import ConfigurationError, ConfigurationTypeError
+from distlr.communicators.horovod_elastic import run_elastic
+from distlr.errors import ConfigurationError, ConfigurationTypeError, RanksChanged
 from distlr.job import Job
 
 
@@ -36,3 +40,62 @@ def test_an_elastic_job_needs_a_checkpoint(tmp_path) -> None:
     with pytest.raises(ConfigurationError, match="In an elastic job the training begins anew whenever"):
         job.callbacks()
     assert any(isinstance(callback, Checkpoint) for callback in job.callbacks([Checkpoint(tmp_path)]))
+
+
+@pytest.fixture
+def listeners(monkeypatch) -> list[object]:
+    """A stand-in for Horovod that tells its listeners of other hosts while ranks form after a `shutdown`."""
+    listeners: list[object] = []
+    down = []
+
+    def init() -> None:
+        if down:
+            down.clear()
+            listeners[0].on_hosts_updated(0, 0)
+
+    manager = types.SimpleNamespace(
+        init=lambda: None, register_listener=listeners.append, remove_listener=listeners.remove
+    )
+    lost = type("HorovodInternalError", (RuntimeError,), {})
+    modules = {
+        "horovod": {},
+        "horovod.common": {},
+        "horovod.tensorflow": {"init": init, "shutdown": lambda: down.append(True)},
+        "horovod.common.elastic": {"notification_manager": manager},
+        "horovod.common.exceptions": {"HorovodInternalError": lost},
+    }
+    for name, contents in modules.items():
+        module = types.ModuleType(name)
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"):
+        monkeypatch.setenv(name, "60")
+    return listeners
+
+
+def test_a_notice_that_comes_while_new_ranks_form_is_kept(listeners) -> None:
+    heard = []
+
+    def train(communicator) -> str:
+        heard.append(communicator.ranks_changed)
+        if len(heard) == 1:
+            raise RanksChanged("other ranks wait")
+        return "done"
+
+    assert run_elastic(train, timeout=60, resets=3) == "done"
+    assert heard == [False, True]
+    assert listeners == []
+
+
+def test_an_old_notice_is_forgotten(listeners, monkeypatch) -> None:
+    heard = []
+
+    def train(communicator) -> None:
+        heard.append(communicator.ranks_changed)
+        if len(heard) == 1:
+            listeners[0].on_hosts_updated(0, 0)
+            raise RanksChanged("other ranks wait")
+
+    monkeypatch.setattr(sys.modules["horovod.tensorflow"], "init", lambda: None)
+    run_elastic(train, timeout=60, resets=3)
+    assert heard == [False, False]

@@ -74,7 +74,6 @@ def run_elastic(train: Callable[[HorovodCommunicator], T], *, timeout: float, re
     notification_manager.register_listener(notices)
     try:
         for generation in range(resets + 1):
-            notices.changed = False
             try:
                 return train(ElasticCommunicator(timeout, notices))
             except Exception as error:
@@ -82,6 +81,7 @@ def run_elastic(train: Callable[[HorovodCommunicator], T], *, timeout: float, re
                     raise
                 last = error
             _log.warning("The ranks of generation %d are no more: %s", generation + 1, _first_line(last))
+            notices.changed = False  # not after: what comes while the new ranks form is news to them
             hvd.shutdown()
             hvd.init()
         raise DistributionError(f"The ranks have changed {resets + 1} times, and the limit is {resets}.") from last
