@@ -11,6 +11,7 @@ import tensorflow as tf
 import distlr
 from distlr.callbacks import Checkpoint
 from distlr.communicators import SingleCommunicator
+from distlr.communicators.horovod import HorovodCommunicator
 from distlr.communicators.horovod_elastic import run_elastic
 from distlr.errors import ConfigurationError, ConfigurationTypeError, RanksChanged
 from distlr.job import Job
@@ -71,6 +72,13 @@ def listeners(monkeypatch) -> list[object]:
     for name in ("HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"):
         monkeypatch.setenv(name, "60")
     return listeners
+
+
+def test_a_timeout_of_horovods_that_is_no_number_is_named(listeners, monkeypatch) -> None:
+    for value in ("10m", "nan", "-1"):
+        monkeypatch.setenv("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", value)
+        with pytest.raises(ConfigurationError, match=rf"`HOROVOD_STALL_SHUTDOWN_TIME_SECONDS` must be .*={value!r}"):
+            HorovodCommunicator()
 
 
 def test_a_notice_that_comes_while_new_ranks_form_is_kept(listeners) -> None:

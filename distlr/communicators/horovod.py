@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from distlr._numbers import not_negative_real
 from distlr.communicators.base import Communicator
 from distlr.communicators.frames import Frame, split
 from distlr.communicators.horovod_gradients import HorovodGradients
-from distlr.errors import CollectiveTimeoutError, DistributionError
+from distlr.errors import CollectiveTimeoutError, ConfigurationError, DistributionError, received
 
 __all__ = ["HorovodCommunicator"]
 
@@ -37,6 +38,7 @@ class HorovodCommunicator(Communicator):
             started before.
 
     Raises:
+        ConfigurationError: that variable is no number of seconds.
         DistributionError: Horovod is not installed, or was built for another TensorFlow.
     """
 
@@ -44,7 +46,7 @@ class HorovodCommunicator(Communicator):
         super().__init__()
         self._hvd = _horovod()
         os.environ.setdefault(_STALL_END, str(max(1, round(timeout))))
-        self.timeout = float(os.environ[_STALL_END]) or None
+        self.timeout = _stall_end() or None
         warning = _WARN_AFTER if self.timeout is None else max(1, min(_WARN_AFTER, round(self.timeout / 2)))
         os.environ.setdefault(_STALL_WARNING, str(warning))
         self._hvd.init()
@@ -122,6 +124,15 @@ class HorovodCommunicator(Communicator):
 def stop() -> None:
     """Ends Horovod in this process; the job is over."""
     _horovod().shutdown()
+
+
+def _stall_end() -> float:
+    """The seconds after which Horovod ends a job in which ranks wait; 0 for never."""
+    text = os.environ[_STALL_END]
+    try:
+        return not_negative_real(_STALL_END, float(text))
+    except ValueError as error:
+        raise ConfigurationError(received(_STALL_END, text, "a number of seconds", "write 600")) from error
 
 
 def _horovod() -> Any:
