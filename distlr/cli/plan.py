@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             base_batch=args.base_batch,
             accumulation=args.accumulation,
             samples_per_epoch=args.samples_per_epoch,
-            duration=f"{args.epochs:g}ep",
+            duration=f"{args.epochs}ep",
         )
         for replicas in args.replicas
     ]
@@ -91,13 +91,13 @@ def _schedule(text: str, batch: GlobalBatch) -> Any:
     """What the argument names: an object of a module, or a description as JSON."""
     from distlr import schedules
 
-    if text.lstrip()[:1] in ("{", "[") or text.replace(".", "", 1).replace("e-", "", 1).isdigit():
+    rate = _number(text)
+    if rate is not None:
+        return schedules.get(rate)
+    if text.lstrip()[:1] in ("{", "["):
         return schedules.get(_json(text, "schedule"), batch)
-    if Path(text).is_file():
-        if Path(text).stat().st_size > _LONGEST:
-            raise ConfigurationError(received("schedule", text, f"a file of at most {_LONGEST} bytes"))
-        with refused(f"The schedule {text} cannot be read", "write a file of JSON"):
-            described = Path(text).read_text(encoding="utf-8")
+    described = _contents(text)
+    if described is not None:
         return schedules.get(_json(described, text), batch)
     if ":" not in text:
         hint = "write package.module:name, or a schedule as JSON"
@@ -111,6 +111,24 @@ def _schedule(text: str, batch: GlobalBatch) -> Any:
     if isinstance(found, keras.optimizers.Optimizer):
         found = schedule_of(found)
     return schedules.get(found) if isinstance(found, (int, float)) else found
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _contents(text: str) -> str | None:
+    """What the file of this name holds; None where there is none."""
+    with refused(f"The schedule {text[:200]} cannot be read", "write a schedule as JSON, or the name of a file of it"):
+        path = Path(text)
+        if not path.is_file():
+            return None
+        if path.stat().st_size > _LONGEST:
+            raise ConfigurationError(received("schedule", text, f"a file of at most {_LONGEST} bytes"))
+        return path.read_text(encoding="utf-8")
 
 
 def _json(text: str, where: str) -> Any:

@@ -55,6 +55,19 @@ def test_what_can_be_imported(tmp_path, monkeypatch, capsys) -> None:
         sys.modules.pop("my_rates", None)
 
 
+@pytest.mark.parametrize("spec", ["0.5", "5e-1", "+0.5", ".5", "50E-2"])
+def test_a_rate_however_it_is_written(capsys, spec) -> None:
+    assert plan(spec, *RUN, "--replicas", "4") == 0
+    assert "│     0 │        0.5 │" in capsys.readouterr().out
+
+
+def test_the_length_of_the_run_is_not_rounded(capsys) -> None:
+    """1dur ends where the run does."""
+    cosine = json.dumps({"name": "cosine", "initial": 0.1, "steps": "1dur"})
+    assert plan(cosine, *RUN[:-1], "1234567.5", "--replicas", "4") == 0
+    assert "│ 1.23457e+06 │          0 │" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("option", ["--csv", "--png"])
 def test_a_file_that_cannot_be_written_is_one_line(capsys, option) -> None:
     assert plan("0.1", *RUN, "--quiet", option, "/proc/nope/x") == 2
@@ -80,6 +93,8 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path, capsys) -> None:
         ("math:pi_", "cannot be imported"),
         ("{not json", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
+        ("x" * 1000, "cannot be read"),
+        ("nan", "must be a finite number of at least 0"),
         ('{"name": "cosin"}', "did you mean 'cosine'"),
         ('{"name": "cosine", "initial": 0.1, "steps": "1zz"}', "steps"),
     ],
