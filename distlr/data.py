@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from distlr._numbers import integer
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
 from distlr.position import Position
@@ -335,9 +336,10 @@ def _cardinality(dataset: tf.data.Dataset) -> int | None:
 def _buffer(shuffle: bool | int, samples: int | None) -> int:
     if isinstance(shuffle, bool):
         return (samples or _STREAM_SHUFFLE) if shuffle else 0
-    if not isinstance(shuffle, int) or shuffle < 1:
+    size = integer(shuffle)
+    if size is None or size < 1:
         raise ConfigurationError(received("shuffle", shuffle, "True, False or a buffer size of at least 1"))
-    return shuffle
+    return size
 
 
 def _whole_updates(samples: int | None, batch: GlobalBatch) -> int | None:

@@ -75,7 +75,7 @@ def test_the_seed_and_the_order():
     first, second = (numbers(shards(40, batch, 1, seed=7)[0]) for _ in range(2))
     assert first == second
     assert flat(numbers(shards(40, batch, 1, shuffle=False)[0])) == list(range(40))
-    near = flat(numbers(shards(40, batch, 1, shuffle=2)[0]))
+    near = flat(numbers(shards(40, batch, 1, shuffle=np.int64(2))[0]))
     assert sorted(near) == list(range(40)) != near
     assert all(sample - place <= 1 for place, sample in enumerate(near))
 

@@ -13,15 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from distlr._numbers import positive_integer, positive_real
 from distlr.communicators.base import Communicator
 from distlr.communicators.frames import Frame, name_ranks
-from distlr.errors import (
-    CollectiveTimeoutError,
-    ConfigurationError,
-    ConfigurationTypeError,
-    DistributionError,
-    received,
-)
+from distlr.errors import CollectiveTimeoutError, ConfigurationError, DistributionError, received
 
 __all__ = ["ThreadCommunicator", "ThreadGroup", "run_ranks"]
 
@@ -71,14 +66,10 @@ class ThreadGroup:
     """
 
     def __init__(self, size: int, timeout: float = 30.0) -> None:
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise ConfigurationTypeError(received("size", size, "a number of ranks as an int"))
-        if size < 1:
-            raise ConfigurationError(received("size", size, "at least 1"))
-        if not 0 < timeout <= threading.TIMEOUT_MAX:
-            raise ConfigurationError(received("timeout", timeout, "a positive, finite number of seconds"))
-        self.size = size
-        self.timeout = float(timeout)
+        self.size = positive_integer("size", size)
+        self.timeout = positive_real("timeout", timeout)
+        if self.timeout > threading.TIMEOUT_MAX:
+            raise ConfigurationError(received("timeout", timeout, f"at most {threading.TIMEOUT_MAX:g} seconds"))
         self.communicators = [ThreadCommunicator(self, rank) for rank in range(size)]
         self._changed = threading.Condition()
         self._round = _Round()

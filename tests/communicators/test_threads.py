@@ -178,6 +178,10 @@ def test_results_are_in_rank_order():
     assert run_ranks(fn, 5) == [0, 1, 2, 3, 4]
 
 
+def test_a_group_of_numpys_numbers():
+    assert len(ThreadGroup(np.int64(2), np.float32(5)).communicators) == 2
+
+
 @pytest.mark.parametrize(
     ("size", "timeout", "kind", "message"),
     [
@@ -188,6 +192,8 @@ def test_results_are_in_rank_order():
         (2, 0.0, ConfigurationError, "timeout=0.0"),
         (2, float("nan"), ConfigurationError, "timeout=nan"),
         (2, float("inf"), ConfigurationError, "timeout=inf"),
+        (2, 1e300, ConfigurationError, "timeout=1e"),
+        (2, "3", ConfigurationTypeError, "timeout='3'"),
     ],
 )
 def test_bad_groups(size, timeout, kind, message):
