@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from distlr._signal_names import signal_name
+
 __all__ = ["GRACE", "free_addresses", "run_workers"]
 
 GRACE = 30.0  # seconds in which the others may end by themselves, with an error of their own
@@ -65,7 +67,7 @@ def _wait(ended: queue.Queue[tuple[int, int]], count: int, grace: float) -> int:
             break
         if code and deadline is None:
             status, deadline = (code if code > 0 else 128 - code), time.monotonic() + grace
-            how = f"status {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+            how = f"status {code}" if code > 0 else f"signal {signal_name(-code)}"
             print(f"distlr run: process rank {rank} ended with {how}; the others have {grace:g} s", file=sys.stderr)
     return status
 

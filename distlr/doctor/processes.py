@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distlr._signal_names import signal_name
+
 __all__ = ["Ended", "ask", "run", "without_launcher"]
 
 # TensorFlow's lines of no consequence, also as horovodrun passes them on.
@@ -41,7 +43,7 @@ class Ended:
         if self.code is None:
             how = "did not end in time"
         elif self.code < 0:
-            how = f"was ended by {signal.Signals(-self.code).name}"
+            how = f"was ended by {signal_name(-self.code)}"
         else:
             how = f"ended with status {self.code}"
         lines = (line.strip() for line in f"{self.out}\n{self.err}".splitlines())
@@ -57,6 +59,8 @@ def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
 def run(words: Sequence[str], environ: Mapping[str, str], limit: float) -> Ended:
     """Runs a command in a process group of its own, and leaves nothing of the group behind.
 
+    What cannot be started has ended with 126, as in a shell.
+
     Args:
         words: the command and its arguments.
         environ: its environment.
@@ -66,9 +70,12 @@ def run(words: Sequence[str], environ: Mapping[str, str], limit: float) -> Ended
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
     ):  # a pipe would be held open by what it started
-        process = subprocess.Popen(
-            list(words), env=dict(environ), stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-        )
+        try:
+            process = subprocess.Popen(
+                list(words), env=dict(environ), stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+            )
+        except OSError as error:
+            return Ended(126, "", str(error))
         try:
             code: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:

@@ -294,6 +294,21 @@ def test_a_command_ends_within_its_limit_with_all_that_it_started(tmp_path) -> N
     assert is_gone(int(pid.read_text()))
 
 
+def test_what_cannot_be_started_has_ended(tmp_path) -> None:
+    program = tmp_path / "mpirun"
+    program.write_bytes(b"\x7fELF for another machine")
+    program.chmod(0o755)
+    for path, said in ((program, "Exec format error"), (tmp_path / "nothing", "No such file")):
+        how = run([str(path)], os.environ, 10).how
+        assert how.startswith("ended with status 126: ")
+        assert said in how
+
+
+def test_a_signal_without_a_name_is_said_all_the_same() -> None:
+    ended = run([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 1)"], os.environ, 30)
+    assert ended.how == "was ended by SIGRTMIN+1"
+
+
 def test_what_a_command_leaves_running_is_ended(tmp_path) -> None:
     pid = tmp_path / "pid"
     ended = run(["sh", "-c", f"sleep 60 & echo $! > {pid}; exit 3"], os.environ, limit=30)
