@@ -46,7 +46,7 @@ class MpiCommunicator(Communicator):
         host = self._communicator.Split_type(mpi.COMM_TYPE_SHARED, key=self._communicator.rank)
         self._local_rank, self._local_size = int(host.rank), int(host.size)
         host.Free()
-        self._broken = False
+        self._abandoned: list[Any] = []  # requests that nobody waits for any more, with their buffers
 
     @property
     def name(self) -> str:
@@ -77,17 +77,18 @@ class MpiCommunicator(Communicator):
         # In units of 8 bytes, so that MPI's 32-bit counts reach 16 GiB. The sizes are a collective of MPI's own.
         deadline = time.monotonic() + float(self.timeout or 0.0)
         words = frame.view(np.int64)
-        sizes = np.empty(self.size, np.int64)
-        self._wait(self._communicator.Iallgather(np.array([words.size], np.int64), sizes), deadline, label)
+        own, sizes = np.array([words.size], np.int64), np.empty(self.size, np.int64)
+        self._wait(self._communicator.Iallgather(own, sizes), (own, sizes), deadline, label)
         received = np.empty(int(sizes.sum()), np.int64)
-        self._wait(self._communicator.Iallgatherv(words, [received, sizes.tolist()]), deadline, label)
+        request = self._communicator.Iallgatherv(words, [received, sizes.tolist()])
+        self._wait(request, (words, received), deadline, label)
         return split(received.view(np.uint8), self.size, label)
 
-    def _wait(self, request: Any, deadline: float, label: str) -> None:
+    def _wait(self, request: Any, buffers: tuple[np.ndarray, ...], deadline: float, label: str) -> None:
         pause = _FIRST_PAUSE
         while not request.Test():
             if time.monotonic() > deadline:
-                self._abort_at_exit()
+                self._abandon(request, buffers)
                 raise CollectiveTimeoutError(
                     f"[rank {self.rank}] waited {self.timeout:g} s in {label} for the other ranks of {self.size}. "
                     "Every rank must call the same collectives: look for one that only some ranks reach, or for a "
@@ -96,10 +97,14 @@ class MpiCommunicator(Communicator):
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _abort_at_exit(self) -> None:
-        if not self._broken:
-            self._broken = True
-            atexit.register(self._communicator.Abort, 1)
+    def _abandon(self, request: Any, buffers: tuple[np.ndarray, ...]) -> None:
+        """Ends the job as this process exits, and keeps the buffers until then: MPI may still write to them."""
+        if not self._abandoned:
+            atexit.register(self._abort)
+        self._abandoned.append((request, buffers))
+
+    def _abort(self) -> None:
+        self._communicator.Abort(1)
 
 
 def _mpi() -> Any:
