@@ -22,7 +22,7 @@ fi
 
 job='' stopping=''
 end() {
-    stopping=1
+    stopping=$1
     [[ -z $job ]] || kill -s "$1" -- "-$job" 2>/dev/null || true
 }
 trap 'end TERM' TERM
@@ -34,6 +34,7 @@ while true; do
     start=$SECONDS
     "$@" &
     job=$!
+    [[ -z $stopping ]] || end "$stopping" # it came before `job` was known
     status=0
     while true; do # a signal ends `wait` before the job has ended
         status=0
@@ -53,6 +54,7 @@ while true; do
     echo "supervise: the job ended with $status; try $((failed + 1)) of $tries in $wait_for s" >&2
     sleep "$wait_for" &
     job=$! # a signal ends it
+    [[ -z $stopping ]] || end "$stopping"
     wait "$job" || true
     job=''
     [[ -z $stopping ]] || exit "$status"

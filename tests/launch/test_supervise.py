@@ -63,6 +63,22 @@ def test_a_signal_ends_the_job_and_starts_no_other(tmp_path, while_pausing) -> N
     assert (tmp_path / "runs").read_text().split() == ["run"]
 
 
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_signal_that_comes_as_the_job_is_started_is_passed_on(tmp_path, nth) -> None:
+    """Between the start and the note of its number: of the job, and of the pause after it. Bash itself sends it."""
+    (tmp_path / "env").write_text(
+        "begun=0\n"
+        f"signalled() {{ begun=$((begun + 1)); [[ $begun != {nth} ]] || {{ trap - DEBUG; kill -TERM $$; }}; }}\n"
+        "trap '[[ $BASH_COMMAND != \"job=\\$!\" ]] || signalled' DEBUG\n"
+    )
+    job = "exit 3" if nth == 2 else "sleep 60"
+    start = time.monotonic()
+    process = supervise("--pause", "60", "sh", "-c", job, env={**os.environ, "BASH_ENV": str(tmp_path / "env")})
+    code, _ = ended(process)
+    assert code == (3 if nth == 2 else 128 + signal.SIGTERM)
+    assert time.monotonic() - start < 20
+
+
 def test_what_the_job_leaves_behind_is_ended(tmp_path) -> None:
     job = f"sleep 60 & echo $! > {tmp_path}/left; exit 4"
     code, _ = ended(supervise("--tries", "1", "bash", "-c", job))
