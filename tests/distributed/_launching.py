@@ -14,6 +14,8 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
+from distlr.doctor.processes import without_launcher
+
 __all__ = ["ROOT", "Finished", "Killer", "launch", "names_rank", "run"]
 
 Watch = Callable[[Callable[[], dict[int, int]]], None]
@@ -21,7 +23,6 @@ Watch = Callable[[Callable[[], dict[int, int]]], None]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 _MARK = "DISTLR_TEST_LAUNCH"
-_INHERITED = re.compile("HOROVOD_|OMPI_|PRTE_|PMIX_|PMI_|SLURM_(?!CONF$)|DISTLR_|TF_CONFIG$")
 
 LAUNCHERS = {
     "gloo": ["launch/horovodrun.sh", "--gloo", "-np"],
@@ -78,7 +79,7 @@ def run(
         watch: called once with a function that gives this job's processes by rank, while it runs.
     """
     mark = uuid.uuid4().hex
-    variables = {name: value for name, value in os.environ.items() if not _INHERITED.match(name)}
+    variables = without_launcher(os.environ)
     variables |= {"PYTHON": sys.executable, "VIRTUAL_ENV": sys.prefix, "TF_CPP_MIN_LOG_LEVEL": "3", _MARK: mark}
     variables |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **(environ or {})}
     start = time.monotonic()
