@@ -51,7 +51,6 @@ p{margin:0}
 .runs li{padding:.8rem 1rem;border-left:5px solid currentColor}
 .runs h2{margin:0;color:var(--ink);font-size:1.05rem;overflow-wrap:anywhere}
 .runs p{color:var(--ink);overflow-wrap:anywhere}
-.runs .about{color:var(--soft);font-size:.85rem}
 .runs .warning{margin-top:.5rem;padding:.4rem .7rem;border-radius:6px;background:var(--warn-page);color:var(--warn);
 font-weight:600}
 figure{display:flex;flex-direction:column;justify-content:space-between;margin:0;padding:.8rem .7rem .4rem}
