@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["Journal"]
+__all__ = ["KEPT", "Journal"]
+
+KEPT = ("control", "asked", "refused", "resume")
+"""The kinds of decision that a run which continues a checkpoint does not take again: what came by hand or with it."""
 
 
 class Journal:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from distlr._version import __version__
 from distlr.callbacks.base import JobCallback
+from distlr.journal import KEPT
 from distlr.optimizer import ScaledOptimizer, inner
 from distlr.run_directory import RunDirectory, now
 
@@ -131,11 +132,10 @@ class Record(JobCallback):
         if epoch == 0 and not self.journal.resumed:
             begun = self._write(self.directory.begin, run)
         else:
-            # What was decided after the checkpoint is decided again; but for changes by hand, which are made again.
-            again, now_at = ("plateau", "bad-numbers"), self.clock_of(optimizer)
+            now_at = self.clock_of(optimizer)
 
             def keep(entry: dict[str, Any]) -> bool:
-                return entry.get("kind") not in again or entry.get("clock", 0) <= now_at
+                return entry.get("kind") in KEPT or entry.get("clock", 0) <= now_at
 
             begun = self._write(self.directory.go_on, run, epoch, keep)
         held, self._held = self._held, []

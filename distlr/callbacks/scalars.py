@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -14,6 +17,7 @@ from distlr.optimizer import ScaledOptimizer, inner, rate_of
 __all__ = ["Scalars"]
 
 _PREFIX = "distlr/"
+_log = logging.getLogger("distlr")
 
 
 class Scalars(JobCallback):
@@ -62,7 +66,8 @@ class Scalars(JobCallback):
         if not self.communicator.is_root:
             return
         if self._writer is None:
-            self._writer = tf.summary.create_file_writer(self.log_dir)
+            with self._losing():
+                self._writer = tf.summary.create_file_writer(self.log_dir)
         if not self._listening:
             self._listening = True
             self.journal.listen(self._heard)
@@ -84,7 +89,8 @@ class Scalars(JobCallback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Closes the file."""
         if self._writer is not None:
-            self._writer.close()
+            with self._losing():
+                self._writer.close()
             self._writer = None
 
     def _write(self) -> None:
@@ -101,17 +107,28 @@ class Scalars(JobCallback):
             }
             if optimizer.batch is not None:
                 values["global_batch"] = optimizer.batch.size
-        for name, value in values.items():
-            self._add(name, tf.constant(value, tf.float32), "scalars")
-        self._writer.flush()
+        with self._losing():
+            for name, value in values.items():
+                self._add(name, tf.constant(value, tf.float32), "scalars")
+            self._writer.flush()
 
     def _heard(self, entry: dict[str, Any]) -> None:
         if self._writer is None:
             return
         self._decisions += 1
-        self._add("decisions", tf.constant(self._decisions, tf.float32), "scalars")
-        self._add("decisions", tf.constant([f"epoch {entry['epoch'] + 1}: {entry['reason']}"]), "text")
-        self._writer.flush()
+        with self._losing():
+            self._add("decisions", tf.constant(self._decisions, tf.float32), "scalars")
+            self._add("decisions", tf.constant([f"epoch {entry['epoch'] + 1}: {entry['reason']}"]), "text")
+            self._writer.flush()
+
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        """What cannot be written costs the scalars and not the training, which rank 0 alone would leave."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            self._writer = None
+            _log.warning("%s cannot be written, and gets no more scalars: %s", self.log_dir, error.message)
 
     def _add(self, name: str, value: tf.Tensor, plugin: str) -> None:
         """As `tf.summary.scalar` and `tf.summary.text` do, which need TensorBoard installed."""

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import distlr
 from distlr.callbacks import ReduceLROnPlateau
+from distlr.callbacks.base import JobCallback
 from distlr.callbacks.record import Record
 from distlr.optimizer.gate import global_norm
 from distlr.run_directory import RunDirectory
@@ -83,6 +84,31 @@ def test_a_run_that_is_continued_takes_back_what_it_trains_again(recording, tmp_
     _, _, run = _fit(recording, tmp_path, epochs=1)
     assert [epoch["epoch"] for epoch in run.epochs] == [0]
     assert len(list((tmp_path / "a" / "run" / "earlier").iterdir())) == 1
+
+
+class Deciding(JobCallback):
+    """Decides in each epoch, in a way of its own."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.decided("of my own", epoch, "it is time")
+
+
+def test_what_any_callback_decided_after_the_place_that_is_continued_is_decided_again(recording, tmp_path) -> None:
+    for initial, epochs in ((0, 3), (1, 3)):
+        _, _, run = _fit(recording, tmp_path, epochs=epochs, initial_epoch=initial, callbacks=[Deciding()])
+        assert [(entry["kind"], entry["epoch"]) for entry in run.decisions] == [
+            ("of my own", epoch) for epoch in range(initial, epochs)
+        ]
+
+
+def test_scalars_that_cannot_be_written_cost_the_scalars_and_not_the_run(recording, tmp_path, caplog) -> None:
+    """On rank 0 alone an error would leave the others waiting."""
+    directory = tmp_path / "a" / "run"
+    directory.mkdir(parents=True)
+    (directory / "tensorboard").write_text("")
+    _, history, run = _fit(recording, tmp_path, callbacks=[Deciding()])
+    assert len(history["loss"]) == len(run.epochs) == 3
+    assert caplog.text.count("tensorboard cannot be written, and gets no more scalars") == 1
 
 
 def test_a_schedule_that_takes_one_time_at_a_time(recording, tmp_path) -> None:
