@@ -12,7 +12,9 @@ import tensorflow as tf
 
 import distlr
 from distlr import GlobalBatch, data
+from distlr.communicators import run_ranks
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError
+from distlr.job import Job
 from distlr.position import Position
 
 layers = keras.layers
@@ -339,3 +341,17 @@ def test_batch_normalization_trains_and_validates_with_remainders(job):
     assert np.isfinite(history["loss"] + history["val_loss"]).all()
     assert all(np.isfinite(weight.numpy()).all() for weight in model.weights)
     assert optimizer.samples_seen == 2 * 34
+
+
+def test_ranks_that_name_no_seed_have_one_order() -> None:
+    """Rank 0 draws it: with an order of each rank's own, samples would be trained twice and others never."""
+
+    def epoch(comm) -> list[int]:
+        job = Job(tf.distribute.get_strategy(), "horovod", comm)
+        batch = job.batch(per_replica=2, base_batch=2, samples_per_epoch=32)
+        x = np.arange(32)
+        return [int(value) for values, _ in job.shard((x, x), batch) for value in values.numpy()]
+
+    first, second = run_ranks(epoch, 2, timeout=30.0)
+    assert len(first) == len(second) == 16
+    assert sorted(first + second) == list(range(32))

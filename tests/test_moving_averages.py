@@ -38,6 +38,13 @@ def momenta(of):
     return of.get_layer("outside").momentum, of.layers[1].get_layer("inside").momentum, of.get_layer("smoothed").decay
 
 
+def test_the_job_says_so_on_rank_0(caplog) -> None:
+    with caplog.at_level("INFO", "distlr"):
+        job = distlr.init(environ={})
+        job.scale_moving_averages(model(), job.batch(32, base_batch=8))
+    assert "The momentum of 2 moving averages is scaled for the batch: 0.8 -> 0.4096, 0.9 -> 0.6561." in caplog.text
+
+
 def test_the_momentum_to_the_kth_power_however_often_it_is_asked_for() -> None:
     scaled = model()
     for _ in range(3):
