@@ -15,7 +15,7 @@ from distlr.schedules.multi_step import MultiStep
 from distlr.schedules.of_progress import OfProgress
 from distlr.schedules.one_cycle import OneCycle
 from distlr.schedules.per_epoch import PerEpoch
-from distlr.schedules.registry import get, to_dict
+from distlr.schedules.registry import fill_names, get, to_dict
 from distlr.schedules.scaled import Scaled, scale
 from distlr.schedules.tanh import Tanh
 from distlr.schedules.warmup import Warmup
@@ -46,3 +46,5 @@ __all__ = [
     "scale",
     "to_dict",
 ]
+
+fill_names(globals()[name] for name in __all__)

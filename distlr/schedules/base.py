@@ -45,6 +45,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
     name, and `ConfigurationTypeError` for one of another type.
 
     Attributes:
+        name: what `get` and `to_dict` call the class; None where they do not know it.
+        time_arguments: the constructor's arguments that are lengths or times, one or a list of them: `get` takes
+            durations ("90ep") for these, and turns them into base steps.
         takes_real_steps: whether `__call__` takes the steps of the global batch and counts the base steps itself.
 
     >>> class Halving(Schedule):
@@ -60,6 +63,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
     10
     """
 
+    name: ClassVar[str | None] = None
+    time_arguments: ClassVar[tuple[str, ...]] = ()
     takes_real_steps: ClassVar[bool] = False
 
     @abc.abstractmethod

@@ -41,6 +41,9 @@ class Join(Schedule):
     [0.0, 0.5, 0.9, 0.25, 0.25]
     """
 
+    name = "join"
+    time_arguments = ("boundaries",)
+
     def __init__(self, schedules: Sequence[Any], boundaries: Sequence[float]) -> None:
         if not isinstance(schedules, (list, tuple)) or not schedules:
             raise ConfigurationTypeError(received("schedules", schedules, "a list of at least one schedule"))
@@ -82,6 +85,8 @@ class Floor(_Around):
     0.1
     """
 
+    name = "floor"
+
     def __init__(self, schedule: Any, floor: float) -> None:
         super().__init__(schedule)
         self.floor = not_negative_real("floor", floor)
@@ -103,6 +108,8 @@ class Scale(_Around):
     >>> float(Scale(Constant(0.5), 3)(0))
     1.5
     """
+
+    name = "scale"
 
     def __init__(self, schedule: Any, factor: float) -> None:
         super().__init__(schedule)
@@ -127,6 +134,9 @@ class Shift(_Around):
     (0.5, 0.5)
     """
 
+    name = "shift"
+    time_arguments = ("steps",)
+
     def __init__(self, schedule: Any, steps: float) -> None:
         super().__init__(schedule)
         self.steps = finite_real("steps", steps, "a finite number of base steps")
@@ -148,6 +158,9 @@ class Repeat(_Around):
     >>> [float(Repeat(Interpolated([0, 10], [0.0, 1.0]), 10)(t)) for t in (5, 10, 25)]
     [0.5, 0.0, 0.5]
     """
+
+    name = "repeat"
+    time_arguments = ("every",)
 
     def __init__(self, schedule: Any, every: float) -> None:
         super().__init__(schedule)

@@ -22,6 +22,8 @@ class Constant(Schedule):
     0.5
     """
 
+    name = "constant"
+
     def __init__(self, learning_rate: float) -> None:
         self.learning_rate = not_negative_real("learning_rate", learning_rate)
 

@@ -31,6 +31,9 @@ class Cosine(Schedule):
     [1.0, 0.75, 0.5, 0.5]
     """
 
+    name = "cosine"
+    time_arguments = ("steps",)
+
     def __init__(self, initial_learning_rate: float, steps: float, floor: float = 0.0, k: float = 1.0) -> None:
         self.initial_learning_rate = not_negative_real("initial_learning_rate", initial_learning_rate)
         self.steps = positive_real("steps", steps)

@@ -40,6 +40,9 @@ class CosineRestarts(Schedule):
     [1.0, 0.5, 0.5, 0.25, 0.25]
     """
 
+    name = "cosine-restarts"
+    time_arguments = ("first_steps", "warmup_steps")
+
     def __init__(
         self,
         initial_learning_rate: float,

@@ -35,6 +35,9 @@ class Cyclic(Schedule):
     [0.0, 0.5, 1.0, 0.0, 0.5, 0.25]
     """
 
+    name = "cyclic"
+    time_arguments = ("up", "down")
+
     def __init__(
         self,
         base_learning_rate: float,

@@ -31,6 +31,9 @@ class Interpolated(Schedule):
     [0.0, 0.5, 1.0, 0.75, 0.5, 0.5]
     """
 
+    name = "interpolated"
+    time_arguments = ("times",)
+
     def __init__(self, times: Sequence[float], values: Sequence[float], way: str = "linear") -> None:
         self.times = increasing("times", times)
         self.values = [not_negative_real(f"values[{i}]", value) for i, value in enumerate(values)]

@@ -28,6 +28,9 @@ class InverseSqrt(Schedule):
     [1.0, 0.5, 0.25]
     """
 
+    name = "inverse-sqrt"
+    time_arguments = ("timescale", "start")
+
     def __init__(self, initial_learning_rate: float, timescale: float, start: float = 0.0) -> None:
         self.initial_learning_rate = not_negative_real("initial_learning_rate", initial_learning_rate)
         self.timescale = positive_real("timescale", timescale)

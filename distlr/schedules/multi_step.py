@@ -30,6 +30,9 @@ class MultiStep(Schedule):
     [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     """
 
+    name = "multi-step"
+    time_arguments = ("boundaries",)
+
     def __init__(self, initial_learning_rate: float, boundaries: Sequence[float], gamma: float = 0.1) -> None:
         self.initial_learning_rate = not_negative_real("initial_learning_rate", initial_learning_rate)
         self.boundaries = increasing("boundaries", boundaries)

@@ -41,6 +41,9 @@ class OneCycle(Schedule):
     [0.25, 1.0, 0.025, 0.025]
     """
 
+    name = "one-cycle"
+    time_arguments = ("steps",)
+
     def __init__(
         self,
         peak_learning_rate: float,

@@ -48,6 +48,9 @@ class PerEpoch(Schedule):
     [0.4, 0.4, 0.2, 0.1, 0.1]
     """
 
+    name = "per-epoch"
+    time_arguments = ("steps_per_epoch",)
+
     def __init__(
         self,
         function: Callable[..., float] | Sequence[float],

@@ -4,54 +4,28 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistlrError
-from distlr.schedules.compose import Floor, Join, Repeat, Scale, Shift
-from distlr.schedules.constant import Constant
-from distlr.schedules.cosine import Cosine
-from distlr.schedules.cosine_restarts import CosineRestarts
-from distlr.schedules.cyclic import Cyclic
-from distlr.schedules.interpolated import Interpolated
-from distlr.schedules.inverse_sqrt import InverseSqrt
-from distlr.schedules.multi_step import MultiStep
-from distlr.schedules.one_cycle import OneCycle
-from distlr.schedules.per_epoch import PerEpoch
-from distlr.schedules.tanh import Tanh
-from distlr.schedules.warmup import Warmup
-from distlr.schedules.warmup_stable_decay import WarmupStableDecay
+from distlr.schedules.base import Schedule
 
-__all__ = ["NAMES", "get", "to_dict"]
+__all__ = ["NAMES", "fill_names", "get", "time_arguments", "to_dict"]
 
 _KERAS = keras.optimizers.schedules
 
-NAMES: dict[str, Any] = {
-    "constant": Constant,
-    "cosine": Cosine,
-    "cosine-restarts": CosineRestarts,
-    "cyclic": Cyclic,
+_KERAS_NAMES = {
     "exponential": _KERAS.ExponentialDecay,
-    "floor": Floor,
-    "interpolated": Interpolated,
-    "inverse-sqrt": InverseSqrt,
     "inverse-time": _KERAS.InverseTimeDecay,
-    "join": Join,
-    "multi-step": MultiStep,
-    "one-cycle": OneCycle,
-    "per-epoch": PerEpoch,
     "polynomial": _KERAS.PolynomialDecay,
-    "repeat": Repeat,
-    "scale": Scale,
-    "shift": Shift,
-    "tanh": Tanh,
-    "warmup": Warmup,
-    "warmup-stable-decay": WarmupStableDecay,
 }
-"""The class by each name. Keras' own shapes are Keras' own classes."""
+_KERAS_TIME_ARGUMENTS = ("decay_steps",)
+
+NAMES: dict[str, Any] = {}
+"""The class by each name, in the order of the names: distlr's own by their `name`, and Keras' own classes."""
 
 _SHORT = {
     "initial": ("initial_learning_rate", "learning_rate", "base_learning_rate"),
@@ -62,23 +36,18 @@ _SHORT = {
 }
 """Shorter words for arguments; the first that the class has is meant."""
 
-# Lengths and times: these may be durations ("90ep") where a batch is there to turn them into base steps.
-_TIMES = {
-    "boundaries",
-    "decay_steps",
-    "down",
-    "every",
-    "first_steps",
-    "stable_steps",
-    "start",
-    "steps",
-    "steps_per_epoch",
-    "times",
-    "timescale",
-    "up",
-    "warmup_steps",
-}
-_SHARES = {("one-cycle", "up"), ("warmup", "start")}  # the same words, and no times
+
+def fill_names(exports: Iterable[Any]) -> None:
+    """Takes what the package exports, from its `__init__`: so this module neither imports nor lists the shapes."""
+    classes = [export for export in exports if isinstance(export, type) and issubclass(export, Schedule)]
+    own = {cls.name: cls for cls in classes if cls.name is not None}
+    NAMES.update(sorted({**_KERAS_NAMES, **own}.items()))
+
+
+def time_arguments(name: str) -> tuple[str, ...]:
+    """Which arguments of the class of this name are lengths or times."""
+    cls = NAMES[name]
+    return cls.time_arguments if issubclass(cls, Schedule) else _KERAS_TIME_ARGUMENTS
 
 
 def get(spec: Any, batch: GlobalBatch | None = None, *, path: str = "schedule") -> Any:
@@ -133,6 +102,7 @@ def to_dict(schedule: Any) -> dict[str, Any]:
     Raises:
         ConfigurationTypeError: its class has no name here.
 
+    >>> from distlr.schedules import MultiStep
     >>> to_dict(MultiStep(0.1, [30, 60]))
     {'name': 'multi-step', 'initial_learning_rate': 0.1, 'boundaries': [30.0, 60.0], 'gamma': 0.1}
     """
@@ -173,7 +143,7 @@ def _value(name: str, argument: str, value: Any, batch: GlobalBatch | None, path
         return get(value, batch, path=path)
     if argument == "schedules" and isinstance(value, (list, tuple)):
         return [get(item, batch, path=f"{path}[{i}]") for i, item in enumerate(value)]
-    if argument in _TIMES and (name, argument) not in _SHARES:
+    if argument in time_arguments(name):
         if isinstance(value, (list, tuple)):
             return [_time(item, batch, f"{path}[{i}]") for i, item in enumerate(value)]
         return _time(value, batch, path)

@@ -30,6 +30,9 @@ class Tanh(Schedule):
     [1.0, 0.8808, 0.0025]
     """
 
+    name = "tanh"
+    time_arguments = ("steps",)
+
     def __init__(
         self, initial_learning_rate: float, steps: float, floor: float = 0.0, low: float = -7.0, high: float = 3.0
     ) -> None:

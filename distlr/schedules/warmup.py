@@ -43,6 +43,9 @@ class Warmup(Schedule):
     [0.5, 0.75, 1.0, 1.0]
     """
 
+    name = "warmup"
+    time_arguments = ("steps",)
+
     def __init__(
         self, schedule: Any, steps: float, start: float = 0.0, shape: str = "linear", power: float = 2.0
     ) -> None:

@@ -43,6 +43,9 @@ class WarmupStableDecay(Schedule):
     [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
     """
 
+    name = "warmup-stable-decay"
+    time_arguments = ("warmup_steps", "stable_steps", "decay_steps")
+
     def __init__(
         self,
         learning_rate: float,
