@@ -14,6 +14,7 @@ from distlr.schedules.base import Schedule, progress
 __all__ = ["CosineRestarts"]
 
 _LAST = 2.0**53  # the largest time that float64 counts by ones
+_SLOWEST = 1.0001  # the table of cycles has 300 000 entries then; nearer to 1 it would fill the memory
 
 
 @keras.saving.register_keras_serializable("distlr")
@@ -29,7 +30,7 @@ class CosineRestarts(Schedule):
     Args:
         initial_learning_rate: the first cycle's peak, at least 0.
         first_steps: the first cycle's length in base steps, above 0.
-        t_mul: each cycle's length over the one before, at least 1.
+        t_mul: each cycle's length over the one before: 1, or at least 1.0001.
         m_mul: each cycle's peak over the one before, above 0.
         floor: the rate at a cycle's end, at least 0.
         warmup_steps: the climb at the beginning of each cycle; shorter than the first cycle.
@@ -62,6 +63,9 @@ class CosineRestarts(Schedule):
         self.warmup_from = not_negative_real("warmup_from", warmup_from)
         if self.t_mul < 1:
             raise ConfigurationError(received("t_mul", t_mul, "at least 1: shorter and shorter cycles would end"))
+        if 1 < self.t_mul < _SLOWEST:
+            hint = "write 1 for cycles of one length"
+            raise ConfigurationError(received("t_mul", t_mul, f"1, or at least {_SLOWEST}", hint))
         if self.warmup_steps >= self.first_steps:
             hint = "shorten it, or lengthen the first cycle"
             raise ConfigurationError(received("warmup_steps", warmup_steps, f"shorter than {first_steps}", hint))

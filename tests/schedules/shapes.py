@@ -220,6 +220,7 @@ SHAPES = [
         ],
         refused=[
             (lambda: CosineRestarts(0.1, 10, t_mul=0.5), "t_mul"),
+            (lambda: CosineRestarts(0.1, 10, t_mul=math.nextafter(1, 2)), "t_mul"),
             (lambda: CosineRestarts(0.1, 10, warmup_steps=10), "warmup_steps"),
             (lambda: CosineRestarts(0.1, 10, warmup_steps=1, warmup_from=2), "warmup_from"),
         ],
