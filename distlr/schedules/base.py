@@ -25,6 +25,7 @@ __all__ = [
     "at_each",
     "check_has_no_warmup",
     "check_is_schedule",
+    "divided",
     "has_warmup",
     "increasing",
     "one_of",
@@ -107,6 +108,15 @@ def _loaded(value: Any) -> Any:
     if isinstance(value, dict) and "class_name" in value:
         return keras.saving.deserialize_keras_object(value)
     return [_loaded(item) for item in value] if isinstance(value, list) else value
+
+
+def divided(t: tf.Tensor, length: float) -> tf.Tensor:
+    """`t / length`, rounded once and so a whole number wherever it is one, also in a graph: for what jumps there.
+
+    TensorFlow's graph optimizer and XLA turn a division by a constant into a multiplication by its reciprocal, and
+    49 * (1 / 49) is below 1. A divisor that depends on `t` is left alone.
+    """
+    return t / tf.where(tf.math.is_nan(t), t, tf.constant(length, tf.float64))
 
 
 def progress(t: tf.Tensor, steps: float | tf.Tensor) -> tf.Tensor:

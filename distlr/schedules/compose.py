@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from distlr._numbers import finite_real, not_negative_real, positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
-from distlr.schedules.base import Schedule, as_float64, check_is_schedule, increasing, passed
+from distlr.schedules.base import Schedule, as_float64, check_is_schedule, divided, increasing, passed
 
 __all__ = ["Floor", "Join", "Repeat", "Scale", "Shift"]
 
@@ -168,4 +168,4 @@ class Repeat(_Around):
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
         """The rate that the schedule has at base step `t mod every`: its beginning at each multiple of `every`."""
-        return self._inner(t - self.every * tf.floor(t / self.every))
+        return self._inner(t - self.every * tf.floor(divided(t, self.every)))

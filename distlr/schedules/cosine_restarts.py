@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from distlr._numbers import not_negative_real, positive_real
 from distlr.errors import ConfigurationError, received
-from distlr.schedules.base import Schedule, progress
+from distlr.schedules.base import Schedule, divided, progress
 
 __all__ = ["CosineRestarts"]
 
@@ -87,7 +87,7 @@ class CosineRestarts(Schedule):
     def _cycle(self, t: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The number, the beginning and the length of the cycle that `t` is in."""
         if self.t_mul == 1:
-            cycle = tf.floor(t / self.first_steps)
+            cycle = tf.floor(divided(t, self.first_steps))
             return cycle, cycle * self.first_steps, tf.fill(tf.shape(t), tf.constant(self.first_steps, tf.float64))
         begins = [0.0]
         while begins[-1] < _LAST:

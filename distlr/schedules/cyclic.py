@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from distlr._numbers import not_negative_real, positive_real
 from distlr.errors import ConfigurationError, received
-from distlr.schedules.base import Schedule, one_of
+from distlr.schedules.base import Schedule, divided, one_of
 
 __all__ = ["Cyclic"]
 
@@ -62,7 +62,7 @@ class Cyclic(Schedule):
     def at(self, t: tf.Tensor) -> tf.Tensor:
         """The rate at base step `t`, without an end: the lower one at a cycle's beginning, the upper one `up` later."""
         length = self.up + self.down
-        cycle = tf.floor(t / length)
+        cycle = tf.floor(divided(t, length))
         s = t - cycle * length
         x = tf.where(s < self.up, s / self.up, (length - s) / self.down)
         height = self.peak_learning_rate - self.base_learning_rate

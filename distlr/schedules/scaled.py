@@ -15,7 +15,7 @@ from distlr.batch import GlobalBatch
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.scaling import Rule, rule_name
-from distlr.schedules.base import Schedule, as_float64, check_has_no_warmup, check_is_schedule
+from distlr.schedules.base import Schedule, as_float64, check_has_no_warmup, check_is_schedule, divided
 from distlr.schedules.constant import Constant
 from distlr.schedules.per_epoch import PerEpoch
 from distlr.schedules.warmup import Warmup, check_shape, check_start
@@ -114,7 +114,7 @@ class Scaled(Schedule):
         """
         if self.clock == "steps":
             return tf.cast(step, tf.float64)
-        return tf.cast(samples, tf.float64) / self.batch.base_batch
+        return divided(tf.cast(samples, tf.float64), self.batch.base_batch)
 
     def __call__(self, step: Any) -> tf.Tensor:
         """The rate at a *real* step of Keras, of which an update takes `batch.accumulation`."""

@@ -10,6 +10,8 @@ import pytest
 import tensorflow as tf
 from shapes import SHAPES, K
 
+from distlr import GlobalBatch, scale, schedules
+
 CASES = {name: case for shape in SHAPES for name, case in shape.cases.items()}
 STEPS = [0, 1, 2, 3, 49, 50, 51, 99, 100, 101, 199, 200, 399, 400, 1001, 2**24 + 1, 2**31]
 
@@ -79,3 +81,28 @@ def test_a_model_with_a_scaled_rate_is_saved_and_loaded(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert float(loaded.optimizer.learning_rate) == float(model.optimizer.learning_rate)
     assert loaded.optimizer.get_config()["learning_rate"] == model.optimizer.get_config()["learning_rate"]
+
+
+# 49 * (1 / 49) is below 1, which is how graphs and XLA would divide; and so is 50_000 * (1 / 96) below 50_000 / 96.
+AT_ITS_STEP = {
+    "restarts": (schedules.CosineRestarts(1.0, 49), [48, 49, 97, 98]),
+    "repeat": (schedules.Repeat(schedules.Interpolated([0, 49], [0.0, 1.0]), 49), [48, 49, 97, 98]),
+    "cyclic": (schedules.Cyclic(0.0, 1.0, 20, 29, mode="triangular2"), [48, 49, 50, 98, 99]),
+    "base batch": (scale(schedules.MultiStep(1.0, [1, 2]), GlobalBatch(49, base_batch=49)), [0, 1, 2]),
+    "epochs": (
+        scale(
+            schedules.MultiStep(1.0, [epoch * 50_000 / 96 for epoch in range(1, 91)], gamma=0.9),
+            GlobalBatch(1000, base_batch=96, samples_per_epoch=50_000),
+        ),
+        [50 * epoch - early for epoch in range(1, 91) for early in (1, 0)],
+    ),
+}
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("name", AT_ITS_STEP)
+def test_a_value_changes_at_its_own_step_in_a_graph_too(name, jit_compile):
+    schedule, steps = AT_ITS_STEP[name]
+    rate = tf.function(schedule.__call__, jit_compile=jit_compile)
+    found = np.array([rate(tf.constant(step, tf.int64)).numpy() for step in steps])
+    np.testing.assert_array_max_ulp(found, np.array([schedule(step).numpy() for step in steps]), maxulp=1)
