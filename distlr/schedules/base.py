@@ -155,6 +155,8 @@ def as_float64(schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:
     Keras' own shapes compute in the type of their first argument, a Python float and thus float32,
     where t = 2^24 equals 2^24 + 1 and a long cosine is off by more than 1e-6. A copy whose numbers are
     `np.float64` computes in float64 instead (and takes an int for a rate, which Keras computes in integers).
+    Where the stairs of Keras' own (`staircase=True`) meet, graph and XLA may be a step late, as Keras is: there
+    49 / 49 can be below 1 (`divided`). distlr's own shapes change at the same step everywhere.
     A user's schedule is asked with the widest type of step that it accepts: float64, float32, then the int64
     that Keras itself would pass.
 

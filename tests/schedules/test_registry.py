@@ -93,14 +93,21 @@ def test_scaling_commutes_with_evaluation(spec, factor) -> None:
 @settings(max_examples=3)
 @given(data=st.data())
 def test_eager_graph_and_xla_agree_in_float32(name, data) -> None:
-    """To the last bit but one: XLA fuses multiplications and additions, and has its own cosine."""
+    """To the last bit but one: XLA fuses multiplications and additions, and has its own cosine.
+
+    Where Keras' own staircases jump they need not agree (`as_float64`): t = 22.1 over stairs of 1.7.
+    """
     schedule = get(data.draw(SPECS[name]))
     at = as_float64(schedule)
 
     def rates(t):
         return tf.cast(at(t), tf.float32)
 
-    t = tf.constant(TIMES[:40])
+    times = TIMES[:40]
+    if getattr(schedule, "staircase", False):
+        stairs = times / schedule.decay_steps
+        times = times[np.abs(stairs - np.round(stairs)) > 1e-9]
+    t = tf.constant(times)
     eager = rates(t).numpy()
     np.testing.assert_array_equal(tf.function(rates)(t).numpy(), eager)
     compiled = tf.function(rates, jit_compile=True)(t).numpy()
