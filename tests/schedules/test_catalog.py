@@ -29,6 +29,8 @@ def test_every_shape_has_its_entry() -> None:
     """What is to be added where, for each class that was forgotten somewhere."""
     entries = {shape.cls: shape for shape in SHAPES}
     assert len(entries) == len(SHAPES), "tests/schedules/shapes.py: a class has two entries in SHAPES; join them."
+    cases = [name for shape in SHAPES for name in shape.cases]
+    assert len({*cases}) == len(cases), "tests/schedules/shapes.py: two entries have a case of one name; rename one."
     missing = []
     for cls in sorted({*OWN, *NAMES.values()} - entries.keys(), key=lambda cls: cls.__name__):
         missing.append(
