@@ -38,9 +38,13 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
     """A pure function of time, computed in float64 and cast once at the end.
 
     Time `t` is in *base steps*: optimizer updates at the batch that the rate was tuned at. A value
-    changes at `t >= boundary` (half-open intervals), everywhere in distlr. A subclass writes `at`
-    with elementwise TensorFlow operations, and `get_config` where an attribute is not the argument of its
-    name; it keeps no state.
+    changes at `t >= boundary` (half-open intervals), everywhere in distlr.
+
+    Writing a schedule: keep each checked argument in an attribute of its name (or write `get_config`), and no state.
+    Decorate the class with `keras.saving.register_keras_serializable("distlr")`; say its `name` and `time_arguments`.
+    `at` gets float64 of any shape and is elementwise. In a graph the first argument of an operation sets its type, and
+    a Python number's is float32: write `tf.maximum(x, 0.1)`, the number second. What jumps at the multiples of a
+    length divides by `divided`.
 
     The constructors of distlr's own raise `ConfigurationError` for an argument out of the range that their docstrings
     name, and `ConfigurationTypeError` for one of another type.
