@@ -55,12 +55,13 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
             durations ("90ep") for these, and turns them into base steps.
         takes_real_steps: whether `__call__` takes the steps of the global batch and counts the base steps itself.
 
+    >>> from distlr.schedules.base import divided
     >>> class Halving(Schedule):
     ...     def __init__(self, learning_rate, every):
     ...         self.learning_rate, self.every = learning_rate, every
     ...
     ...     def at(self, t):
-    ...         return self.learning_rate * 0.5 ** tf.floor(t / self.every)
+    ...         return self.learning_rate * 0.5 ** tf.floor(divided(t, self.every))
     >>> halving = Halving(0.8, every=10)
     >>> [round(float(halving(t)), 6) for t in (0, 9, 10, 25)]
     [0.8, 0.8, 0.4, 0.2]

@@ -155,7 +155,9 @@ def test_the_time_arguments_are_all_its_times(name, data) -> None:
         return  # its gamma is for one base step
     once = as_float64(get(plain))(tf.constant(TIMES)).numpy()
     twice = as_float64(get(_with_times(plain, lambda t: 2 * t)))(tf.constant(2 * TIMES)).numpy()
-    told = f"{NAMES[name].__name__}.time_arguments are {time_arguments(name)}: one is no time, or one is missing"
+    names = {name, *(inner["name"] for inner in [plain.get("schedule"), *plain.get("schedules", [])] if inner)}
+    declared = {NAMES[each].__name__: time_arguments(each) for each in sorted(names)}
+    told = f"Of these time_arguments one is no time, or one is missing: {declared}"
     np.testing.assert_array_equal(twice, once, err_msg=told)
 
 
@@ -165,7 +167,7 @@ def test_the_time_arguments_are_all_its_times(name, data) -> None:
 def test_every_time_may_be_a_duration(name, data) -> None:
     one_sample = GlobalBatch(1, base_batch=1)
     plain = to_dict(get(data.draw(SPECS[name])))
-    by_duration = _with_times(plain, lambda t: f"{t!r}sp" if t >= 0 else t)
+    by_duration = _with_times(plain, lambda t: f"{t!r}sp" if t >= 1e-9 else t)
     assert to_dict(get(by_duration, one_sample)) == plain
 
 
