@@ -124,11 +124,19 @@ class Communicator(abc.ABC):
     **Arrays.** float32, float64, int64, bool and uint8, of any shape, empty included; anything else is
     refused instead of being cast. Results are new, writable, in native byte order and keep their dtype.
 
-    **Writing a backend.** Implement `name`, the four numbers (read anew at every call, since an elastic
-    job changes them) and `_exchange`; set `timeout` where there is a deadline; call `super().__init__()`.
-    The public methods are final.
+    **Writing a backend.** Connect the ranks, then call `super().__init__` with the name and the four numbers, which
+    stay: an elastic job makes a communicator for each generation of ranks. Implement `_exchange`; set `timeout` where
+    there is a deadline. The public methods are final.
+
+    Args:
+        name: the backend's name, such as 'threads'.
+        rank: this process' number, in 0 to `size - 1`.
+        size: number of ranks.
+        local_rank: this rank's number on its host, in 0 to `local_size - 1`.
+        local_size: number of ranks on this host.
 
     Attributes:
+        name, rank, size, local_rank, local_size: as given.
         timeout: seconds that a collective waits for the other ranks, or None where the backend has no
             deadline of its own.
         log: the collectives this rank entered.
@@ -149,33 +157,11 @@ class Communicator(abc.ABC):
     may_lose_ranks: bool = False
     strategy_spans_ranks: bool = False
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, rank: int, size: int, local_rank: int, local_size: int) -> None:
+        self.name = name
+        self.rank, self.size = rank, size
+        self.local_rank, self.local_size = local_rank, local_size
         self.log = CollectiveLog()
-
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """The backend's name, such as 'threads'."""
-
-    @property
-    @abc.abstractmethod
-    def rank(self) -> int:
-        """This process' number, in 0 to `size - 1`."""
-
-    @property
-    @abc.abstractmethod
-    def size(self) -> int:
-        """Number of ranks."""
-
-    @property
-    @abc.abstractmethod
-    def local_rank(self) -> int:
-        """This rank's number on its host, in 0 to `local_size - 1`."""
-
-    @property
-    @abc.abstractmethod
-    def local_size(self) -> int:
-        """Number of ranks on this host."""
 
     @abc.abstractmethod
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:

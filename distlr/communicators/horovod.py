@@ -43,39 +43,14 @@ class HorovodCommunicator(Communicator):
     """
 
     def __init__(self, timeout: float = 600.0) -> None:
-        super().__init__()
-        self._hvd = _horovod()
+        self._hvd = hvd = _horovod()
         os.environ.setdefault(_STALL_END, str(max(1, round(timeout))))
         self.timeout = _stall_end() or None
         warning = _WARN_AFTER if self.timeout is None else max(1, min(_WARN_AFTER, round(self.timeout / 2)))
         os.environ.setdefault(_STALL_WARNING, str(warning))
-        self._hvd.init()
+        hvd.init()
+        super().__init__("horovod", hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
         self._exchanges: list[HorovodGradients] = []
-
-    @property
-    def name(self) -> str:
-        """'horovod'."""
-        return "horovod"
-
-    @property
-    def rank(self) -> int:
-        """Horovod's rank."""
-        return int(self._hvd.rank())
-
-    @property
-    def size(self) -> int:
-        """Horovod's size."""
-        return int(self._hvd.size())
-
-    @property
-    def local_rank(self) -> int:
-        """Horovod's local rank."""
-        return int(self._hvd.local_rank())
-
-    @property
-    def local_size(self) -> int:
-        """Horovod's local size."""
-        return int(self._hvd.local_size())
 
     @property
     def controller(self) -> str:

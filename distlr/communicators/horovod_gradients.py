@@ -90,8 +90,7 @@ class HorovodGradients(Requests):
             self._hvd.allgather(part, name=f"{_ALLGATHER}.{self._prefix}.{_flat(name)}.{kind}", ignore_name_scope=True)
             for part, kind in ((gradient.values, "values"), (gradient.indices, "indices"))
         )
-        size = tf.cast(self._hvd.size_op(), values.dtype)  # asked at each step: an elastic job changes it
-        return tf.IndexedSlices(values / size, indices, gradient.dense_shape)
+        return tf.IndexedSlices(values / self._hvd.size(), indices, gradient.dense_shape)
 
     def _scaled(self, gradient: Any) -> Any:
         if self.factor == 1.0 and not self.sums:
@@ -99,7 +98,7 @@ class HorovodGradients(Requests):
         import tensorflow as tf
 
         dense = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-        factor = tf.cast(self.factor * (tf.cast(self._hvd.size_op(), tf.float64) if self.sums else 1.0), dense.dtype)
+        factor = tf.cast(self.factor * (self._hvd.size() if self.sums else 1), dense.dtype)
         if dense is gradient:
             return gradient * factor
         return tf.IndexedSlices(dense * factor, gradient.indices, gradient.dense_shape)

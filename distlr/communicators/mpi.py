@@ -38,40 +38,14 @@ class MpiCommunicator(Communicator):
     """
 
     def __init__(self, communicator: Any = None, timeout: float = 600.0) -> None:
-        super().__init__()
         self.timeout = positive_real("timeout", timeout)
         mpi = _mpi()
-        self._mpi = mpi
         self._communicator = (mpi.COMM_WORLD if communicator is None else communicator).Dup()
-        host = self._communicator.Split_type(mpi.COMM_TYPE_SHARED, key=self._communicator.rank)
-        self._local_rank, self._local_size = int(host.rank), int(host.size)
+        place = int(self._communicator.rank), int(self._communicator.size)
+        host = self._communicator.Split_type(mpi.COMM_TYPE_SHARED, key=place[0])  # who share this host's memory
+        super().__init__("mpi", *place, int(host.rank), int(host.size))
         host.Free()
         self._abandoned: list[Any] = []  # requests that nobody waits for any more, with their buffers
-
-    @property
-    def name(self) -> str:
-        """'mpi'."""
-        return "mpi"
-
-    @property
-    def rank(self) -> int:
-        """The rank in the MPI communicator."""
-        return int(self._communicator.rank)
-
-    @property
-    def size(self) -> int:
-        """The size of the MPI communicator."""
-        return int(self._communicator.size)
-
-    @property
-    def local_rank(self) -> int:
-        """The rank among those that share this host's memory."""
-        return self._local_rank
-
-    @property
-    def local_size(self) -> int:
-        """Number of ranks that share this host's memory."""
-        return self._local_size
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         # In units of 8 bytes, so that MPI's 32-bit counts reach 16 GiB. The sizes are a collective of MPI's own.

@@ -21,30 +21,8 @@ class SingleCommunicator(Communicator):
     array([1., 2.])
     """
 
-    @property
-    def name(self) -> str:
-        """'single'."""
-        return "single"
-
-    @property
-    def rank(self) -> int:
-        """0."""
-        return 0
-
-    @property
-    def size(self) -> int:
-        """1."""
-        return 1
-
-    @property
-    def local_rank(self) -> int:
-        """0."""
-        return 0
-
-    @property
-    def local_size(self) -> int:
-        """1."""
-        return 1
+    def __init__(self) -> None:
+        super().__init__("single", rank=0, size=1, local_rank=0, local_size=1)
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         return [frame]

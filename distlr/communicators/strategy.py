@@ -36,37 +36,10 @@ class StrategyCommunicator(Communicator):
     strategy_spans_ranks = True
 
     def __init__(self, strategy: Any, addresses: Sequence[str], rank: int, timeout: float) -> None:
-        super().__init__()
+        super().__init__("multi-worker", rank, len(addresses), *place_on_host(addresses, rank))
         self.timeout = timeout
-        self._rank, self._size = rank, len(addresses)
-        self._local_rank, self._local_size = place_on_host(addresses, rank)
         resolver = strategy.cluster_resolver
         self._device = f"/job:{resolver.task_type}/replica:0/task:{resolver.task_id}/device:CPU:0"
-
-    @property
-    def name(self) -> str:
-        """'multi-worker'."""
-        return "multi-worker"
-
-    @property
-    def rank(self) -> int:
-        """The worker's place in the cluster, a chief first."""
-        return self._rank
-
-    @property
-    def size(self) -> int:
-        """Number of workers."""
-        return self._size
-
-    @property
-    def local_rank(self) -> int:
-        """The worker's place among those of its host."""
-        return self._local_rank
-
-    @property
-    def local_size(self) -> int:
-        """Number of workers of this host."""
-        return self._local_size
 
     def gradients(self, prefix: str, compression: str = "none") -> Any:
         """What travels with one optimizer's gradients; see `strategies.gradients`."""
@@ -82,10 +55,10 @@ class StrategyCommunicator(Communicator):
             lengths = self._gather(np.array([len(words)], np.int64))
             padded = np.zeros(int(lengths.max()), np.int64)
             padded[: len(words)] = words
-            everyone = self._gather(padded).reshape(self._size, -1)
+            everyone = self._gather(padded).reshape(self.size, -1)
         except tf.errors.OpError as error:
             raise CollectiveTimeoutError(
-                f"[rank {self._rank}] {label} ended because a rank of {self._size} ended, or did not come within "
+                f"[rank {self.rank}] {label} ended because a rank of {self.size} ended, or did not come within "
                 f"{self.timeout:g} s. TensorFlow says: {error.message.strip()}"
             ) from error
         return [row[:length].view(np.uint8) for row, length in zip(everyone, lengths, strict=True)]
@@ -93,12 +66,12 @@ class StrategyCommunicator(Communicator):
     def _gather(self, words: np.ndarray) -> np.ndarray:
         import tensorflow as tf
 
-        if self._size == 1:
+        if self.size == 1:
             return words
         with tf.device(self._device):
             gathered = tf.raw_ops.CollectiveGatherV2(
                 input=tf.constant(words),
-                group_size=self._size,
+                group_size=self.size,
                 group_key=_GROUP,
                 instance_key=next(_instances),
                 ordering_token=[],

@@ -173,38 +173,12 @@ class ThreadCommunicator(Communicator):
     """
 
     def __init__(self, group: ThreadGroup, rank: int) -> None:
-        super().__init__()
+        super().__init__("threads", rank, group.size, rank, group.size)
         self._group = group
-        self._rank = rank
         self.timeout = group.timeout
 
-    @property
-    def name(self) -> str:
-        """'threads'."""
-        return "threads"
-
-    @property
-    def rank(self) -> int:
-        """This thread's number."""
-        return self._rank
-
-    @property
-    def size(self) -> int:
-        """Number of threads."""
-        return self._group.size
-
-    @property
-    def local_rank(self) -> int:
-        """The rank."""
-        return self._rank
-
-    @property
-    def local_size(self) -> int:
-        """The size."""
-        return self._group.size
-
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
-        return self._group.exchange(self._rank, frame, label)
+        return self._group.exchange(self.rank, frame, label)
 
 
 def run_ranks(

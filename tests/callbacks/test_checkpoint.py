@@ -55,14 +55,10 @@ class Alike(SingleCommunicator):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self._size = size
-
-    @property
-    def size(self) -> int:
-        return self._size
+        self.size = size
 
     def _exchange(self, frame, label):
-        return [frame] * self._size
+        return [frame] * self.size
 
     def gradients(self, prefix, compression="none"):
         return Mean()
