@@ -33,6 +33,7 @@ CONTROL = (
     "communicators.detect",
     "communicators.frames",
     "communicators.fused",
+    "communicators.log",
     "communicators.mpi",
     "communicators.rendezvous",
     "communicators.single",

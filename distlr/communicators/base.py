@@ -13,8 +13,6 @@ states, moving statistics, decisions) a few times an epoch; gradients never pass
 from __future__ import annotations
 
 import abc
-import collections
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -28,7 +26,7 @@ from distlr.communicators.frames import (
     Array,
     Frame,
     Part,
-    by_rank,
+    check_same,
     checked_array,
     decode,
     encode,
@@ -36,8 +34,8 @@ from distlr.communicators.frames import (
     to_bytes,
     to_json,
 )
+from distlr.communicators.log import CollectiveLog
 from distlr.errors import (
-    CollectiveTimeoutError,
     ConfigurationError,
     ConfigurationTypeError,
     DistlrError,
@@ -45,65 +43,11 @@ from distlr.errors import (
     received,
 )
 
-__all__ = ["CollectiveLog", "CollectiveRecord", "Communicator", "Op"]
+__all__ = ["Communicator", "Op"]
 
 Op = Literal["sum", "max", "min"]
 
 _REDUCERS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
-
-
-@dataclasses.dataclass(frozen=True)
-class CollectiveRecord:
-    """One collective that this rank entered.
-
-    Attributes:
-        kind: the method's name, such as "allreduce".
-        tag: what the script calls it.
-        bytes_sent: by this rank, header included.
-
-    >>> from distlr.communicators import SingleCommunicator
-    >>> comm = SingleCommunicator()
-    >>> comm.barrier(tag="before saving")
-    >>> comm.log.recent[-1].kind, comm.log.recent[-1].tag
-    ('barrier', 'before saving')
-    """
-
-    kind: str
-    tag: str
-    bytes_sent: int
-
-
-class CollectiveLog:
-    """Counts the collectives of one rank.
-
-    Attributes:
-        calls: number of collectives by tag.
-        total: number of collectives.
-        bytes_sent: bytes that this rank handed to the backend, headers included.
-        seconds: how long this rank was in collectives, most of which it waits for others.
-        recent: the last 256 collectives, oldest first.
-
-    >>> from distlr.communicators import SingleCommunicator
-    >>> comm = SingleCommunicator()
-    >>> for loss in (2.0, 1.0):
-    ...     _ = comm.allreduce(loss, tag="loss")
-    >>> comm.log.total, comm.log.calls["loss"], comm.log.bytes_sent == comm.bytes_sent
-    (2, 2, True)
-    """
-
-    def __init__(self) -> None:
-        self.calls: collections.Counter[str] = collections.Counter()
-        self.total = 0
-        self.bytes_sent = 0
-        self.seconds = 0.0
-        self.recent: collections.deque[CollectiveRecord] = collections.deque(maxlen=256)
-
-    def add(self, record: CollectiveRecord) -> None:
-        """Counts one collective."""
-        self.calls[record.tag] += 1
-        self.total += 1
-        self.bytes_sent += record.bytes_sent
-        self.recent.append(record)
 
 
 class Communicator(abc.ABC):
@@ -187,12 +131,6 @@ class Communicator(abc.ABC):
     def is_root(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
-
-    @property
-    @final
-    def bytes_sent(self) -> int:
-        """Bytes that this rank has sent, headers included."""
-        return self.log.bytes_sent
 
     @final
     def allreduce(self, array: npt.ArrayLike, op: Op = "sum", *, tag: str) -> Array:
@@ -310,18 +248,17 @@ class Communicator(abc.ABC):
         self._collective("barrier", tag, {}, EMPTY)
 
     @final
-    def broadcast_json(self, obj: Any, *, root: int = 0, tag: str) -> Any:
-        """Gives every rank the root's object, as JSON. Collective: every rank calls.
+    def broadcast_json(self, obj: Any, *, tag: str) -> Any:
+        """Gives every rank rank 0's object, as JSON. Collective: every rank calls.
 
         Args:
-            obj: on the root, anything that JSON can hold, never pickled. NaN and infinities are carried, as
+            obj: on rank 0, anything that JSON can hold, never pickled. NaN and infinities are carried, as
                 Python's `json` writes them; numpy scalars other than float64 are refused. Ignored on the
                 other ranks.
-            root: the rank whose object counts, the same on all ranks.
             tag: names the call; the same on all ranks.
 
         Returns:
-            The decoded object, equal on each rank, the root included: tuples come back as lists and the
+            The decoded object, equal on each rank, rank 0 included: tuples come back as lists and the
             keys of dicts as strings.
 
         Errors are those of `allreduce`.
@@ -331,12 +268,11 @@ class Communicator(abc.ABC):
         [{'at': [0, 2]}, {'at': [0, 2]}]
         """
         try:
-            self._check_root(root)
-            data = to_json(obj) if self.rank == root else EMPTY
+            data = to_json(obj) if self.is_root else EMPTY
         except DistlrError as error:
             self._refuse("broadcast_json", tag, error)
-        parts = self._collective("broadcast_json", tag, {"root": root}, data)
-        return json.loads(parts[root].data.tobytes())
+        parts = self._collective("broadcast_json", tag, {}, data)
+        return json.loads(parts[0].data.tobytes())
 
     @final
     def gather_json(self, obj: Any, *, tag: str) -> list[Any]:
@@ -382,42 +318,9 @@ class Communicator(abc.ABC):
         raise error
 
     def _collective(self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0) -> list[Part]:
-        """Exchanges one frame and checks that all ranks mean the same collective.
-
-        Every rank sees the same frames, so all come to the same verdict and all raise or none does.
-        """
+        """Exchanges one frame and checks that all ranks mean the same collective."""
         parts = self._send(kind, tag, terms, data, length)
-        here = f"this is rank {self.rank} of {self.size}"
-        labels = [f"{part.kind} {part.tag!r}" for part in parts]
-        equal_updates = len({part.updates for part in parts}) == 1
-        if len(set(labels)) > 1:
-            places = [
-                label if equal_updates else f"{label} after {part.updates} updates"
-                for label, part in zip(labels, parts, strict=True)
-            ]
-            raise CollectiveTimeoutError(
-                f"The ranks are in different collectives ({here}): {by_rank(places, 'in')}. Every rank must "
-                "call the same collectives in the same order: look for one that only some ranks reach, "
-                "such as under `if is_root`."
-            )
-        refusals = [f"{rank}: {part.refused}" for rank, part in enumerate(parts) if part.refused]
-        if refusals:
-            raise DistributionError(
-                f"A rank refused its argument in {labels[0]} ({here}). On rank {' On rank '.join(refusals)}"
-            )
-        if not equal_updates:
-            said = [f"{part.updates} updates" for part in parts]
-            raise DistributionError(
-                f"The ranks' data ended at different batches before {labels[0]} ({here}): {by_rank(said, 'after')}. "
-                "The weights are no longer those of one training. To mend it: feed each rank with job.shard(data, "
-                "batch), or give every rank the same number of steps."
-            )
-        if any(part.terms != parts[0].terms for part in parts):
-            said = [", ".join(f"{key}={value!r}" for key, value in part.terms.items()) for part in parts]
-            raise DistributionError(
-                f"The ranks disagree in {labels[0]} ({here}): {by_rank(said, 'with')}. Every rank must pass "
-                "the same of these."
-            )
+        check_same(parts, self.rank)
         return parts
 
     def _send(
@@ -428,7 +331,7 @@ class Communicator(abc.ABC):
         if not tag:
             raise ConfigurationError(received("tag", tag, "a name that is not empty"))
         frame = encode(Part(kind, tag, terms, length, refused, data, self._meet()))
-        self.log.add(CollectiveRecord(kind, tag, frame.size))
+        self.log.enter(frame.size)
         label = f"{kind} {tag!r}"
         began = time.monotonic()
         frames = self._exchange(frame, label)

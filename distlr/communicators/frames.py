@@ -1,4 +1,4 @@
-"""Frames: how one rank's part of a collective travels, and how ranks are named in messages.
+"""Frames: how one rank's part of a collective travels, whether all mean the same one, and how ranks are named.
 
 A frame is a header (magic, two lengths), a signature as JSON (kind, tag, terms, length, refusal, updates) and the data,
 each padded to a multiple of 8 bytes. This module imports neither TensorFlow, Keras nor an engine.
@@ -15,7 +15,14 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from distlr.errors import ConfigurationError, ConfigurationTypeError, DistlrError, DistributionError, received
+from distlr.errors import (
+    CollectiveTimeoutError,
+    ConfigurationError,
+    ConfigurationTypeError,
+    DistlrError,
+    DistributionError,
+    received,
+)
 
 __all__ = [
     "EMPTY",
@@ -23,6 +30,7 @@ __all__ = [
     "Frame",
     "Part",
     "by_rank",
+    "check_same",
     "checked_array",
     "decode",
     "encode",
@@ -151,6 +159,52 @@ def decode(frame: Frame, rank: int, label: str) -> Part:
     start = _HEADER.size + _padded(signed)
     kind, tag, terms, length, refused, updates = json.loads(frame[_HEADER.size : _HEADER.size + signed].tobytes())
     return Part(kind, tag, terms, length, refused, frame[start : start + size], updates)
+
+
+def check_same(parts: Sequence[Part], rank: int) -> None:
+    """Raises where the ranks' parts are not of one collective with the same terms, or one rank refuses its own.
+
+    Every rank sees the same parts, so all come to the same verdict and all raise or none does.
+
+    Args:
+        parts: by rank.
+        rank: this one, for the message.
+
+    Raises:
+        CollectiveTimeoutError: they are in different collectives.
+        DistributionError: a rank refused its argument, has made another number of updates, or passed other terms.
+    """
+    here = f"this is rank {rank} of {len(parts)}"
+    labels = [f"{part.kind} {part.tag!r}" for part in parts]
+    equal_updates = len({part.updates for part in parts}) == 1
+    if len(set(labels)) > 1:
+        places = [
+            label if equal_updates else f"{label} after {part.updates} updates"
+            for label, part in zip(labels, parts, strict=True)
+        ]
+        raise CollectiveTimeoutError(
+            f"The ranks are in different collectives ({here}): {by_rank(places, 'in')}. Every rank must "
+            "call the same collectives in the same order: look for one that only some ranks reach, "
+            "such as under `if is_root`."
+        )
+    refusals = [f"{other}: {part.refused}" for other, part in enumerate(parts) if part.refused]
+    if refusals:
+        raise DistributionError(
+            f"A rank refused its argument in {labels[0]} ({here}). On rank {' On rank '.join(refusals)}"
+        )
+    if not equal_updates:
+        said = [f"{part.updates} updates" for part in parts]
+        raise DistributionError(
+            f"The ranks' data ended at different batches before {labels[0]} ({here}): {by_rank(said, 'after')}. "
+            "The weights are no longer those of one training. To mend it: feed each rank with job.shard(data, "
+            "batch), or give every rank the same number of steps."
+        )
+    if any(part.terms != parts[0].terms for part in parts):
+        said = [", ".join(f"{key}={value!r}" for key, value in part.terms.items()) for part in parts]
+        raise DistributionError(
+            f"The ranks disagree in {labels[0]} ({here}): {by_rank(said, 'with')}. Every rank must pass "
+            "the same of these."
+        )
 
 
 def by_rank(texts: Sequence[str], verb: str) -> str:

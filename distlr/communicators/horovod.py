@@ -52,11 +52,6 @@ class HorovodCommunicator(Communicator):
         super().__init__("horovod", hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
         self._exchanges: list[HorovodGradients] = []
 
-    @property
-    def controller(self) -> str:
-        """'gloo' or 'mpi': what the ranks talk over."""
-        return "mpi" if self._hvd.mpi_enabled() else "gloo"
-
     def gradients(self, prefix: str, compression: str = "none") -> HorovodGradients:
         """The exchange of gradients for one optimizer; see `HorovodGradients`."""
         self._exchanges.append(HorovodGradients(self._hvd, prefix, compression))

@@ -209,9 +209,8 @@ def test_non_contiguous_and_big_endian_arrays(backend):
 
 def test_json_round_trip(backend):
     obj = {"grüße": ["学习率", "\U0001f600", "\ud800"], "nest": [{"a": [None, True, 1.5, -(2**70)]}], "e": {}}
-    for root in range(backend.size):
-        said = backend.run(lambda c, r=root: c.broadcast_json(obj if c.rank == r else object(), root=r, tag="t"))
-        assert said == [obj] * backend.size
+    said = backend.run(lambda c: c.broadcast_json(obj if c.is_root else object(), tag="t"))
+    assert said == [obj] * backend.size
     gathered = backend.run(lambda c: c.gather_json({"rank": c.rank, "text": "é" * c.rank}, tag="t"))
     assert gathered == [[{"rank": r, "text": "é" * r} for r in range(backend.size)]] * backend.size
 
@@ -265,7 +264,6 @@ def test_kind_mismatch_is_named_on_every_rank(backend, kind):
         (lambda c, odd: c.allgather(np.ones(2, int if odd else float), tag="t"), ["'float64'", "'int64'"]),
         (lambda c, odd: c.broadcast(np.ones(2), root=int(odd), tag="t"), ["root=0", "root=1"]),
         (lambda c, odd: c.broadcast(np.ones(1 + odd), tag="t"), ["shape=[1]", "shape=[2]"]),
-        (lambda c, odd: c.broadcast_json(1, root=int(odd), tag="t"), ["root=0", "root=1"]),
     ],
 )
 def test_disagreement_is_named_on_every_rank(backend, call, parts):
@@ -294,7 +292,7 @@ def test_disagreement_is_named_on_every_rank(backend, call, parts):
             "`root` must be a rank in 0 to",
         ),
         (lambda c: c.broadcast(1.0, root=-1, tag="t"), ConfigurationError, "root=-1"),
-        (lambda c: c.broadcast_json(1, root="0", tag="t"), ConfigurationTypeError, "root='0'"),
+        (lambda c: c.broadcast(1.0, root="0", tag="t"), ConfigurationTypeError, "root='0'"),
         (lambda c: c.gather_json({"a": {1}}, tag="t"), ConfigurationTypeError, "Received: a builtins.set"),
         (lambda c: c.gather_json(np.float32(1), tag="t"), ConfigurationTypeError, "a numpy.float32"),
         (lambda c: c.gather_json({(1, 2): 3}, tag="t"), ConfigurationTypeError, "not tuple"),
@@ -326,27 +324,25 @@ def test_refusal_on_one_rank_is_told_to_all(backend):
 
 def test_collectives_are_counted(backend):
     def fn(comm):
-        before = comm.bytes_sent
+        log = comm.log
+        assert (log.total, log.bytes_sent, log.seconds) == (0, 0, 0.0)
         for call in COLLECTIVES.values():
             call(comm, "epoch")
+        before = log.bytes_sent
         comm.allreduce(np.zeros(1000), tag="metrics")
-        log = comm.log
-        assert before == 0
-        assert comm.bytes_sent == log.bytes_sent == sum(record.bytes_sent for record in log.recent)
-        kinds = [record.kind for record in log.recent]
-        return dict(log.calls), log.total, kinds, log.recent[-1].bytes_sent
+        return log.total, before, log.bytes_sent, log.seconds
 
-    for calls, total, kinds, last in backend.run(fn):
-        assert calls == {"epoch": len(COLLECTIVES), "metrics": 1}
+    for total, before, after, seconds in backend.run(fn):
         assert total == len(COLLECTIVES) + 1
-        assert kinds == [*COLLECTIVES, "allreduce"]
-        assert 8000 < last < 8200
+        assert 64 * len(COLLECTIVES) < before < 256 * len(COLLECTIVES)
+        assert 8000 < after - before < 8200
+        assert seconds > 0
 
 
 def test_only_the_root_sends_a_broadcast(backend):
     def fn(comm):
         comm.broadcast(np.zeros(10_000), tag="t")
-        return comm.bytes_sent
+        return comm.log.bytes_sent
 
     sent = backend.run(fn)
     assert sent[0] > 80_000

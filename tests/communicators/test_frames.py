@@ -1,0 +1,43 @@
+"""The verdict on what the ranks sent; the conformance tests have it through every collective."""
+
+from __future__ import annotations
+
+import pytest
+
+from distlr.communicators.frames import EMPTY, Part, check_same
+from distlr.errors import CollectiveTimeoutError, DistributionError
+
+
+def parts(*different):
+    plain = {"kind": "barrier", "tag": "t", "terms": {}, "length": 0, "refused": "", "data": EMPTY}
+    return [Part(**{**plain, **each}) for each in different]
+
+
+@pytest.mark.parametrize("equal", [({}, {}), ({"length": 1}, {"length": 2}), ({"updates": 3}, {"updates": 3})])
+def test_what_may_differ(equal):
+    check_same(parts(*equal), 0)
+
+
+@pytest.mark.parametrize(
+    ("different", "kind", "words"),
+    [
+        (
+            ({"updates": 3}, {"tag": "u", "updates": 2}),
+            CollectiveTimeoutError,
+            "rank 0 in barrier 't' after 3 updates; rank 1 in barrier 'u' after 2 updates",
+        ),
+        (
+            ({"updates": 3}, {"updates": 2}),
+            DistributionError,
+            "ended at different batches before barrier 't' (this is rank 1 of 2): rank 0 after 3 updates",
+        ),
+        (({"refused": "No."}, {"updates": 2}), DistributionError, "A rank refused its argument in barrier 't'"),
+        (({"terms": {"a": 1}}, {"terms": {"a": 2}}), DistributionError, "rank 0 with a=1; rank 1 with a=2"),
+    ],
+)
+def test_what_must_not_differ(different, kind, words):
+    with pytest.raises(DistributionError) as info:
+        check_same(parts(*different), 1)
+    assert type(info.value) is kind
+    assert words in str(info.value)
+    assert "this is rank 1 of 2" in str(info.value)
