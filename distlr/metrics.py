@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from distlr.communicators.frames import REDUCERS
 from distlr.errors import ConfigurationError, received
 
 __all__ = [
@@ -31,8 +32,6 @@ __all__ = [
 
 COMBINE = "distlr_combine"
 """The attribute by which a metric says how its states combine over ranks: "sum" (also without it), "max" or "min"."""
-
-_WAYS = ("sum", "max", "min")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +115,9 @@ def check_additive(metrics: Sequence[Any], sums_alone: bool = False) -> None:
     """
     for _, metric, variable in _variables(metrics):
         way = getattr(metric, COMBINE, None)
-        if way is not None and way not in _WAYS:
+        if way is not None and way not in tuple(REDUCERS):
             raise ConfigurationError(
-                received(f"{type(metric).__name__}.{COMBINE}", way, f"one of {', '.join(map(repr, _WAYS))}")
+                received(f"{type(metric).__name__}.{COMBINE}", way, f"one of {', '.join(map(repr, REDUCERS))}")
             )
         if sums_alone and way in ("max", "min"):
             raise ConfigurationError(

@@ -18,11 +18,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, final
 
-import numpy as np
 import numpy.typing as npt
 
 from distlr.communicators.frames import (
     EMPTY,
+    REDUCERS,
     Array,
     Frame,
     Part,
@@ -46,8 +46,6 @@ from distlr.errors import (
 __all__ = ["Communicator", "Op"]
 
 Op = Literal["sum", "max", "min"]
-
-_REDUCERS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
 class Communicator(abc.ABC):
@@ -158,7 +156,7 @@ class Communicator(abc.ABC):
         """
         try:
             value = checked_array(array)
-            if op not in _REDUCERS:
+            if op not in tuple(REDUCERS):
                 raise ConfigurationError(received("op", op, "'sum', 'max' or 'min'"))
             if op == "sum" and value.dtype.name in ("bool", "uint8"):
                 hint = "cast it to int64, or use op='max' or op='min'"
@@ -171,7 +169,7 @@ class Communicator(abc.ABC):
         result = to_array(parts[0].data, value.dtype, value.shape)
         for part in parts[1:]:
             # `out` keeps 0-d arrays arrays; numpy would return a scalar.
-            _REDUCERS[op](result, to_array(part.data, value.dtype, value.shape), out=result)
+            REDUCERS[op](result, to_array(part.data, value.dtype, value.shape), out=result)
         return result
 
     @final

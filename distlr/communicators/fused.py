@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 
 from distlr.communicators.base import Communicator
-from distlr.communicators.frames import Array, Frame, checked_array, to_array, to_bytes, to_json
+from distlr.communicators.frames import REDUCERS, Array, Frame, checked_array, to_array, to_bytes, to_json
 from distlr.errors import DistributionError
 
 __all__ = ["Bundle", "broadcast_arrays", "exchange_bundles", "first_of", "mean_over", "numbers", "reduce_over"]
 
 _LENGTH = struct.Struct("<Q")
 _CHUNK = 64 * 2**20  # bytes a collective when a whole model is sent: bounds the copies that are held at a time
-
-_REDUCERS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +64,7 @@ def reduce_over(bundles: Iterable[Bundle], how: Mapping[str, str] | None = None)
                     "To mend it: build the same model, with the same metrics, on every rank."
                 )
             else:
-                result[name] = np.asarray(_REDUCERS[how.get(name, "sum")](result[name], wide))
+                result[name] = np.asarray(REDUCERS[how.get(name, "sum")](result[name], wide))
     return result
 
 

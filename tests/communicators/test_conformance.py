@@ -286,6 +286,7 @@ def test_disagreement_is_named_on_every_rank(backend, call, parts):
         (lambda c: c.allgather([[1], [1, 2]], tag="t"), ConfigurationTypeError, "numpy refuses"),
         (lambda c: c.allreduce([True], tag="t"), ConfigurationTypeError, "cast it to int64"),
         (lambda c: c.allreduce(1.0, "mean", tag="t"), ConfigurationError, "op='mean'"),
+        (lambda c: c.allreduce(1.0, ["sum"], tag="t"), ConfigurationError, "op=['sum']"),
         (
             lambda c: c.broadcast(1.0, root=c.size, tag="t"),
             ConfigurationError,
