@@ -163,7 +163,7 @@ class Communicator(abc.ABC):
                 what = "float32, float64 or int64 for a sum"
                 raise ConfigurationTypeError(received("array.dtype", value.dtype.name, what, hint))
         except DistlrError as error:
-            self._refuse("allreduce", tag, error)
+            self.refuse("allreduce", tag, error)
         terms = {"op": op, "dtype": value.dtype.name, "shape": list(value.shape)}
         parts = self._collective("allreduce", tag, terms, to_bytes(value))
         result = to_array(parts[0].data, value.dtype, value.shape)
@@ -194,7 +194,7 @@ class Communicator(abc.ABC):
         try:
             value = checked_array(array)
         except DistlrError as error:
-            self._refuse("allgather", tag, error)
+            self.refuse("allgather", tag, error)
         trailing = value.shape[1:]
         terms = {"dtype": value.dtype.name, "shape": ["any", *trailing] if value.ndim else []}
         length = value.shape[0] if value.ndim else 0
@@ -224,7 +224,7 @@ class Communicator(abc.ABC):
             value = checked_array(array)
             self._check_root(root)
         except DistlrError as error:
-            self._refuse("broadcast", tag, error)
+            self.refuse("broadcast", tag, error)
         terms = {"root": root, "dtype": value.dtype.name, "shape": list(value.shape)}
         data = to_bytes(value) if self.rank == root else EMPTY
         parts = self._collective("broadcast", tag, terms, data)
@@ -268,7 +268,7 @@ class Communicator(abc.ABC):
         try:
             data = to_json(obj) if self.is_root else EMPTY
         except DistlrError as error:
-            self._refuse("broadcast_json", tag, error)
+            self.refuse("broadcast_json", tag, error)
         parts = self._collective("broadcast_json", tag, {}, data)
         return json.loads(parts[0].data.tobytes())
 
@@ -292,9 +292,23 @@ class Communicator(abc.ABC):
         try:
             data = to_json(obj)
         except DistlrError as error:
-            self._refuse("gather_json", tag, error)
+            self.refuse("gather_json", tag, error)
         parts = self._collective("gather_json", tag, {}, data)
         return [json.loads(part.data.tobytes()) for part in parts]
+
+    @final
+    def refuse(self, kind: str, tag: str, error: DistlrError) -> NoReturn:
+        """Tells the other ranks, which are in a collective, that this one refuses its argument; then raises the reason.
+
+        For what is made of the collectives: it refuses before it enters one.
+
+        Args:
+            kind: the collective's name, such as "allgather".
+            tag: its tag.
+            error: the reason.
+        """
+        self._send(kind, tag, {}, EMPTY, refused=str(error))
+        raise error
 
     def _check_root(self, root: int) -> None:
         if isinstance(root, bool) or not isinstance(root, int):
@@ -309,11 +323,6 @@ class Communicator(abc.ABC):
         one of these, and another one in an update, for ever.
         """
         return 0
-
-    def _refuse(self, kind: str, tag: str, error: DistlrError) -> NoReturn:
-        """Tells the other ranks that this one refuses its argument, then raises the reason here."""
-        self._send(kind, tag, {}, EMPTY, refused=str(error))
-        raise error
 
     def _collective(self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0) -> list[Part]:
         """Exchanges one frame and checks that all ranks mean the same collective."""

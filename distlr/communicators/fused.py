@@ -12,7 +12,7 @@ import numpy as np
 
 from distlr.communicators.base import Communicator
 from distlr.communicators.frames import REDUCERS, Array, Frame, checked_array, to_array, to_bytes, to_json
-from distlr.errors import DistributionError
+from distlr.errors import DistlrError, DistributionError
 
 __all__ = ["Bundle", "broadcast_arrays", "exchange_bundles", "first_of", "mean_over", "numbers", "reduce_over"]
 
@@ -38,7 +38,11 @@ def exchange_bundles(communicator: Communicator, bundle: Bundle, *, tag: str) ->
     >>> run_ranks(rank, 2)[0]
     [(['total'], 0), ([], 1)]
     """
-    return [_unpack(part) for part in communicator.allgather(_pack(bundle), tag=tag)]
+    try:
+        packed = _pack(bundle)
+    except DistlrError as error:
+        communicator.refuse("allgather", tag, error)
+    return [_unpack(part) for part in communicator.allgather(packed, tag=tag)]
 
 
 def reduce_over(bundles: Iterable[Bundle], how: Mapping[str, str] | None = None) -> dict[str, Array]:

@@ -7,7 +7,7 @@ import pytest
 
 from distlr.communicators import run_ranks
 from distlr.communicators.fused import Bundle, broadcast_arrays, exchange_bundles, mean_over, reduce_over
-from distlr.errors import ConfigurationTypeError, DistributionError
+from distlr.errors import ConfigurationTypeError, DistlrError, DistributionError
 
 
 def exchanged(make, size: int = 3):
@@ -60,6 +60,22 @@ def test_shapes_that_differ_are_named() -> None:
 def test_what_a_communicator_does_not_carry_is_refused() -> None:
     with pytest.raises(ConfigurationTypeError, match="float16"):
         exchanged(lambda rank: Bundle({"a": np.zeros(2, np.float16)}), size=1)
+
+
+@pytest.mark.parametrize("bad", [Bundle({"a": np.zeros(2, np.float16)}), Bundle({}, note=object())])
+def test_a_refusal_on_one_rank_is_told_to_all(bad) -> None:
+    def rank(comm):
+        with pytest.raises(DistlrError) as info:
+            exchange_bundles(comm, bad if comm.rank == 1 else Bundle({}), tag="t")
+        return type(info.value), str(info.value), comm.allreduce(1, tag="after").item()
+
+    said = run_ranks(rank, 3, timeout=5.0)
+    assert [kind for kind, _, _ in said] == [DistributionError, ConfigurationTypeError, DistributionError]
+    assert [after for _, _, after in said] == [3, 3, 3]
+    for other in (0, 2):
+        assert (
+            f"A rank refused its argument in allgather 't' (this is rank {other} of 3). On rank 1: " in said[other][1]
+        )
 
 
 def test_empty_arrays_and_no_arrays() -> None:
