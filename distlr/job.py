@@ -17,7 +17,7 @@ from distlr.batch import GlobalBatch
 from distlr.broadcast import broadcast_state
 from distlr.callbacks import Audit, assembled
 from distlr.communicators import Communicator, SingleCommunicator
-from distlr.communicators.fused import Bundle, exchange_bundles, first_of, numbers, reduce_over
+from distlr.communicators.fused import Bundle, exchange_bundles, first_of, number, numbers, reduce_over
 from distlr.communicators.horovod_gradients import check_compression
 from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
@@ -604,7 +604,7 @@ class Job:
 
     def _combined(self, metrics: Sequence[Any], compute: Callable[[], Mapping[str, Any]], tag: str) -> dict[str, float]:
         if self.size == 1 or (self._spans and are_distributed(metrics)):
-            return {name: float(value) for name, value in compute().items()}
+            return {name: number(value) for name, value in compute().items()}
         states = read_states(metrics)
         bundles = exchange_bundles(self.communicator, Bundle(states.arrays), tag=tag)
         return results(metrics, reduce_over(bundles, states.how), compute)

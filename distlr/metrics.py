@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from distlr.communicators.frames import REDUCERS
+from distlr.communicators.fused import number
 from distlr.errors import ConfigurationError, received
 
 __all__ = [
@@ -172,13 +173,8 @@ def _given_or_own(combined: Mapping[str, np.ndarray], name: str, variable: Any) 
 
 
 def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
-    return {name: _number(value) for name, value in found.items()}
+    return {name: number(value) for name, value in found.items()}
 
 
 def _sendable(value: np.ndarray) -> np.ndarray:
     return value.astype("float64" if value.dtype.kind not in "iub" else "int64")
-
-
-def _number(value: Any) -> Any:
-    array = np.asarray(value)
-    return float(array) if array.ndim == 0 else array

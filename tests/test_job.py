@@ -332,6 +332,14 @@ def test_result_reads_metrics_by_name(four):
     assert four.result([mean, accuracy]) == pytest.approx({"loss": 14 / 6, "accuracy": 6 / 8})
 
 
+def test_result_of_a_metric_of_several_values_is_an_array():
+    f1 = keras.metrics.F1Score(average=None, threshold=0.5, name="f1")
+    f1.update_state([[1.0, 0.0], [0.0, 1.0]], [[0.9, 0.9], [0.1, 0.9]])
+    found = distlr.init(environ={}).result([f1, keras.metrics.Mean(name="mean")])
+    np.testing.assert_allclose(found["f1"], [1.0, 2 / 3], rtol=1e-6)
+    assert found["mean"] == 0.0
+
+
 # -- a loop of one's own -----------------------------------------------------------------------------------
 
 

@@ -14,7 +14,16 @@ from distlr.communicators.base import Communicator
 from distlr.communicators.frames import REDUCERS, Array, Frame, checked_array, to_array, to_bytes, to_json
 from distlr.errors import DistlrError, DistributionError
 
-__all__ = ["Bundle", "broadcast_arrays", "exchange_bundles", "first_of", "mean_over", "numbers", "reduce_over"]
+__all__ = [
+    "Bundle",
+    "broadcast_arrays",
+    "exchange_bundles",
+    "first_of",
+    "mean_over",
+    "number",
+    "numbers",
+    "reduce_over",
+]
 
 _LENGTH = struct.Struct("<Q")
 _CHUNK = 64 * 2**20  # bytes a collective when a whole model is sent: bounds the copies that are held at a time
@@ -77,9 +86,15 @@ def numbers(values: Mapping[str, float]) -> Bundle:
     return Bundle({name: np.asarray(value, np.float64) for name, value in values.items()})
 
 
-def first_of(bundles: Iterable[Bundle]) -> dict[str, float]:
-    """The numbers of the first rank that has any, in rank order."""
-    return next(({name: float(value) for name, value in b.arrays.items()} for b in bundles if b.arrays), {})
+def number(value: Any) -> Any:
+    """What a metric gives, as a float; an array where it is several values, as of `F1Score(average=None)`."""
+    array = np.asarray(value)
+    return float(array.item()) if array.size == 1 else array
+
+
+def first_of(bundles: Iterable[Bundle]) -> dict[str, Any]:
+    """The numbers of the first rank that has any, in rank order; an array where there are several of one name."""
+    return next(({name: number(value) for name, value in b.arrays.items()} for b in bundles if b.arrays), {})
 
 
 def mean_over(bundles: list[Bundle]) -> dict[str, Array]:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from distlr.communicators import run_ranks
-from distlr.communicators.fused import Bundle, broadcast_arrays, exchange_bundles, mean_over, reduce_over
+from distlr.communicators.fused import (
+    Bundle,
+    broadcast_arrays,
+    exchange_bundles,
+    first_of,
+    mean_over,
+    numbers,
+    reduce_over,
+)
 from distlr.errors import ConfigurationTypeError, DistlrError, DistributionError
 
 
@@ -76,6 +84,14 @@ def test_a_refusal_on_one_rank_is_told_to_all(bad) -> None:
         assert (
             f"A rank refused its argument in allgather 't' (this is rank {other} of 3). On rank 1: " in said[other][1]
         )
+
+
+def test_the_first_ranks_numbers_are_floats_and_arrays_where_there_are_several() -> None:
+    values = {"loss": 0.5, "of one class": np.array([0.25]), "f1": np.array([0.5, 1.0])}
+    bundles, _ = exchanged(lambda rank: numbers(values) if rank else Bundle({}))[0]
+    found = first_of(bundles)
+    assert (found["loss"], found["of one class"], found["f1"].tolist()) == (0.5, 0.25, [0.5, 1.0])
+    assert type(found["loss"]) is type(found["of one class"]) is float
 
 
 def test_empty_arrays_and_no_arrays() -> None:

@@ -179,6 +179,35 @@ def test_evaluate_and_result_are_over_all_ranks(job, same_on_all) -> None:
     assert float(metric.result()) == job.rank  # its own again
 
 
+def test_a_metric_of_several_values_is_an_array(job, own, same_on_all) -> None:
+    def build(optimizer):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(2, "sigmoid")])
+        f1 = keras.metrics.F1Score(average=None, threshold=0.5, name="f1")
+        model.compile(optimizer, "binary_crossentropy", metrics=[f1])
+        return model
+
+    def of_two_classes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        x, y = samples(count, seed)
+        return x, np.hstack([y, x[:, :1] > 0]).astype("float32")
+
+    with job.scope():
+        batch = job.batch(per_replica=4, base_batch=4, samples_per_epoch=8 * job.size)
+        model = build(job.optimizer(keras.optimizers.SGD(0.1), batch))
+    shards = [of_two_classes(12, seed=10 + rank) for rank in range(job.size)]
+    options = {"validation_data": own(shards[job.rank], 4), "callbacks": job.callbacks()}
+    history = model.fit(own(of_two_classes(8, job.rank), 4), verbose=0, shuffle=False, **options).history
+    whole = tuple(np.concatenate(parts) for parts in zip(*shards, strict=True))
+    alone = build("sgd")
+    alone.set_weights([weight.numpy() for weight in model.weights])
+    expected = alone.evaluate(*whole, batch_size=len(whole[0]), verbose=0, return_dict=True)["f1"]
+    assert expected.shape == (2,)
+    np.testing.assert_allclose(history["val_f1"][-1], expected, atol=1e-6)
+    found = job.evaluate(model, job.shard(whole, batch, training=False))
+    np.testing.assert_allclose(found["f1"], expected, atol=1e-6)
+    same_on_all([found["loss"], found["f1"].tolist()])
+
+
 @pytest.mark.parametrize("metrics", [1, 20])
 def test_at_most_four_collectives_at_an_epochs_end(job, own, metrics) -> None:
     with job.scope():
