@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NoReturn
+from typing import Any
 
 from distlr.communicators import Communicator, alone
+from distlr.communicators.root import from_root
 from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.optimizer import handle
 from distlr.plateau import Decision, NonFiniteMetricError, PlateauPolicy, PlateauState
@@ -62,7 +63,6 @@ class Plateau:
         self.decisions: list[dict[str, Any]] = []
         self._handle = handle(optimizer)
         self._steps = 0
-        self._refused: Exception | None = None
         if self.policy.mode_guessed:
             hint = (
                 f"write mode='min' or mode='max': nothing tells whether '{self.policy.monitor}' is better low or high"
@@ -92,14 +92,17 @@ class Plateau:
         """
         epoch = self._steps if epoch is None else epoch
         self._steps = epoch + 1
-        message = self._decide(value) if self.communicator.is_root else None
-        message = self.communicator.broadcast_json(message, tag=f"plateau {self.policy.key} {epoch}")
-        if "skipped" in message:
-            return Decision(1.0, message["skipped"], improved=False)
-        if "error" in message:
-            self._raise(message)
-        decision = Decision.from_dict(message["decision"])
-        state = PlateauState.from_vector(message["state"])
+        said = from_root(
+            self.communicator,
+            lambda: self._decide(value),
+            tag=f"plateau {self.policy.key} {epoch}",
+            what="decide",
+            raised=(NonFiniteMetricError, DistributionError),
+        )
+        if "skipped" in said:
+            return Decision(1.0, said["skipped"], improved=False)
+        decision = Decision.from_dict(said["decision"])
+        state = PlateauState.from_vector(said["state"])
         before = self._handle.rate
         self._handle.write(self._name, state.as_vector())
         if decision.cut:
@@ -114,31 +117,21 @@ class Plateau:
                 }
             )
             if self.communicator.is_root:
-                said = (epoch + 1, decision.reason, before, after)
-                _log.info("Epoch %d: %s; the rate goes from %.6g to %.6g.", *said)
+                words = (epoch + 1, decision.reason, before, after)
+                _log.info("Epoch %d: %s; the rate goes from %.6g to %.6g.", *words)
         return decision
-
-    def _raise(self, message: dict[str, Any]) -> NoReturn:
-        if self._refused is not None:
-            raise self._refused
-        kind = NonFiniteMetricError if message["not_finite"] else DistributionError
-        raise kind(f"[rank {self.communicator.rank}] Rank 0 could not decide: {message['error']}")
 
     @property
     def _name(self) -> str:
         return f"plateau/{self.policy.key}"
 
     def _decide(self, value: float | None) -> dict[str, Any]:
+        """Rank 0: raises what is wrong with the state, the metric, or the user's schedule."""
         if value is None:
             return {"skipped": f"{self.policy.monitor} is not there"}
         if self._handle.paused:
             return {"skipped": "plateaus are paused by hand"}
-        try:
-            vector = self._handle.read(self._name, self.policy.initial_state().as_vector())
-            state = PlateauState.from_vector(vector)
-            state, decision = self.policy.step(state, value, rate=self._handle.rate, in_warmup=self._handle.in_warmup)
-        except Exception as error:  # of the state, the metric, or the user's schedule
-            # Every rank must hear of it before this one raises, or the others wait for the decision.
-            self._refused = error
-            return {"error": str(error), "not_finite": isinstance(error, NonFiniteMetricError)}
+        vector = self._handle.read(self._name, self.policy.initial_state().as_vector())
+        state = PlateauState.from_vector(vector)
+        state, decision = self.policy.step(state, value, rate=self._handle.rate, in_warmup=self._handle.in_warmup)
         return {"decision": decision.to_dict(), "state": list(state.as_vector())}

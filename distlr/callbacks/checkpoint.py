@@ -16,9 +16,10 @@ from distlr._numbers import positive_integer
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.follow import FollowEpochs
 from distlr.checkpoints import CheckpointDirectory
-from distlr.communicators.fused import Bundle, exchange_bundles
+from distlr.communicators.fused import Bundle
+from distlr.communicators.root import bundle_from_root
 from distlr.duration import Duration
-from distlr.errors import ConfigurationError, DistlrError, RanksChanged, StateError, received
+from distlr.errors import ConfigurationError, RanksChanged, StateError, received
 from distlr.optimizer import ScaledOptimizer, differences, formula, inner, rate_of
 from distlr.run_state import (
     RunState,
@@ -165,20 +166,11 @@ class Checkpoint(JobCallback):
 
     def _continue(self) -> None:
         """Rank 0 reads the newest checkpoint, and tells the others what is not in the model's variables."""
-        said, refused = Bundle({}), None
-        if self.communicator.is_root:
-            try:
-                said = self._load()
-            except (DistlrError, ValueError, OSError) as error:
-                refused, said = error, Bundle({}, note={"error": str(error)})
-        if self.communicator.size > 1:
-            said = exchange_bundles(self.communicator, said, tag="the checkpoint to continue")[0]
+        said = bundle_from_root(
+            self.communicator, self._load, tag="the checkpoint to continue", what="continue", raised=(StateError,)
+        )
         if said.note is None:
             return
-        if "error" in said.note:
-            raise refused or StateError(
-                f"[rank {self.communicator.rank}] Rank 0 could not continue: {said.note['error']}"
-            )
         state = RunState.from_json(said.note)
         self._ranks = rank_arrays(said.arrays, state.ranks)
         self._place(state)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from distlr._numbers import positive_integer
 from distlr.callbacks.base import JobCallback
+from distlr.communicators.root import from_root
 from distlr.control import ControlDirectory, Found, is_change, trouble_with
-from distlr.errors import ConfigurationError, DistributionError
+from distlr.errors import ConfigurationError
 from distlr.optimizer import ScaledOptimizer, Steered, inner, rate_of
 from distlr.run_directory import DECISIONS, LONGEST, RunDirectory
 
@@ -325,20 +326,8 @@ class Steering(JobCallback):
         return self.clock_of(self._optimizer)
 
     def _from_root(self, make: Callable[[], dict[str, Any]], tag: str) -> dict[str, Any]:
-        """What rank 0 makes, on every rank; an error of rank 0's is one of all. Collective on several ranks."""
-        said: dict[str, Any] = {}
-        refused: Exception | None = None
-        if self.communicator.is_root:
-            try:
-                said = make()
-            except Exception as error:  # every rank must hear of it, or the others wait
-                refused, said = error, {"error": str(error)}
-        if self.communicator.size > 1:
-            said = self.communicator.broadcast_json(said, tag=tag)
-        if "error" in said:
-            raise refused or DistributionError(
-                f"[rank {self.communicator.rank}] Rank 0 could not read what was asked for by hand: {said['error']}"
-            )
+        """What rank 0 makes, on every rank; an error of rank 0's is one of all. Collective."""
+        said: dict[str, Any] = from_root(self.communicator, make, tag=tag, what="read what was asked for by hand")
         return said
 
 

@@ -18,11 +18,12 @@ import tensorflow as tf
 
 import distlr
 from distlr.callbacks import Checkpoint
-from distlr.checkpoints import read_checkpoint
+from distlr.checkpoints import CheckpointDirectory, read_checkpoint
 from distlr.communicators import SingleCommunicator
 from distlr.communicators.requests import Requests
-from distlr.errors import ConfigurationError, NonFiniteError, StateError
+from distlr.errors import ConfigurationError, DistlrError, NonFiniteError, StateError
 from distlr.job import Job
+from distlr.testing import run_ranks
 
 K = keras.callbacks
 SAMPLES, EPOCHS = 70, 4
@@ -402,6 +403,23 @@ def test_another_model_is_refused_and_nothing_is_changed(tmp_path) -> None:
         model.fit(job.shard((X, Y), batch), callbacks=callbacks, verbose=0, shuffle=False)
     for found, expected in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_whatever_rank_0_cannot_continue_from_is_an_error_of_all_and_nobody_waits(tmp_path, monkeypatch) -> None:
+    def fail(directory):
+        raise MemoryError("4 GiB")
+
+    def rank(comm):
+        callback = Checkpoint(tmp_path)
+        callback.bind(comm)
+        with pytest.raises((MemoryError, DistlrError)) as info:
+            callback._continue()
+        return info.value
+
+    monkeypatch.setattr(CheckpointDirectory, "readable", fail)
+    errors = run_ranks(rank, 2, timeout=5.0)
+    assert [type(error) for error in errors] == [MemoryError, StateError]
+    assert str(errors[1]) == "[rank 1] Rank 0 could not continue: MemoryError: 4 GiB"
 
 
 class Loaded:
