@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from distlr._version import __version__
 from distlr.communicators import Communicator
-from distlr.communicators.fused import Bundle, exchange_bundles, mean_over, reduce_over
+from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
 from distlr.errors import StateError
 from distlr.metrics import assign_states, read_states
 from distlr.optimizer import ScaledOptimizer, inner, read_state, write_state
-from distlr.statistics import assign_statistics, average_over_replicas, read_statistics
+from distlr.statistics import average_over_replicas, exchange_with_statistics
 
 __all__ = [
     "RunState",
@@ -180,17 +180,17 @@ def gather_arrays(communicator: Communicator, model: Any, *, within_epoch: bool)
     from what the checkpoint holds.
     """
     own = {f"{_SEED}{i}": np.asarray(seed.numpy(), np.int64) for i, seed in enumerate(_seeds(model))}
-    statistics: dict[str, np.ndarray] = {}
     if within_epoch:
         own |= read_states(model.metrics).arrays
         average_over_replicas(model)
-        statistics = read_statistics(model) if communicator.size > 1 else {}
     if communicator.size == 1:
         return [own]
-    bundles = exchange_bundles(communicator, Bundle({**own, **statistics}), tag="the ranks' part of a checkpoint")
-    if statistics:
-        assign_statistics(model, mean_over([Bundle({n: b.arrays[n] for n in statistics}) for b in bundles]))
-    return [{n: array for n, array in b.arrays.items() if n not in statistics} for b in bundles]
+    tag = "the ranks' part of a checkpoint"
+    if within_epoch:
+        bundles = exchange_with_statistics(communicator, model, Bundle(own), tag=tag)
+    else:
+        bundles = exchange_bundles(communicator, Bundle(own), tag=tag)
+    return [dict(bundle.arrays) for bundle in bundles]
 
 
 def restore_seeds(communicator: Communicator, model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> None:

@@ -8,18 +8,39 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["assign_statistics", "average_over_replicas", "read_statistics"]
+from distlr.communicators import Communicator
+from distlr.communicators.fused import Bundle, exchange_bundles, mean_over
+
+__all__ = ["average_over_replicas", "exchange_with_statistics"]
 
 
-def read_statistics(model: Any) -> dict[str, np.ndarray]:
+def _read(model: Any) -> dict[str, np.ndarray]:
     """The first local replica's values in float64, by a name that is the same on every rank."""
     return {name: np.asarray(_copies(model, variable)[0], np.float64) for name, variable in _statistics(model).items()}
 
 
-def assign_statistics(model: Any, values: Mapping[str, np.ndarray]) -> None:
+def _assign(model: Any, values: Mapping[str, np.ndarray]) -> None:
     """Gives all local replicas these values."""
     for name, variable in _statistics(model).items():
         variable.assign(tf.cast(values[name], variable.dtype))
+
+
+def exchange_with_statistics(communicator: Communicator, model: Any, bundle: Bundle, *, tag: str) -> list[Bundle]:
+    """Every rank's bundle; in the same collective the statistics become their mean over the ranks. Collective.
+
+    Args:
+        communicator: the job's.
+        model: whose statistics they are; the same on every rank.
+        bundle: what this rank says.
+        tag: names the call; the same on all ranks.
+    """
+    own = _read(model)
+    everyone = exchange_bundles(communicator, Bundle({**bundle.arrays, **own}, note=bundle.note), tag=tag)
+    _assign(model, mean_over([Bundle({name: said.arrays[name] for name in own}) for said in everyone]))
+    return [
+        Bundle({name: array for name, array in said.arrays.items() if name not in own}, note=said.note)
+        for said in everyone
+    ]
 
 
 def average_over_replicas(model: Any) -> None:

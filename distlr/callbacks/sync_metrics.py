@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from distlr.callbacks.base import JobCallback
-from distlr.communicators.fused import Bundle, exchange_bundles, first_of, mean_over, numbers, reduce_over
+from distlr.communicators.fused import Bundle, exchange_bundles, first_of, numbers, reduce_over
 from distlr.metrics import GraphResults, MetricStates, check_additive, read_states, results
-from distlr.statistics import assign_statistics, read_statistics
+from distlr.statistics import exchange_with_statistics
 
 __all__ = ["SyncMetrics"]
 
@@ -91,14 +91,12 @@ class SyncMetrics(JobCallback):
 
     def _sync_training(self) -> None:
         states = MetricStates({}, {}) if self._spans else read_states(self.model.metrics)
-        statistics = read_statistics(self.model)
-        bundle = Bundle({**states.arrays, **statistics}, note=self._validates)
-        bundles = exchange_bundles(self.communicator, bundle, tag=f"training metrics of epoch {self._epoch + 1}")
+        own = Bundle(states.arrays, note=self._validates)
+        tag = f"training metrics of epoch {self._epoch + 1}"
+        bundles = exchange_with_statistics(self.communicator, self.model, own, tag=tag)
         self._any_validates = any(other.note for other in bundles)
-        counted = [Bundle({n: a for n, a in b.arrays.items() if n not in statistics}) for b in bundles]
-        assign_statistics(self.model, mean_over([Bundle({n: b.arrays[n] for n in statistics}) for b in bundles]))
         if not self._spans:
-            self._training = self._results(reduce_over(counted, states.how))
+            self._training = self._results(reduce_over(bundles, states.how))
             return
         self._training = {}  # the logs have the results of all ranks
         if self._any_validates and not self._validates:
