@@ -1,4 +1,4 @@
-"""Checks of numbers that are arguments, one for each kind, so that the same mistake reads the same everywhere.
+"""Checks of numbers that are arguments, one for each kind, so that the same mistake reads the same everywhere; spans.
 
 This module imports neither TensorFlow, Keras nor numpy; their scalars are numbers all the same.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import SupportsFloat, SupportsIndex, cast
 
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
@@ -19,6 +20,7 @@ __all__ = [
     "positive_integer",
     "positive_real",
     "real",
+    "spans",
     "whole_number",
 ]
 
@@ -94,3 +96,18 @@ def not_negative_real(
     if number < 0:
         raise ConfigurationError(received(argument, value, expected, hint))
     return number
+
+
+def spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Numbers in order as the first and the last of each unbroken row.
+
+    >>> spans([1, 2, 3, 7])
+    [(1, 3), (7, 7)]
+    """
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from distlr._numbers import spans
 from distlr.errors import (
     CollectiveTimeoutError,
     ConfigurationError,
@@ -229,11 +230,5 @@ def name_ranks(ranks: Iterable[int]) -> str:
     >>> name_ranks([0, 1, 2, 5]), name_ranks([3])
     ('ranks 0-2, 5', 'rank 3')
     """
-    spans: list[list[int]] = []
-    for rank in sorted(ranks):
-        if spans and rank == spans[-1][1] + 1:
-            spans[-1][1] = rank
-        else:
-            spans.append([rank, rank])
-    names = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
+    names = [str(first) if first == last else f"{first}-{last}" for first, last in spans(sorted(ranks))]
     return f"rank{'' if len(names) == 1 and '-' not in names[0] else 's'} {', '.join(names)}"

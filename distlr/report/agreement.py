@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from distlr._numbers import spans
 from distlr.report.series import epoch_of
 from distlr.report.values import DASH, mapping, plain, sequence, whole
 from distlr.run_directory import Run
@@ -66,14 +67,9 @@ def stretches(run: Run) -> list[Stretch]:
 
 def epochs_in_words(numbers: Iterable[int]) -> str:
     """`epoch 5`, `epochs 1-3, 7`, of numbers in order."""
-    spans: list[tuple[int, int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1] = (spans[-1][0], number)
-        else:
-            spans.append((number, number))
-    words = [str(first) if first == last else f"{first}{DASH}{last}" for first, last in spans]
-    return f"epoch{'' if words == [str(spans[0][0])] else 's'} {_few(words)}"
+    rows = spans(numbers)
+    words = [str(first) if first == last else f"{first}{DASH}{last}" for first, last in rows]
+    return f"epoch{'' if words == [str(rows[0][0])] else 's'} {_few(words)}"
 
 
 def _stretch(number: int, record: dict[str, Any]) -> Stretch:
