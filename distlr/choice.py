@@ -10,8 +10,8 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distlr.communicators.detect import Launch, detect, place_on_host, tf_config_workers
 from distlr.communicators.engines import ENGINES
+from distlr.communicators.launches import Launch, detect, place_on_host, tf_config_workers
 from distlr.communicators.rendezvous import check_addresses
 from distlr.errors import ConfigurationError, DistributionError, received
 

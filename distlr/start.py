@@ -10,13 +10,13 @@ import tensorflow as tf
 from distlr._numbers import positive_real
 from distlr.choice import ENGINE, SIMULATE, Choice, choose
 from distlr.communicators import connect
-from distlr.communicators.detect import place_on_host
 from distlr.communicators.engines import ENGINES
+from distlr.communicators.launches import place_on_host
 from distlr.communicators.rendezvous import meet
 from distlr.communicators.strategy import StrategyCommunicator
 from distlr.errors import ConfigurationTypeError, received
 from distlr.job import Job
-from distlr.strategies import check_strategy, local_gpus, mend, multi_worker, pin_gpu, simulated, slurm_workers
+from distlr.strategies import check_strategy, connect_workers, local_gpus, mend, pin_gpu, simulated, slurm_workers
 
 __all__ = ["ENGINE", "SIMULATE", "init"]
 
@@ -103,5 +103,5 @@ def _spanning(choice: Choice, strategy: tf.distribute.Strategy | None, timeout: 
         if local_size > 1:  # alone on its host a worker has all of the host's GPUs
             pin_gpu(local_rank, local_size)
         meet(addresses, rank, timeout)
-        made = multi_worker(addresses, rank, timeout)
+        made = connect_workers(addresses, rank, timeout)
     return Job(made, choice.backend, StrategyCommunicator(made, addresses, rank, timeout))

@@ -30,7 +30,7 @@ CONTROL = (
     "scaling",
     "communicators.base",
     "communicators.engines",
-    "communicators.detect",
+    "communicators.launches",
     "communicators.frames",
     "communicators.fused",
     "communicators.log",
@@ -50,7 +50,7 @@ HOROVOD = {
 # Run in a process of its own.
 DOCTORS_PROCESS = "distlr.doctor.averaging"
 # The contract, what is made of it, and the reading of the launcher's environment.
-NO_BACKENDS = {f"distlr.communicators.{name}" for name in ("base", "detect", "frames", "fused", "root")}
+NO_BACKENDS = {f"distlr.communicators.{name}" for name in ("base", "frames", "fused", "launches", "root")}
 # What Keras keeps private in its optimizers. `_backend_` and `_overwrite_` are prefixes.
 OPTIMIZER_INTERNALS = {
     "_accumulated_gradients",

@@ -6,8 +6,8 @@ Importing this package imports neither TensorFlow nor an engine.
 from __future__ import annotations
 
 from distlr.communicators.base import Communicator
-from distlr.communicators.detect import Launch, detect
 from distlr.communicators.engines import ENGINES, connect
+from distlr.communicators.launches import Launch, detect
 from distlr.communicators.log import CollectiveLog
 from distlr.communicators.single import SingleCommunicator, alone
 from distlr.communicators.threads import ThreadCommunicator, ThreadGroup, run_ranks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from distlr.communicators.base import Communicator
-from distlr.communicators.detect import Launch
+from distlr.communicators.launches import Launch
 from distlr.errors import ConfigurationError, DistributionError, received
 
 __all__ = ["ENGINES", "connect"]

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 
 from distlr.communicators.base import Communicator
-from distlr.communicators.detect import detect
 from distlr.communicators.frames import Frame
+from distlr.communicators.launches import detect
 from distlr.errors import DistributionError
 
 __all__ = ["SingleCommunicator", "alone"]

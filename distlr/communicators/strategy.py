@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from distlr.communicators.base import Communicator
-from distlr.communicators.detect import place_on_host
 from distlr.communicators.frames import Frame
+from distlr.communicators.launches import place_on_host
 from distlr.errors import CollectiveTimeoutError
 
 __all__ = ["StrategyCommunicator"]

@@ -2,15 +2,15 @@
 
 from distlr.strategies.given import check_strategy
 from distlr.strategies.local import local_gpus, pin_gpu
-from distlr.strategies.multi_worker import addresses_of, mend, multi_worker, slurm_workers
-from distlr.strategies.simulated import simulated
+from distlr.strategies.multi_worker import addresses_of, connect_workers, mend, slurm_workers
+from distlr.strategies.simulation import simulated
 
 __all__ = [
     "addresses_of",
     "check_strategy",
+    "connect_workers",
     "local_gpus",
     "mend",
-    "multi_worker",
     "pin_gpu",
     "simulated",
     "slurm_workers",

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from distlr.errors import DistributionError
 
-__all__ = ["MultiWorker", "addresses_of", "mend", "multi_worker", "slurm_workers", "split_batches"]
+__all__ = ["MultiWorker", "addresses_of", "connect_workers", "mend", "slurm_workers", "split_batches"]
 
 _FIRST_PORT, _PORTS_A_JOB, _PORTS = 12_000, 16, 1_000  # below the range from which systems give ports away
 
@@ -92,7 +92,7 @@ def split_batches(dataset: tf.data.Dataset, parts: int) -> tf.data.Dataset:
     return dataset.map(lambda *batch: tf.nest.map_structure(cut, batch if whole_tuple else batch[0])).unbatch()
 
 
-def multi_worker(addresses: Sequence[str], rank: int, timeout: float) -> tf.distribute.Strategy:
+def connect_workers(addresses: Sequence[str], rank: int, timeout: float) -> tf.distribute.Strategy:
     """The strategy of this worker, connected with the others; all call it at about the same time.
 
     Collectives go over NCCL between GPUs, and over TensorFlow's ring otherwise. A collective that waits longer than
