@@ -15,7 +15,8 @@ from distlr import data as pipelines
 from distlr._numbers import whole_number
 from distlr.batch import GlobalBatch
 from distlr.broadcast import broadcast_state
-from distlr.callbacks import Audit, assembled
+from distlr.callbacks import Audit
+from distlr.callbacks.assembly import assembled
 from distlr.communicators import Communicator, SingleCommunicator
 from distlr.communicators.fused import Bundle, exchange_bundles, first_of, number, numbers, reduce_over
 from distlr.communicators.horovod_gradients import check_compression

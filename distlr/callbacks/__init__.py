@@ -1,6 +1,5 @@
 """Keras callbacks of a distributed job, one a file."""
 
-from distlr.callbacks.assembly import assembled
 from distlr.callbacks.audit import Audit
 from distlr.callbacks.bad_numbers import BadNumbers
 from distlr.callbacks.base import JobCallback
@@ -9,7 +8,6 @@ from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.logger import LearningRateLogger
-from distlr.callbacks.order import check_savers, for_ranks, ordered
 from distlr.callbacks.plateau import ReduceLROnPlateau
 from distlr.callbacks.record import Record
 from distlr.callbacks.scalars import Scalars
@@ -32,8 +30,4 @@ __all__ = [
     "Steering",
     "SyncMetrics",
     "SyncStatistics",
-    "assembled",
-    "check_savers",
-    "for_ranks",
-    "ordered",
 ]

@@ -22,9 +22,8 @@ from distlr.callbacks import (
     Steering,
     SyncMetrics,
     SyncStatistics,
-    for_ranks,
-    ordered,
 )
+from distlr.callbacks.order import for_ranks, ordered
 from distlr.communicators import run_ranks
 from distlr.errors import ConfigurationError
 
