@@ -11,7 +11,7 @@ import tensorflow as tf
 from distlr.callbacks.base import JobCallback
 from distlr.errors import ConfigurationError, DistributionError
 from distlr.moving_averages import averaging_layers, is_scaled
-from distlr.optimizer import ScaledOptimizer, agree, inner, strategy_of
+from distlr.optimizer import ScaledOptimizer, agree, strategy_of
 
 __all__ = ["Audit"]
 
@@ -102,8 +102,7 @@ class Audit(JobCallback):
             self._check_steps(self._steps)
 
     def _expected(self) -> int | None:
-        optimizer = inner(self.model.optimizer)
-        batch = optimizer.batch if isinstance(optimizer, ScaledOptimizer) else None
+        batch = self.batch
         return None if batch is None or batch.samples_per_epoch is None else int(batch.steps_per_epoch)
 
     def _check_steps(self, steps: int, so_far: bool = False) -> None:
@@ -111,7 +110,8 @@ class Audit(JobCallback):
         self._audited = True
         if expected is None or steps == expected:
             return
-        batch = inner(self.model.optimizer).batch
+        batch = self.batch
+        assert batch is not None  # it is what is expected
         raise ConfigurationError(
             f"fit runs {steps}{' or more' if so_far else ''} steps an epoch and the batch says {expected}, so the "
             f"schedule would run {steps / expected:.4g} times as fast as the data. Found: {batch!r}. To mend "
@@ -129,7 +129,7 @@ class Audit(JobCallback):
                 "compile the model inside `with job.scope():`."
             )
 
-        optimizer = inner(model.optimizer)
+        optimizer = self.core
         made_under = strategy_of(optimizer)
         if made_under is not found and replicas > 1:
             # Each replica would count the one `iterations`: a schedule would run `replicas` times too fast.
@@ -169,8 +169,7 @@ class Audit(JobCallback):
             )
 
     def _hint_at_moving_averages(self, model: Any) -> None:
-        optimizer = inner(model.optimizer)
-        batch = optimizer.batch if isinstance(optimizer, ScaledOptimizer) else None
+        batch = self.batch
         if batch is None or batch.ratio / batch.accumulation < _MANY or not self.communicator.is_root:
             return
         lagging = [layer for layer, _ in averaging_layers(model) if not is_scaled(layer)]
@@ -187,7 +186,7 @@ class Audit(JobCallback):
     def _check_exchange(self, model: Any) -> None:
         if self.connect is None:
             return
-        optimizer = inner(model.optimizer)
+        optimizer = self.core
         if isinstance(optimizer, ScaledOptimizer):
             self.connect(optimizer)
             return

@@ -10,7 +10,7 @@ from typing import Any
 from distlr._numbers import positive_integer, positive_real
 from distlr.callbacks.base import JobCallback
 from distlr.errors import ConfigurationError, NonFiniteError, received
-from distlr.optimizer import ScaledOptimizer, inner
+from distlr.optimizer import ScaledOptimizer
 from distlr.snapshot import Snapshot
 
 __all__ = ["BadNumbers"]
@@ -90,7 +90,7 @@ class BadNumbers(JobCallback):
         super().set_model(model)
         if not self.each_step:
             return
-        optimizer = inner(model.optimizer)
+        optimizer = self.core
         if not isinstance(optimizer, ScaledOptimizer):
             hint = "optimizer = job.optimizer(optimizer, batch), inside `with job.scope():`"
             raise ConfigurationError(received("policy", self.policy, "'raise' with a plain Keras optimizer", hint))
@@ -106,7 +106,7 @@ class BadNumbers(JobCallback):
         """Keeps what there is to go back to."""
         self._epoch = epoch
         if self._seen is None and self.each_step:
-            self._seen = inner(self.model.optimizer).bad_steps
+            self._seen = self.core.bad_steps
         if self._snapshot is not None and not self._snapshot.take() and not self._snapshot:
             raise NonFiniteError(f"[rank {self.communicator.rank}] The weights are not finite before the first step.")
 
@@ -114,11 +114,10 @@ class BadNumbers(JobCallback):
         """Acts where this step was left out, or the loss is not finite on some rank."""
         if not self.each_step:
             return
-        optimizer = inner(self.model.optimizer)
         assert self._seen is not None
-        bad = optimizer.bad_steps - self._seen
+        bad = self.core.bad_steps - self._seen
         self._seen += bad
-        lost = not bad and self._loss_is_bad(logs or {}, optimizer.exchange)
+        lost = not bad and self._loss_is_bad(logs or {})
         if bad or lost:
             what = "the loss is not finite" if lost else "a gradient is not finite"
             self._act(f"batch {batch + 1} of epoch {self._epoch + 1}", what, max(bad, 1), between=False)
@@ -126,15 +125,15 @@ class BadNumbers(JobCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the epoch's logs, which are equal on all ranks."""
         # A loss scale leaves steps out by itself, whose loss the epoch's mean has all the same.
-        scales = self.model.optimizer is not inner(self.model.optimizer)
+        scales = self.model.optimizer is not self.core
         ignored = self.ignore | ({"loss"} if scales else set())
         bad = {name: value for name, value in (logs or {}).items() if name not in ignored and _is_bad(value)}
         if bad:
             said = ", ".join(f"{name} is {float(value)}" for name, value in bad.items())
             self._act(f"the end of epoch {epoch + 1}", said, 1, between=True)
 
-    def _loss_is_bad(self, logs: Mapping[str, Any], exchange: Any) -> bool:
-        own = _is_bad(logs.get("loss"))
+    def _loss_is_bad(self, logs: Mapping[str, Any]) -> bool:
+        own, exchange = _is_bad(logs.get("loss")), self.exchange
         if self.communicator.size == 1 or exchange is None:
             return own and self.communicator.size == 1
         agreed = bool(exchange.agreed_on("bad"))
@@ -162,7 +161,7 @@ class BadNumbers(JobCallback):
             decision = {"factor": self.factor, "count": self.count} if self.communicator.is_root else None
             decision = self.communicator.broadcast_json(decision, tag=f"back to earlier weights at {when}")
             self._snapshot.restore()
-            inner(self.model.optimizer).multiply_rate(decision["factor"])
+            self.core.multiply_rate(decision["factor"])
         self.model.reset_metrics()  # a sum that is not finite stays so
         done, factor = "the step is left out", None
         if self._snapshot is not None:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import keras
 
 import distlr._environment  # noqa: F401  (checks the installation first)
+from distlr.batch import GlobalBatch
 from distlr.communicators import Communicator, alone
 from distlr.errors import ConfigurationTypeError
 from distlr.journal import Journal
@@ -61,12 +62,30 @@ class JobCallback(keras.callbacks.Callback):
             self._communicator = alone(type(self).__name__, "model.fit(callbacks=job.callbacks([...]))")
         return self._communicator
 
-    @staticmethod
-    def clock_of(optimizer: Any) -> int:
+    @property
+    def core(self) -> Any:
+        """The model's optimizer, without the loss scale around it."""
+        return inner(self.model.optimizer)
+
+    @property
+    def batch(self) -> GlobalBatch | None:
+        """The batch that the rate is scaled for; None for a plain optimizer, and where none was given."""
+        return self.core.batch if isinstance(self.core, ScaledOptimizer) else None
+
+    @property
+    def exchange(self) -> Any:
+        """The exchange of gradients with other ranks; None where there is none, or the engine does it by itself."""
+        return getattr(self.core, "exchange", None)
+
+    @property
+    def accumulation(self) -> int:
+        """Keras' steps an update."""
+        return self.core.gradient_accumulation_steps or 1
+
+    @property
+    def clock(self) -> int:
         """Where a run stands, also after a change of the ranks: the samples seen, or the updates without a batch."""
-        if isinstance(optimizer, ScaledOptimizer) and optimizer.batch is not None:
-            return optimizer.samples_seen
-        return int(optimizer.iterations.numpy())
+        return int(self.core.iterations.numpy()) if self.batch is None else self.core.samples_seen
 
     def decided(
         self,
@@ -90,9 +109,7 @@ class JobCallback(keras.callbacks.Callback):
             between: whether it was at the epoch's end, or before it began, and not after one of its batches.
             **more: other JSON values.
         """
-        optimizer = inner(self.model.optimizer)
-        batch = optimizer.batch if isinstance(optimizer, ScaledOptimizer) else None
-        clock, rate = self.clock_of(optimizer), rate_of(self.model.optimizer)
+        batch, clock, rate = self.batch, self.clock, rate_of(self.model.optimizer)
         per_epoch = None if batch is None else batch.samples_per_epoch
         self.journal.add(
             {

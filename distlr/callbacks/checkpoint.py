@@ -20,7 +20,7 @@ from distlr.communicators.fused import Bundle
 from distlr.communicators.root import bundle_from_root
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, RanksChanged, StateError, received
-from distlr.optimizer import ScaledOptimizer, differences, formula, inner, rate_of
+from distlr.optimizer import ScaledOptimizer, differences, formula, rate_of
 from distlr.run_state import (
     RunState,
     are_finite,
@@ -132,7 +132,7 @@ class Checkpoint(JobCallback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Continues what is there. Collective."""
-        optimizer = inner(self.model.optimizer)
+        optimizer = self.core
         if not isinstance(optimizer, ScaledOptimizer):
             raise ConfigurationError(
                 f"Checkpoint keeps the clock and the multiplier, which the plain Keras optimizer '{optimizer.name}' "
@@ -149,7 +149,7 @@ class Checkpoint(JobCallback):
         if not self._begun:
             self._continue()
         self._begun = True
-        if self.communicator.size == 1 or self._exchange is not None:  # else nothing would tell the other ranks
+        if self.communicator.size == 1 or self.exchange is not None:  # else nothing would tell the other ranks
             self.signals.listen()
 
     def _check_data(self) -> None:
@@ -202,7 +202,7 @@ class Checkpoint(JobCallback):
     def _place(self, state: RunState) -> None:
         """Sets epoch, data, dropout and, after a change of the factor, the climb, on this rank."""
         assert self.follow is not None
-        optimizer = inner(self.model.optimizer)
+        optimizer = self.core
         epoch, positions, left = state.epoch, state.positions, None
         if state.steps:
             if len(positions) != len(self.follow.positions):
@@ -228,7 +228,7 @@ class Checkpoint(JobCallback):
 
     def _line(self, path: Path, state: RunState) -> str:
         """What is continued, and what another number of workers changes."""
-        optimizer = inner(self.model.optimizer)
+        optimizer = self.core
         parts = optimizer.explain()
         own = self._state
         place = f"epoch {state.epoch + 1}" + (f", after {state.steps} steps of it" if state.steps else "")
@@ -269,11 +269,11 @@ class Checkpoint(JobCallback):
             restore_metrics(self.communicator, self.model, self._ranks)
         self._steps_in_run += batch + 1 - self._steps
         self._steps = batch + 1
-        asked = self.signals.requests(self.communicator, self._exchange)
+        asked = self.signals.requests(self.communicator, self.exchange)
         if self._known_steps is not None and self._ended():  # written after what is decided at the epoch's end
             if self._left is not None and self.follow is not None:
                 self.follow.end_epoch()
-        elif (asked or self._is_due()) and self._steps_in_run % self._accumulation == 0:
+        elif (asked or self._is_due()) and self._steps_in_run % self.accumulation == 0:
             if self._can_continue_here:
                 self._write(steps=self._steps)
                 self._answer(asked)
@@ -282,7 +282,7 @@ class Checkpoint(JobCallback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes where it is time or was asked for; after the deciders and the guard."""
-        asked = self.signals.requests(self.communicator, self._exchange)
+        asked = self.signals.requests(self.communicator, self.exchange)
         steps = 0 if self._ended() else self._steps  # of an epoch that was stopped
         if not steps:
             self._epoch, self._left, self._done, self._steps = epoch + 1, None, 0, 0
@@ -325,7 +325,7 @@ class Checkpoint(JobCallback):
             epoch=self._epoch,
             steps=self._done + steps if steps else 0,
             iterations=self._count,
-            samples_seen=inner(self.model.optimizer).samples_seen,
+            samples_seen=self.core.samples_seen,
             positions=positions,
         )
         self.directory.write(state.iterations, arrays, state.to_json())
@@ -338,11 +338,7 @@ class Checkpoint(JobCallback):
 
     @property
     def _count(self) -> int:
-        return int(inner(self.model.optimizer).iterations.numpy())
-
-    @property
-    def _accumulation(self) -> int:
-        return inner(self.model.optimizer).gradient_accumulation_steps or 1
+        return int(self.core.iterations.numpy())
 
     @property
     def _known_steps(self) -> int | None:
@@ -359,35 +355,31 @@ class Checkpoint(JobCallback):
 
     def _begin_at(self, iterations: int, samples: int) -> None:
         """Notes how many updates of the script's batch were before this run, on the clock."""
-        batch = inner(self.model.optimizer).batch
-        self._first_update = iterations / self._accumulation if batch is None else float(batch.updates_at(samples))
+        batch = self.batch
+        self._first_update = iterations / self.accumulation if batch is None else float(batch.updates_at(samples))
         self._mark, self._saved_at = self._times_due(), iterations
 
     def _times_due(self) -> int:
         """How often it has been due since the start of the run, counted in updates."""
         if not self._within_epochs:
             return self._epoch // int(self.every.value)
-        batch = inner(self.model.optimizer).batch
+        batch = self.batch
         if batch is None and self.every.unit != "ba":
             hint = 'write every="100ba", or pass a batch to job.optimizer'
             raise ConfigurationError(received("every", str(self.every), "in updates where there is no batch", hint))
         interval = float(self.every.value) if batch is None else batch.to_updates(self.every, argument="every")
-        return int((self._first_update + self._steps_in_run // self._accumulation) // max(interval, 1))
+        return int((self._first_update + self._steps_in_run // self.accumulation) // max(interval, 1))
 
     def _is_due(self, at_end: bool = False) -> bool:
         return (at_end or self._within_epochs) and self._times_due() > self._mark
 
     # -- what was asked for --------------------------------------------------------------------------
 
-    @property
-    def _exchange(self) -> Any:
-        return inner(self.model.optimizer).exchange
-
     def _answer(self, asked: set[str]) -> None:
         """After the checkpoint: ends the process, or this generation of ranks, where that was asked for."""
         if not asked:
             return
-        self.signals.done(asked, self.communicator, self._exchange)
+        self.signals.done(asked, self.communicator, self.exchange)
         if self.communicator.is_root:
             newest = next(iter(self.directory.files()), None)
             _log.info("The newest checkpoint is %s: %s.", newest, " and ".join(REASONS[kind] for kind in asked))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from distlr.callbacks.base import JobCallback
-from distlr.optimizer import ScaledOptimizer, inner
 from distlr.position import Position
 
 __all__ = ["FollowEpochs"]
@@ -79,11 +78,10 @@ class FollowEpochs(JobCallback):
             self.model.stop_training = self._cut_short = False
 
     def _check_clock(self) -> None:
-        optimizer = inner(self.model.optimizer)
-        batch = optimizer.batch if isinstance(optimizer, ScaledOptimizer) else None
+        batch = self.batch
         if batch is None or batch.samples_per_epoch is None or not self.communicator.is_root:
             return
-        share = optimizer.samples_seen % batch.samples_per_epoch / batch.samples_per_epoch
+        share = self.core.samples_seen % batch.samples_per_epoch / batch.samples_per_epoch
         if share:
             _log.warning(
                 "The clock stands at %.3g of an epoch, and fit begins a whole one, so the schedule is ahead by as "

@@ -8,7 +8,6 @@ from distlr._numbers import positive_integer
 from distlr.callbacks.base import JobCallback
 from distlr.digest import compare_ranks, rank_state
 from distlr.errors import ConfigurationError
-from distlr.optimizer import inner
 
 __all__ = ["ReplicaGuard"]
 
@@ -47,7 +46,7 @@ class ReplicaGuard(JobCallback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Refuses what could end one worker in the middle of an epoch, and leave the others waiting."""
-        alone = self._exchange is None and self.communicator.strategy_spans_ranks
+        alone = self.exchange is None and self.communicator.strategy_spans_ranks
         if self.stops_within_epoch and alone and self.communicator.size > 1:
             raise ConfigurationError(
                 f"[rank {self.communicator.rank}] A callback that looks at each batch may stop one worker in the "
@@ -63,7 +62,7 @@ class ReplicaGuard(JobCallback):
         """Compares where it is time, and passes a stop on."""
         if self.every and (batch + 1) % self.every == 0:
             self._compare(f"batch {batch + 1} of epoch {self._epoch + 1}")
-        exchange = self._exchange
+        exchange = self.exchange
         if not self.stops_within_epoch or exchange is None:
             return
         if exchange.agreed_on("stop"):
@@ -77,12 +76,8 @@ class ReplicaGuard(JobCallback):
         """Compares, and agrees on stopping. Collective."""
         self._compare(f"epoch {epoch + 1}", at_end=True)
 
-    @property
-    def _exchange(self) -> Any:
-        return getattr(inner(self.model.optimizer), "exchange", None)
-
     def _compare(self, when: str, at_end: bool = False) -> None:
-        exchange = self._exchange
+        exchange = self.exchange
         stop = bool(self.model.stop_training or (exchange is not None and exchange.requested("stop")))
         own = {"stop": stop, "state": rank_state(self.model, self.model.optimizer)}
         said = self.communicator.gather_json(own, tag=f"replicas at {when}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distlr.callbacks.base import JobCallback
-from distlr.optimizer import inner, is_adopted, rate_of
+from distlr.optimizer import is_adopted, rate_of
 
 __all__ = ["LearningRateLogger"]
 
@@ -33,7 +33,7 @@ class LearningRateLogger(JobCallback):
             logs.update(self._record())
 
     def _record(self) -> dict[str, float | int]:
-        optimizer = inner(self.model.optimizer)
+        optimizer = self.core
         if not is_adopted(optimizer):
             return {"learning_rate": rate_of(optimizer)}
         return {

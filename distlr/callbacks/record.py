@@ -17,7 +17,7 @@ import tensorflow as tf
 from distlr._version import __version__
 from distlr.callbacks.base import JobCallback
 from distlr.journal import KEPT
-from distlr.optimizer import ScaledOptimizer, inner
+from distlr.optimizer import ScaledOptimizer
 from distlr.run_directory import RunDirectory, now
 
 __all__ = ["Record"]
@@ -82,7 +82,7 @@ class Record(JobCallback):
             self._begins = False
             self._begun = self._begin(epoch)
         self._within, self._since = [], time.monotonic()
-        optimizer = inner(self.model.optimizer)
+        optimizer = self.core
         self._first_sample = optimizer.samples_seen if isinstance(optimizer, ScaledOptimizer) else 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -90,7 +90,7 @@ class Record(JobCallback):
         if not (self._begun and self.communicator.is_root):
             return
         logs = logs or {}
-        optimizer = inner(self.model.optimizer)
+        optimizer = self.core
         record: dict[str, Any] = {"epoch": epoch, **{name: _json(logs[name]) for name in _OURS if name in logs}}
         record["logs"] = {name: _json(value) for name, value in logs.items() if name not in _OURS}
         record["seconds"] = round(time.monotonic() - self._since, 3)
@@ -113,7 +113,7 @@ class Record(JobCallback):
 
     def _begin(self, epoch: int) -> bool:
         """Whether the run's files have begun; else nothing is added to what another run may have left."""
-        optimizer = inner(self.model.optimizer)
+        optimizer = self.core
         explained = optimizer.explain() if isinstance(optimizer, ScaledOptimizer) else {"optimizer": optimizer.name}
         run = {
             "format": 1,
@@ -132,7 +132,7 @@ class Record(JobCallback):
         if epoch == 0 and not self.journal.resumed:
             begun = self._write(self.directory.begin, run)
         else:
-            now_at = self.clock_of(optimizer)
+            now_at = self.clock
 
             def keep(entry: dict[str, Any]) -> bool:
                 return entry.get("kind") in KEPT or entry.get("clock", 0) <= now_at

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from distlr._numbers import positive_integer
 from distlr.callbacks.base import JobCallback
-from distlr.optimizer import ScaledOptimizer, inner, rate_of
+from distlr.optimizer import ScaledOptimizer, rate_of
 
 __all__ = ["Scalars"]
 
@@ -57,7 +57,7 @@ class Scalars(JobCallback):
     def set_model(self, model: Any) -> None:
         """Lets the optimizer keep the norm of its gradients, before the step is traced."""
         super().set_model(model)
-        optimizer = inner(model.optimizer)
+        optimizer = self.core
         if isinstance(optimizer, ScaledOptimizer) and optimizer.watch_norm():
             model.train_function = None  # the traced one does not keep it
 
@@ -96,7 +96,7 @@ class Scalars(JobCallback):
     def _write(self) -> None:
         if self._writer is None:
             return
-        optimizer = inner(self.model.optimizer)
+        optimizer = self.core
         waited, self._waited = self._waited, self.communicator.log.seconds
         values = {"learning_rate": rate_of(optimizer), "collective_seconds": self._waited - waited}
         if isinstance(optimizer, ScaledOptimizer):
@@ -136,6 +136,6 @@ class Scalars(JobCallback):
             plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name=plugin),
             data_class={"scalars": "DATA_CLASS_SCALAR", "text": "DATA_CLASS_TENSOR"}[plugin],
         )
-        with self._writer.as_default(step=int(inner(self.model.optimizer).iterations.numpy())):
+        with self._writer.as_default(step=int(self.core.iterations.numpy())):
             tag = f"{_PREFIX}{name}" + ("/text_summary" if plugin == "text" else "")
             tf.summary.write(tag, value, metadata=metadata)

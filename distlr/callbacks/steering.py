@@ -12,7 +12,7 @@ from distlr.callbacks.base import JobCallback
 from distlr.communicators.root import from_root
 from distlr.control import ControlDirectory, Found, is_change, trouble_with
 from distlr.errors import ConfigurationError
-from distlr.optimizer import ScaledOptimizer, Steered, inner, rate_of
+from distlr.optimizer import ScaledOptimizer, Steered, rate_of
 from distlr.run_directory import DECISIONS, LONGEST, RunDirectory
 
 __all__ = ["Steering"]
@@ -87,17 +87,13 @@ class Steering(JobCallback):
         """Says whether there is a plateau that can be paused; called by `job.callbacks`."""
         self.has_plateau = has_plateau
 
-    @property
-    def _optimizer(self) -> Any:
-        return inner(self.model.optimizer)
-
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Makes the place for requests."""
-        optimizer = self._optimizer
+        optimizer = self.core
         self._begun, self._steps = False, 0
         self._active = isinstance(optimizer, ScaledOptimizer)
         if self._active and self.communicator.size > 1:
-            self._active = optimizer.exchange is not None
+            self._active = self.exchange is not None
         if not self._active:
             if self.communicator.is_root:
                 _log.warning(
@@ -126,7 +122,7 @@ class Steering(JobCallback):
         self._batch = batch + 1
         looks = (batch + 1) // self.every
         # Not between the steps that an update accumulates over: a stop there would lose them.
-        if looks > self._looks and self._steps % (self._optimizer.gradient_accumulation_steps or 1) == 0:
+        if looks > self._looks and self._steps % self.accumulation == 0:
             self._looks = looks
             self._look(BATCH)
 
@@ -153,18 +149,18 @@ class Steering(JobCallback):
         """What came before: nothing for a new run, all changes since the checkpoint for one that is continued."""
         said = self._from_root(lambda: self._found_at_begin(epoch), f"changes by hand, as epoch {epoch + 1} begins")
         self._epochs = set()
-        self._optimizer.steer(Steered(*said["steered"]))
+        self.core.steer(Steered(*said["steered"]))
         self._again = said["again"]
         if self.communicator.size > 1:
-            self._optimizer.exchange.take_back("steer")
+            self.exchange.take_back("steer")
         self._do_again(BEGIN)
         if said["asked"]:
             self._decide(BEGIN)
 
     def _found_at_begin(self, epoch: int) -> dict[str, Any]:
         self.directory.make()
-        steered: Steered = self._optimizer.steered
-        fresh = not self.journal.resumed and (epoch == 0 or int(self._optimizer.iterations.numpy()) == 0)
+        steered: Steered = self.core.steered
+        fresh = not self.journal.resumed and (epoch == 0 or int(self.core.iterations.numpy()) == 0)
         changes = [] if fresh else self._changes()
         done = {entry.get("id") for entry in changes}
         waiting, self._waiting, self._asked = [*self._waiting, *self._asked], [], []  # of an earlier fit
@@ -201,7 +197,7 @@ class Steering(JobCallback):
         """The changes whose place the run has come to."""
         while self._again:
             change = self._again[0]
-            if _place(change) > _Place(self._clock, moment):
+            if _place(change) > _Place(self.clock, moment):
                 return
             self._again.pop(0)
             if self.communicator.is_root:
@@ -216,13 +212,13 @@ class Steering(JobCallback):
         """Hears what was asked for at the last look, then looks."""
         alone = self.communicator.size == 1
         due = moment == EPOCH_END and self._epoch + 2 in self._epochs  # before the epoch that comes next, from 1
-        if not alone and (due or self._optimizer.exchange.agreed_on("steer")):
+        if not alone and (due or self.exchange.agreed_on("steer")):
             self._decide(moment)
         if self.communicator.is_root:
             for found in self.directory.look():
                 self._take(found)
             if self._asked and not alone:
-                self._optimizer.exchange.request("steer")
+                self.exchange.request("steer")
         if alone and (self._asked or due):
             self._decide(moment)
 
@@ -252,7 +248,7 @@ class Steering(JobCallback):
         said = self._from_root(lambda: self._decision(moment), f"changes by hand in epoch {self._epoch + 1}")
         self._epochs = set(said["epochs"])
         if self.communicator.size > 1:
-            self._optimizer.exchange.take_back("steer")
+            self.exchange.take_back("steer")
         for change in said["changes"]:
             self._carry_out(change, moment)
 
@@ -297,11 +293,11 @@ class Steering(JobCallback):
 
     def _carry_out(self, change: dict[str, Any], moment: int) -> None:
         before = rate_of(self.model.optimizer)
-        self._apply(change, _Place(self._clock, moment))
+        self._apply(change, _Place(self.clock, moment))
         after = rate_of(self.model.optimizer)
         rates = f": the rate goes from {before:.6g} to {after:.6g}" if change["multiplier"] else ""
         if self.communicator.is_root:
-            samples = self._optimizer.samples_seen
+            samples = self.core.samples_seen
             _log.info("Epoch %d, at %d samples: %s%s.", self._epoch + 1, samples, _words(change), rates)
             self._answered.append((change["id"], True))
         reason = f"{_words(change)}{rates}"
@@ -309,7 +305,7 @@ class Steering(JobCallback):
         self.decided("control", self._epoch, reason, **more)
 
     def _apply(self, change: dict[str, Any], place: _Place, again: bool = False) -> None:
-        optimizer = self._optimizer
+        optimizer = self.core
         steered: Steered = optimizer.steered
         paused = steered.paused
         if change["action"] == "set-lr":
@@ -320,10 +316,6 @@ class Steering(JobCallback):
             paused = int(change["action"] == "pause-plateau")
         same = place == (steered.clock, steered.moment)
         optimizer.steer(Steered(paused, *place, steered.made + 1 if same else 1))
-
-    @property
-    def _clock(self) -> int:
-        return self.clock_of(self._optimizer)
 
     def _from_root(self, make: Callable[[], dict[str, Any]], tag: str) -> dict[str, Any]:
         """What rank 0 makes, on every rank; an error of rank 0's is one of all. Collective."""
