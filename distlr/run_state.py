@@ -15,7 +15,7 @@ from distlr.communicators import Communicator
 from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
 from distlr.errors import StateError
 from distlr.metrics import assign_states, read_states
-from distlr.optimizer import ScaledOptimizer, inner, read_state, write_state
+from distlr.optimizer import ScaledOptimizer, differences, inner, read_state, write_state
 from distlr.statistics import average_over_replicas, exchange_with_statistics
 
 __all__ = [
@@ -104,6 +104,26 @@ class RunState:
     def to_json(self) -> dict[str, Any]:
         """The attributes by their names."""
         return dataclasses.asdict(self)
+
+    def differences(self, own: RunState, path: Any, *, accept: bool) -> list[str]:
+        """What of the formula is another in the script, a line each.
+
+        Args:
+            own: of the script.
+            path: of the checkpoint, for the message.
+            accept: whether there may be any.
+
+        Raises:
+            StateError: there may not, and there are.
+        """
+        different = differences(self.formula, own.formula)
+        if different and not accept:
+            lines = "\n  ".join(different)
+            raise StateError(
+                f"{path} was written under another formula than the script's:\n  {lines}\nTo mend it: make the "
+                "optimizer as it was, or write Checkpoint(..., accept=True) to go on with the script's."
+            )
+        return different
 
     def steps_left(self, optimizer: ScaledOptimizer, steps: int | None) -> int:
         """Keras' steps that are left of the epoch, on whatever number of replicas goes on with it.

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,13 @@ import numpy as np
 from distlr._numbers import positive_integer
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.follow import FollowEpochs
+from distlr.callbacks.interval import Interval
 from distlr.checkpoints import CheckpointDirectory
 from distlr.communicators.fused import Bundle
 from distlr.communicators.root import bundle_from_root
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, RanksChanged, StateError, received
-from distlr.optimizer import ScaledOptimizer, differences, formula, rate_of
+from distlr.optimizer import ScaledOptimizer, formula, resume_line
 from distlr.run_state import (
     RunState,
     are_finite,
@@ -101,9 +101,8 @@ class Checkpoint(JobCallback):
     ) -> None:
         super().__init__()
         self.directory = CheckpointDirectory(directory, positive_integer("keep", keep))
-        self.every = Duration.parse(every, "every")
-        if self.every.value == 0 or self.every.unit == "dur":
-            raise ConfigurationError(received("every", every, "above 0, in ep, ba or sp"))
+        self._interval = Interval(every)
+        self.every = self._interval.every
         self.resume, self.accept = resume, accept
         self.rewarm = None if rewarm is None else Duration.parse(rewarm, "rewarm")
         self.signals = Signals(signals)
@@ -115,8 +114,6 @@ class Checkpoint(JobCallback):
         self._steps = self._steps_in_run = 0  # Keras' steps since the epoch began, or the run, in this process
         self._left: int | None = None  # steps of an epoch that was interrupted, and those that had been done
         self._done = 0
-        self._first_update = 0.0
-        self._mark = 0  # how many times it has been due
         self._saved_at = -1
 
     def bind_data(self, follow: FollowEpochs) -> None:
@@ -126,7 +123,9 @@ class Checkpoint(JobCallback):
     @property
     def async_safe(self) -> bool:
         """Tells Keras whether the device may run ahead of the batches' callbacks."""
-        return not (self._within_epochs or self.signals or self.communicator.size > 1 or self.directory.files())
+        return not (
+            self._interval.within_epochs or self.signals or self.communicator.size > 1 or self.directory.files()
+        )
 
     # -- the run begins ------------------------------------------------------------------------------
 
@@ -153,7 +152,7 @@ class Checkpoint(JobCallback):
             self.signals.listen()
 
     def _check_data(self) -> None:
-        if not self._within_epochs:
+        if not self._interval.within_epochs:
             return
         assert self.follow is not None
         hint = 'write every="1ep"'
@@ -184,17 +183,12 @@ class Checkpoint(JobCallback):
                 hint = "write resume=True, or name another directory"
                 raise ConfigurationError(received("resume", False, f"True where {path} is", hint))
             state = RunState.from_json(run)
-            different = differences(state.formula, self._state.formula)
-            if different and not self.accept:
-                lines = "\n  ".join(different)
-                raise StateError(
-                    f"{path} was written under another formula than the script's:\n  {lines}\nTo mend it: make the "
-                    "optimizer as it was, or write Checkpoint(..., accept=True) to go on with the script's."
-                )
+            different = state.differences(self._state, path, accept=self.accept)
             write_arrays(self.model, arrays)
             for line in different:
                 _log.warning("The script's formula is used: %s.", line)
-            _log.info("%s", self._line(path, state))
+            written, own = state.to_json(), self._state.to_json()
+            _log.info("%s", resume_line(self.core, path, written, own, self.rewarm))
             own = {name: array for name, array in arrays.items() if name.startswith("rank/")}
             return Bundle(own, note=state.to_json())
         return Bundle({})
@@ -213,10 +207,7 @@ class Checkpoint(JobCallback):
             left = state.steps_left(optimizer, (self.params or {}).get("steps"))
             if left == 0:  # no whole update of the script's batch fits into what is left
                 epoch += 1
-                positions = [
-                    [seed, number, offset] if position.endless else [seed, number + 1, 0]
-                    for position, (seed, number, offset) in zip(self.follow.positions, positions, strict=True)
-                ]
+                positions = self.follow.next_epoch(positions)
         self._left, self._done, self._epoch = left or None, state.steps, epoch
         self._begin_at(state.iterations, state.samples_seen)  # the other ranks' variables get rank 0's values later
         self.follow.resume(epoch, positions)
@@ -225,30 +216,6 @@ class Checkpoint(JobCallback):
         factor = self._state.factor
         if self.rewarm is not None and factor != state.factor:
             optimizer.climb(state.factor / factor, int(optimizer.batch.to_samples(self.rewarm, argument="rewarm")))
-
-    def _line(self, path: Path, state: RunState) -> str:
-        """What is continued, and what another number of workers changes."""
-        optimizer = self.core
-        parts = optimizer.explain()
-        own = self._state
-        place = f"epoch {state.epoch + 1}" + (f", after {state.steps} steps of it" if state.steps else "")
-        line = (
-            f"Continuing {path}: {place} ({state.samples_seen} samples seen), at the rate {rate_of(optimizer):.6g}, "
-            f"multiplier {optimizer.multiplier:g}"
-        )
-        sizes = (state.replicas, state.global_batch, state.factor)
-        if sizes == (own.replicas, own.global_batch, own.factor):
-            return f"{line}."
-        climb = "the warmup goes on" if optimizer.in_warmup else "the warmup is over"
-        if parts.get("warmup") is None:
-            climb = "no warmup"
-        if self.rewarm is not None and state.factor != own.factor:
-            climb = f"the rate climbs from its old value over {self.rewarm}"
-        return (
-            f"{line}. Written on {state.replicas} replicas (batch {state.global_batch}, factor {state.factor:g}), now "
-            f"{own.replicas} (batch {own.global_batch}, factor {own.factor:g}, from the base); {climb}; the clock and "
-            "the plateau's state go on."
-        )
 
     # -- while it runs -------------------------------------------------------------------------------
 
@@ -305,36 +272,25 @@ class Checkpoint(JobCallback):
         if steps and not self._can_continue_here:
             return
         ranks = gather_arrays(self.communicator, self.model, within_epoch=within_epoch)
-        self._mark, self._saved_at = self._times_due(), self._count
+        self._interval.done(self._epoch, self._steps_in_run)
+        self._saved_at = self._count
         if not self.communicator.is_root:
             return
         arrays = read_arrays(self.model, ranks)
         if not are_finite(arrays):
             _log.warning("The weights are not finite, so no checkpoint is written; the one before stays the newest.")
             return
-        positions = []
-        for position in self.follow.positions:
-            if position.endless:
-                positions.append([position.seed, position.epoch, position.after(self._steps_in_run)])
-            elif steps:
-                positions.append([position.seed, position.epoch, position.after(steps)])
-            else:
-                positions.append([position.seed, position.epoch + 1, 0])
         state = dataclasses.replace(
             self._state,
             epoch=self._epoch,
             steps=self._done + steps if steps else 0,
             iterations=self._count,
             samples_seen=self.core.samples_seen,
-            positions=positions,
+            positions=self.follow.places(steps, self._steps_in_run),
         )
         self.directory.write(state.iterations, arrays, state.to_json())
 
     # -- when ----------------------------------------------------------------------------------------
-
-    @property
-    def _within_epochs(self) -> bool:
-        return self.every.unit != "ep" or self.every.value.denominator != 1
 
     @property
     def _count(self) -> int:
@@ -354,24 +310,12 @@ class Checkpoint(JobCallback):
         return self._known_steps is None or self._steps >= self._known_steps
 
     def _begin_at(self, iterations: int, samples: int) -> None:
-        """Notes how many updates of the script's batch were before this run, on the clock."""
-        batch = self.batch
-        self._first_update = iterations / self.accumulation if batch is None else float(batch.updates_at(samples))
-        self._mark, self._saved_at = self._times_due(), iterations
-
-    def _times_due(self) -> int:
-        """How often it has been due since the start of the run, counted in updates."""
-        if not self._within_epochs:
-            return self._epoch // int(self.every.value)
-        batch = self.batch
-        if batch is None and self.every.unit != "ba":
-            hint = 'write every="100ba", or pass a batch to job.optimizer'
-            raise ConfigurationError(received("every", str(self.every), "in updates where there is no batch", hint))
-        interval = float(self.every.value) if batch is None else batch.to_updates(self.every, argument="every")
-        return int((self._first_update + self._steps_in_run // self.accumulation) // max(interval, 1))
+        """Notes what was before this run, in updates of the script's batch."""
+        self._interval.begin(iterations, samples, epoch=self._epoch, batch=self.batch, accumulation=self.accumulation)
+        self._saved_at = iterations
 
     def _is_due(self, at_end: bool = False) -> bool:
-        return (at_end or self._within_epochs) and self._times_due() > self._mark
+        return self._interval.is_due(self._epoch, self._steps_in_run, at_end=at_end)
 
     # -- what was asked for --------------------------------------------------------------------------
 

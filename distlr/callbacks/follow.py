@@ -52,6 +52,25 @@ class FollowEpochs(JobCallback):
         for position, (seed, number, offset) in zip(self.positions, positions, strict=False):
             position.resume(epoch, seed, number, offset)
 
+    def places(self, steps: int, steps_in_run: int) -> list[list[int]]:
+        """Where the data goes on after so many steps of the epoch, and of the run; 0 of the epoch for its end."""
+        found = []
+        for position in self.positions:
+            if position.endless:
+                found.append([position.seed, position.epoch, position.after(steps_in_run)])
+            elif steps:
+                found.append([position.seed, position.epoch, position.after(steps)])
+            else:
+                found.append([position.seed, position.epoch + 1, 0])
+        return found
+
+    def next_epoch(self, places: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Where the data goes on when the rest of an epoch is left out."""
+        return [
+            [seed, number, offset] if position.endless else [seed, number + 1, 0]
+            for position, (seed, number, offset) in zip(self.positions, places, strict=True)
+        ]
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Before Keras begins to iterate."""
         if not self._checked and epoch != self._resumed:

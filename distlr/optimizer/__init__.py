@@ -4,7 +4,7 @@ from distlr.optimizer.access import inner, is_adopted, rate_of, schedule_of, str
 from distlr.optimizer.adoption import Steered
 from distlr.optimizer.comparison import differences, formula
 from distlr.optimizer.conversion import adopt, strip
-from distlr.optimizer.description import start_line
+from distlr.optimizer.description import resume_line, start_line
 from distlr.optimizer.loss_scale import agree
 from distlr.optimizer.mixin import ScaledOptimizer
 from distlr.optimizer.rate_handle import RateHandle, handle
@@ -23,6 +23,7 @@ __all__ = [
     "is_adopted",
     "rate_of",
     "read_state",
+    "resume_line",
     "schedule_of",
     "slots_of",
     "start_line",

@@ -1,11 +1,13 @@
-"""What the rate will be, in one line that a log keeps."""
+"""What the rate will be, at the start and where a run goes on, in one line that a log keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["start_line"]
+from distlr.optimizer.handle import rate_of
+
+__all__ = ["resume_line", "start_line"]
 
 
 def start_line(parts: Mapping[str, Any], replicas: int, backend: str) -> str:
@@ -29,6 +31,39 @@ def start_line(parts: Mapping[str, Any], replicas: int, backend: str) -> str:
         f"{name}: rate {parts['base_rate']:g} x {parts['factor']:g} ({parts['rule']}) = {parts['peak_rate']:g}; "
         f"batch {parts['base_batch']} x {parts['ratio']:g} = {parts['global_batch']} on {on} "
         f"({backend}); {warmup}; the schedule counts {clock}{_also(parts)}."
+    )
+
+
+def resume_line(
+    optimizer: Any, path: Any, written: Mapping[str, Any], own: Mapping[str, Any], rewarm: Any = None
+) -> str:
+    """The line of a checkpoint that is continued: where, and what another number of workers changes.
+
+    Args:
+        optimizer: adopted, with the checkpoint's state.
+        path: of the checkpoint.
+        written: what `RunState.to_json` gave for the checkpoint.
+        own: and for the script.
+        rewarm: over which duration a change of the factor is climbed, if it is.
+    """
+    place = f"epoch {written['epoch'] + 1}"
+    if written["steps"]:
+        place += f", after {written['steps']} steps of it"
+    line = (
+        f"Continuing {path}: {place} ({written['samples_seen']} samples seen), at the rate {rate_of(optimizer):.6g}, "
+        f"multiplier {optimizer.multiplier:g}"
+    )
+    if all(written[name] == own[name] for name in ("replicas", "global_batch", "factor")):
+        return f"{line}."
+    climb = "the warmup goes on" if optimizer.in_warmup else "the warmup is over"
+    if optimizer.explain().get("warmup") is None:
+        climb = "no warmup"
+    if rewarm is not None and written["factor"] != own["factor"]:
+        climb = f"the rate climbs from its old value over {rewarm}"
+    return (
+        f"{line}. Written on {written['replicas']} replicas (batch {written['global_batch']}, factor "
+        f"{written['factor']:g}), now {own['replicas']} (batch {own['global_batch']}, factor {own['factor']:g}, from "
+        f"the base); {climb}; the clock and the plateau's state go on."
     )
 
 
