@@ -21,6 +21,7 @@ CONTROL = (
     "_batch_arguments",
     "_numbers",
     "batch",
+    "changes",
     "choice",
     "duration",
     "errors",

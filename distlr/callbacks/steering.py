@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from distlr._numbers import positive_integer
 from distlr.callbacks.base import JobCallback
+from distlr.changes import Moment, Place, again_from, in_words, read_changes
 from distlr.communicators.root import from_root
-from distlr.control import ControlDirectory, Found, is_change, trouble_with
+from distlr.control import ControlDirectory, Found
 from distlr.errors import ConfigurationError
 from distlr.optimizer import ScaledOptimizer, Steered, rate_of
-from distlr.run_directory import DECISIONS, LONGEST, RunDirectory
+from distlr.run_directory import RunDirectory
 
 __all__ = ["Steering"]
 
 _log = logging.getLogger("distlr")
 
-_DID = {
-    "pause-plateau": "paused the plateaus",
-    "resume-plateau": "let the plateaus go on",
-    "stop": "stopped the training",
-}
-BATCH, EPOCH_END, BEGIN = 0, 1, 2
-"""When a change is made: after a batch, at an epoch's end, or as the run begins."""
-
-
-class _Place(NamedTuple):
-    """Where a change is made: in the order of these, a run has its changes."""
-
-    clock: int
-    moment: int
+_READ = "read what was asked for by hand"
 
 
 class Steering(JobCallback):
@@ -117,21 +104,21 @@ class Steering(JobCallback):
             return
         self._mark()
         if self._again:
-            self._do_again(BATCH)
+            self._do_again(Moment.BATCH)
         self._steps += batch + 1 - self._batch
         self._batch = batch + 1
         looks = (batch + 1) // self.every
         # Not between the steps that an update accumulates over: a stop there would lose them.
         if looks > self._looks and self._steps % self.accumulation == 0:
             self._looks = looks
-            self._look(BATCH)
+            self._look(Moment.BATCH)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks, and does what was asked for the epoch that comes next."""
         if self._active:
             self._mark()
-            self._do_again(EPOCH_END)
-            self._look(EPOCH_END)
+            self._do_again(Moment.EPOCH_END)
+            self._look(Moment.EPOCH_END)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Answers what nobody will answer any more."""
@@ -147,21 +134,22 @@ class Steering(JobCallback):
 
     def _begin(self, epoch: int) -> None:
         """What came before: nothing for a new run, all changes since the checkpoint for one that is continued."""
-        said = self._from_root(lambda: self._found_at_begin(epoch), f"changes by hand, as epoch {epoch + 1} begins")
+        tag = f"changes by hand, as epoch {epoch + 1} begins"
+        said = from_root(self.communicator, lambda: self._found_at_begin(epoch), tag=tag, what=_READ)
         self._epochs = set()
         self.core.steer(Steered(*said["steered"]))
         self._again = said["again"]
         if self.communicator.size > 1:
             self.exchange.take_back("steer")
-        self._do_again(BEGIN)
+        self._do_again(Moment.BEGIN)
         if said["asked"]:
-            self._decide(BEGIN)
+            self._decide(Moment.BEGIN)
 
     def _found_at_begin(self, epoch: int) -> dict[str, Any]:
         self.directory.make()
         steered: Steered = self.core.steered
         fresh = not self.journal.resumed and (epoch == 0 or int(self.core.iterations.numpy()) == 0)
-        changes = [] if fresh else self._changes()
+        changes = [] if fresh else read_changes(self.run)
         done = {entry.get("id") for entry in changes}
         waiting, self._waiting, self._asked = [*self._waiting, *self._asked], [], []  # of an earlier fit
         for found in [*waiting, *self.directory.look()]:
@@ -173,45 +161,28 @@ class Steering(JobCallback):
                 self._take(found)
         if fresh:
             steered = Steered()
-        last = _Place(steered.clock, steered.moment)
-        again = [entry for entry in changes if _place(entry) >= last]
-        at_last = [entry for entry in again if _place(entry) == last][: steered.made]  # these were made already
-        names = ("clock", "moment", "action", "multiplier", "by")
-        again = [{name: entry[name] for name in names} for entry in again if entry not in at_last]
+        again = again_from(changes, Place(steered.clock, steered.moment), steered.made)
         return {"steered": list(steered), "again": again, "asked": bool(self._asked)}
 
-    def _changes(self) -> list[dict[str, Any]]:
-        """The changes by hand that the run's decisions tell of, in the order of their places."""
-        path = self.run.path / DECISIONS
-        trouble = trouble_with(path.lstat(), longest=LONGEST) if os.path.lexists(path) else ""
-        if trouble:
-            _log.warning("%s %s, so none of the changes by hand in it is made again.", path, trouble)
-            return []
-        found = [entry for entry in self.run.decisions() if entry.get("kind") == "control"]
-        whole = [entry for entry in found if is_change(entry) and _has_place(entry)]
-        if len(whole) < len(found):
-            _log.warning("%s: %d lines are no changes by hand, and are left out.", path, len(found) - len(whole))
-        return sorted(whole, key=_place)
-
-    def _do_again(self, moment: int) -> None:
+    def _do_again(self, moment: Moment) -> None:
         """The changes whose place the run has come to."""
         while self._again:
             change = self._again[0]
-            if _place(change) > _Place(self.clock, moment):
+            if Place.of(change) > Place(self.clock, moment):
                 return
             self._again.pop(0)
             if self.communicator.is_root:
-                _log.info("Once more, as before the restart: %s.", _words(change))
-            self._apply(change, _place(change), again=True)
-            between = change["moment"] != BATCH
-            self.decided("again", self._epoch, _words(change), multiplier=change["multiplier"], between=between)
+                _log.info("Once more, as before the restart: %s.", in_words(change))
+            self._apply(change, Place.of(change), again=True)
+            between = change["moment"] != Moment.BATCH
+            self.decided("again", self._epoch, in_words(change), multiplier=change["multiplier"], between=between)
 
     # -- a look --------------------------------------------------------------------------------------
 
-    def _look(self, moment: int) -> None:
+    def _look(self, moment: Moment) -> None:
         """Hears what was asked for at the last look, then looks."""
         alone = self.communicator.size == 1
-        due = moment == EPOCH_END and self._epoch + 2 in self._epochs  # before the epoch that comes next, from 1
+        due = moment == Moment.EPOCH_END and self._epoch + 2 in self._epochs  # before the epoch that comes next, from 1
         if not alone and (due or self.exchange.agreed_on("steer")):
             self._decide(moment)
         if self.communicator.is_root:
@@ -243,22 +214,23 @@ class Steering(JobCallback):
 
     # -- a decision ----------------------------------------------------------------------------------
 
-    def _decide(self, moment: int) -> None:
+    def _decide(self, moment: Moment) -> None:
         """Rank 0 decides on what was asked for, and every rank does it. Collective."""
-        said = self._from_root(lambda: self._decision(moment), f"changes by hand in epoch {self._epoch + 1}")
+        tag = f"changes by hand in epoch {self._epoch + 1}"
+        said = from_root(self.communicator, lambda: self._decision(moment), tag=tag, what=_READ)
         self._epochs = set(said["epochs"])
         if self.communicator.size > 1:
             self.exchange.take_back("steer")
         for change in said["changes"]:
             self._carry_out(change, moment)
 
-    def _decision(self, moment: int) -> dict[str, Any]:
+    def _decision(self, moment: Moment) -> dict[str, Any]:
         """Rank 0: the changes to make now, and for which epochs others wait."""
         changes: list[dict[str, Any]] = []
         kept, rate = [], rate_of(self.model.optimizer)
-        begun = self._epoch + (0 if moment == BEGIN else 1)  # the last epoch that has begun, from 1
+        begun = self._epoch + (0 if moment == Moment.BEGIN else 1)  # the last epoch that has begun, from 1
         # An epoch that was stopped may go on after a restart: the next one does not begin now.
-        between = moment != BATCH and not self.model.stop_training
+        between = moment != Moment.BATCH and not self.model.stop_training
         for found in [*self._waiting, *self._asked]:
             assert found.request is not None
             at = found.request.at_epoch
@@ -268,7 +240,7 @@ class Steering(JobCallback):
                 kept.append(found)
                 if found in self._asked:
                     _log.info("%s asks for `%s`, which waits for that epoch.", found.by, found.request)
-                    reason, when = f"waits: {found.request}", moment != BATCH
+                    reason, when = f"waits: {found.request}", moment != Moment.BATCH
                     self.decided("asked", self._epoch, reason, by=found.by, between=when, id=found.name)
             else:
                 factor = self._checked(found, rate)
@@ -291,20 +263,20 @@ class Steering(JobCallback):
             self._refuse(found, str(error))
             return None
 
-    def _carry_out(self, change: dict[str, Any], moment: int) -> None:
+    def _carry_out(self, change: dict[str, Any], moment: Moment) -> None:
         before = rate_of(self.model.optimizer)
-        self._apply(change, _Place(self.clock, moment))
+        self._apply(change, Place(self.clock, moment))
         after = rate_of(self.model.optimizer)
         rates = f": the rate goes from {before:.6g} to {after:.6g}" if change["multiplier"] else ""
         if self.communicator.is_root:
             samples = self.core.samples_seen
-            _log.info("Epoch %d, at %d samples: %s%s.", self._epoch + 1, samples, _words(change), rates)
+            _log.info("Epoch %d, at %d samples: %s%s.", self._epoch + 1, samples, in_words(change), rates)
             self._answered.append((change["id"], True))
-        reason = f"{_words(change)}{rates}"
-        more: dict[str, Any] = {**change, "moment": moment, "between": moment != BATCH}
+        reason = f"{in_words(change)}{rates}"
+        more: dict[str, Any] = {**change, "moment": moment, "between": moment != Moment.BATCH}
         self.decided("control", self._epoch, reason, **more)
 
-    def _apply(self, change: dict[str, Any], place: _Place, again: bool = False) -> None:
+    def _apply(self, change: dict[str, Any], place: Place, again: bool = False) -> None:
         optimizer = self.core
         steered: Steered = optimizer.steered
         paused = steered.paused
@@ -316,22 +288,3 @@ class Steering(JobCallback):
             paused = int(change["action"] == "pause-plateau")
         same = place == (steered.clock, steered.moment)
         optimizer.steer(Steered(paused, *place, steered.made + 1 if same else 1))
-
-    def _from_root(self, make: Callable[[], dict[str, Any]], tag: str) -> dict[str, Any]:
-        """What rank 0 makes, on every rank; an error of rank 0's is one of all. Collective."""
-        said: dict[str, Any] = from_root(self.communicator, make, tag=tag, what="read what was asked for by hand")
-        return said
-
-
-def _has_place(entry: dict[str, Any]) -> bool:
-    """Whether a line of the decisions says where its change was made."""
-    return type(entry.get("clock")) is int and entry.get("moment") in (BATCH, EPOCH_END, BEGIN)
-
-
-def _place(entry: dict[str, Any]) -> _Place:
-    return _Place(entry["clock"], entry["moment"])
-
-
-def _words(change: dict[str, Any]) -> str:
-    did = _DID.get(change["action"]) or f"multiplied the rate by {change['multiplier']:.6g}"
-    return f"{change['by']} {did}"

@@ -50,7 +50,7 @@ class Steered(NamedTuple):
     Attributes:
         paused: whether plateaus are not to cut.
         clock: where the last one was made, as the run counts.
-        moment: when there: after a batch, at an epoch's end, or as a run began (0, 1, 2).
+        moment: when there, a `changes.Moment`.
         made: how many there.
     """
 
