@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distlr.optimizer.handle import rate_of
+from distlr.optimizer.access import rate_of
 
 __all__ = ["resume_line", "start_line"]
 

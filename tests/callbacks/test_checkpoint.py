@@ -274,7 +274,7 @@ def broken(tmp_path_factory):
 
 @pytest.mark.replicas
 @pytest.mark.xdist_group("n to m")  # by themselves half of their lane
-@pytest.mark.parametrize(("n", "m"), itertools.permutations(SIZES, 2))
+@pytest.mark.parametrize(("n", "m"), list(itertools.permutations(SIZES, 2)))
 def test_the_rate_by_epoch_is_that_of_a_run_on_m_from_the_start(wholes, broken, tmp_path, caplog, n, m) -> None:
     """Compared where both runs' clocks stand at one place: from the next update on both are on the grid of m."""
     shutil.copytree(broken[n], tmp_path / "run")

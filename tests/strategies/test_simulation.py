@@ -7,7 +7,7 @@ import types
 import pytest
 
 from distlr.errors import DistributionError
-from distlr.strategies.simulated import _parts
+from distlr.strategies.simulation import _parts
 
 GPU = types.SimpleNamespace(name="/physical_device:GPU:0")
 BY_DRIVER = """
