@@ -584,13 +584,12 @@ class Job:
     @property
     def _exchanges_gradients(self) -> bool:
         """Whether something of distlr's goes with the gradients from rank to rank."""
-        return hasattr(self.communicator, "gradients")
+        return self.communicator.exchanges_gradients
 
     def _gradients(self, compression: str = "none") -> Any:
         prefix = str(self._exchanges)  # by the order in which the script adopts: the same on every rank
         self._exchanges += 1
-        exchange: Any = self.communicator
-        return exchange.gradients(prefix, compression)
+        return self.communicator.gradients(prefix, compression)
 
     def _connect(self, optimizer: ScaledOptimizer) -> None:
         optimizer.connect(self._gradients)

@@ -216,7 +216,8 @@ def test_every_explanation_is_json(options, samples):
 
 
 def test_the_start_line_is_that_of_rank_0(caplog, monkeypatch):
-    monkeypatch.setattr(ThreadCommunicator, "gradients", lambda *_: None, raising=False)
+    monkeypatch.setattr(ThreadCommunicator, "exchanges_gradients", True)
+    monkeypatch.setattr(ThreadCommunicator, "gradients", lambda *_: None)
 
     def fn(comm):
         job = Job(tf.distribute.get_strategy(), "threads", comm)

@@ -23,7 +23,13 @@ class JobCallback(keras.callbacks.Callback):
 
     On its own it takes itself for the only rank, and refuses to run where a launcher says otherwise.
 
-    A subclass of your own says by `decided` what it did; the run's journal has it then, with the clock and the rate.
+    **Writing a callback.** Whatever differs by rank is decided on rank 0 and applied on all: `from_root` of
+    `distlr.communicators.root`, or a collective with the epoch in its tag, called by every rank or by none. What it
+    must remember over a restart is in `self.core.state(name, initial)`, asked for in `on_train_begin` on every rank.
+    The rate is changed by `self.core.multiply_rate`, and `decided` says so: the run's journal has it then, with the
+    clock and the rate. What changes the graph of a step (`watch_norm`) comes in `set_model`, with
+    `model.train_function = None` after it. A callback that looks at batches says `async_safe = False` where it must
+    see each as it ends.
 
     >>> import distlr, keras, numpy as np
     >>> class Halve(JobCallback):

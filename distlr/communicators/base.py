@@ -85,7 +85,10 @@ class Communicator(abc.ABC):
         may_lose_ranks: whether the job goes on without a rank that is lost, from its last checkpoint.
         strategy_spans_ranks: whether one `tf.distribute` strategy spans the ranks, which then averages the gradients
             and reads metrics over all of them by itself.
+        exchanges_gradients: whether `gradients` gives what goes with the gradients from rank to rank; without it the
+            communicator is for control alone, and no optimizer is adopted on several ranks.
 
+    >>> import numpy as np
     >>> from distlr.testing import run_ranks
     >>> def choose(comm):
     ...     losses = comm.allgather([1.0 / (1 + comm.rank)], tag="losses of epoch 3")
@@ -98,12 +101,22 @@ class Communicator(abc.ABC):
     timeout: float | None = None
     may_lose_ranks: bool = False
     strategy_spans_ranks: bool = False
+    exchanges_gradients: bool = False
 
     def __init__(self, name: str, rank: int, size: int, local_rank: int, local_size: int) -> None:
         self.name = name
         self.rank, self.size = rank, size
         self.local_rank, self.local_size = local_rank, local_size
         self.log = CollectiveLog()
+
+    def gradients(self, prefix: str, compression: str = "none") -> Any:
+        """What the optimizer called `prefix` gives its gradients to, in the graph: see `HorovodGradients`.
+
+        >>> from distlr.communicators import SingleCommunicator
+        >>> SingleCommunicator().exchanges_gradients
+        False
+        """
+        raise DistributionError(f"The {self.name} engine is for control alone: it does not exchange gradients.")
 
     @abc.abstractmethod
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
@@ -186,6 +199,7 @@ class Communicator(abc.ABC):
 
         Errors are those of `allreduce`.
 
+        >>> import numpy as np
         >>> from distlr.testing import run_ranks
         >>> parts = run_ranks(lambda comm: comm.allgather(np.arange(comm.rank), tag="parts"), size=3)
         >>> [part.tolist() for part in parts[0]]
@@ -306,6 +320,17 @@ class Communicator(abc.ABC):
             kind: the collective's name, such as "allgather".
             tag: its tag.
             error: the reason.
+
+        >>> from distlr.testing import run_ranks
+        >>> def rank(comm):
+        ...     try:
+        ...         if comm.rank == 1:
+        ...             comm.refuse("barrier", "start", ConfigurationError("no"))
+        ...         comm.barrier(tag="start")
+        ...     except DistlrError as error:
+        ...         return type(error).__name__
+        >>> run_ranks(rank, size=2)
+        ['DistributionError', 'ConfigurationError']
         """
         self._send(kind, tag, {}, EMPTY, refused=str(error))
         raise error

@@ -42,6 +42,8 @@ class HorovodCommunicator(Communicator):
         DistributionError: Horovod is not installed, or was built for another TensorFlow.
     """
 
+    exchanges_gradients = True
+
     def __init__(self, timeout: float = 600.0) -> None:
         self._hvd = hvd = _horovod()
         os.environ.setdefault(_STALL_END, str(max(1, round(timeout))))

@@ -34,6 +34,7 @@ class StrategyCommunicator(Communicator):
     """
 
     strategy_spans_ranks = True
+    exchanges_gradients = True
 
     def __init__(self, strategy: Any, addresses: Sequence[str], rank: int, timeout: float) -> None:
         super().__init__("multi-worker", rank, len(addresses), *place_on_host(addresses, rank))

@@ -54,6 +54,8 @@ class Watch(K.Callback):
 class Alike(SingleCommunicator):
     """Rank 0 of n ranks that all do and say the same: what it says is what each of them does."""
 
+    exchanges_gradients = True
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size

@@ -34,10 +34,14 @@ class Backend:
     name: str
     size: int
     run: Run
+    impatient: Run | None = None  # with a deadline that a test can wait for
 
 
 def _threads(size: int) -> Backend:
-    return Backend("threads", size, lambda fn: run_ranks(fn, size, timeout=5.0))
+    def run(timeout: float) -> Run:
+        return lambda fn: run_ranks(fn, size, timeout=timeout)
+
+    return Backend("threads", size, run(5.0), run(0.2))
 
 
 def _name(backend: Backend) -> str:
@@ -348,6 +352,21 @@ def test_only_the_root_sends_a_broadcast(backend):
     sent = backend.run(fn)
     assert sent[0] > 80_000
     assert all(count < 200 for count in sent[1:])
+
+
+if not ENGINE:  # an engine ends the process of a rank that waits: tests/distributed/test_launchers.py
+
+    @several
+    def test_no_rank_waits_for_ever(backend):
+        """Rank 0 alone is in a collective."""
+
+        def alone(comm):
+            if comm.is_root:
+                comm.barrier(tag="nobody else comes")
+
+        assert backend.impatient is not None, "give the backend of one process an `impatient` run"
+        with pytest.raises(CollectiveTimeoutError, match="nobody else comes"):
+            backend.impatient(alone)
 
 
 @several
