@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from distlr._numbers import INT64_END, positive_integer
+from distlr._arguments import INT64_END, positive_integer
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, received
 

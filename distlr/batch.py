@@ -12,11 +12,13 @@ from fractions import Fraction
 from typing import Any, Protocol, SupportsIndex, SupportsInt, TypeVar
 
 from distlr import _batch_arguments as checked
-from distlr._numbers import positive_integer
+from distlr._arguments import positive_integer
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
-__all__ = ["GlobalBatch"]
+__all__ = ["HOW_TO_MAKE", "GlobalBatch", "check_batch"]
+
+HOW_TO_MAKE = "make it with job.batch(per_replica=..., base_batch=...)"
 
 
 class _Arithmetic(Protocol):
@@ -417,3 +419,9 @@ class GlobalBatch:
 def _number(value: Fraction) -> int | float:
     """An int when exact, otherwise the nearest float."""
     return value.numerator if value.denominator == 1 else float(value)
+
+
+def check_batch(batch: Any, hint: str = HOW_TO_MAKE) -> None:
+    """Refuses what is no `GlobalBatch`."""
+    if not isinstance(batch, GlobalBatch):
+        raise ConfigurationTypeError(received("batch", batch, "a GlobalBatch", hint))

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distlr._arguments import one_of
 from distlr.communicators.engines import ENGINES
 from distlr.communicators.launches import Launch, detect, place_on_host, tf_config_workers
 from distlr.communicators.rendezvous import check_addresses
@@ -81,8 +82,8 @@ def choose(
     simulating = replicas if engine is None else None
     asked = "`engine` asks for it" if engine is not None else f"{ENGINE} asks for it"
     engine = engine or (None if strategy is not None else environ.get(ENGINE) or None)
-    if engine is not None and engine not in ENGINES:
-        raise ConfigurationError(received("engine", engine, f"one of {', '.join(map(repr, ENGINES))}"))
+    if engine is not None:
+        one_of("engine", engine, ENGINES)
     by_tf_config = launch is not None and launch.launcher == "tf_config"
     if workers is not None or engine == _MULTI_WORKER or (by_tf_config and engine is None):
         _check_launch(launch, strategy, simulating)

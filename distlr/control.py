@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+from distlr._arguments import one_of
 from distlr.errors import ConfigurationError, received
 from distlr.files import write_bytes
 
@@ -59,8 +60,7 @@ class Request:
 
     def __post_init__(self) -> None:
         """Checks the values, also those of a file."""
-        if self.action not in ACTIONS:
-            raise ConfigurationError(received("action", self.action, f"one of {', '.join(map(repr, ACTIONS))}"))
+        one_of("action", self.action, ACTIONS)
         for name in ("multiply", "to"):
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from distlr._numbers import integer
-from distlr.batch import GlobalBatch
+from distlr._arguments import integer, one_of
+from distlr.batch import GlobalBatch, check_batch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
 from distlr.position import Position
 
@@ -50,7 +50,7 @@ def training(
         position: where the run stands; by default at the start.
     """
     check_remainder(remainder)
-    _check_batch(batch)
+    check_batch(batch)
     if position is None:
         position = Position(batch, random.getrandbits(31) if seed is None else seed, remainder == "carry")
     dataset = _dataset(data)
@@ -166,7 +166,7 @@ def validation(
     padding included, so all weights are then raised by (n + padding) / n, over all ranks: a loss with Keras' default
     reduction, the mean over the samples, and the `weighted_metrics` are exact.
     """
-    _check_batch(batch)
+    check_batch(batch)
     dataset = _dataset(data)
     if _cardinality(dataset) == 0:
         raise _empty()
@@ -221,14 +221,7 @@ def _weighted(sample: tuple[Any, ...], factor: float) -> tuple[Any, Any, tf.Tens
 
 def check_remainder(remainder: Any) -> None:
     """Refuses what is no way to treat the samples that fill no batch."""
-    if remainder not in REMAINDERS:
-        raise ConfigurationError(received("remainder", remainder, f"one of {', '.join(map(repr, REMAINDERS))}"))
-
-
-def _check_batch(batch: Any) -> None:
-    if not isinstance(batch, GlobalBatch):
-        hint = "make it with job.batch(per_replica=..., base_batch=...)"
-        raise ConfigurationTypeError(received("batch", batch, "a GlobalBatch", hint))
+    one_of("remainder", remainder, REMAINDERS)
 
 
 def _dataset(data: Any) -> tf.data.Dataset:

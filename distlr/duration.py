@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from distlr._numbers import INT64_END, integer
+from distlr._arguments import INT64_END, integer
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
 __all__ = ["Duration"]

@@ -9,7 +9,7 @@ from typing import TypeVar
 import keras
 import tensorflow as tf
 
-from distlr._numbers import positive_integer
+from distlr._arguments import positive_integer
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationTypeError, received
 from distlr.job import Job

@@ -12,8 +12,8 @@ from typing import Any
 import tensorflow as tf
 
 from distlr import data as pipelines
-from distlr._numbers import whole_number
-from distlr.batch import GlobalBatch
+from distlr._arguments import whole_number
+from distlr.batch import HOW_TO_MAKE, GlobalBatch, check_batch
 from distlr.broadcast import broadcast_state
 from distlr.callbacks import Audit
 from distlr.callbacks.assembly import assembled
@@ -22,7 +22,7 @@ from distlr.communicators.fused import Bundle, exchange_bundles, first_of, numbe
 from distlr.communicators.horovod_gradients import check_compression
 from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
-from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
+from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.metrics import are_distributed, read_states, results
 from distlr.moving_averages import scale_moving_averages
 from distlr.optimizer import ScaledOptimizer, adopt, inner, start_line
@@ -620,12 +620,10 @@ class Job:
             )
 
     def _check_batch(self, batch: Any) -> None:
-        hint = "make it with job.batch(per_replica=..., base_batch=...)"
-        if not isinstance(batch, GlobalBatch):
-            raise ConfigurationTypeError(received("batch", batch, "a GlobalBatch", hint))
+        check_batch(batch)
         if (batch.replicas, batch.local_replicas) != (self.replicas, self.local_replicas):
             expected = f"for {self.replicas} replicas, {self.local_replicas} a process"
-            raise ConfigurationError(received("batch", batch, expected, hint))
+            raise ConfigurationError(received("batch", batch, expected, HOW_TO_MAKE))
 
     def _gathered(self, local: list[str], tag: str) -> list[str]:
         return [digest for rank in self.communicator.gather_json(local, tag=tag) for digest in rank]

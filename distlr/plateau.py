@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, SupportsFloat, cast
 
-from distlr._numbers import not_negative_real, positive_real, real
+from distlr._arguments import not_negative_real, positive_real, real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, NonFiniteError, StateError, received
 from distlr.monitors import infer_direction
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distlr._numbers import positive_integer, positive_real, real
+from distlr._arguments import positive_integer, positive_real, real
 from distlr.errors import ConfigurationError, received
 
 __all__ = ["RangeTest", "Sweep", "steepest", "valley"]

@@ -12,7 +12,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
-from distlr._numbers import positive_real
+from distlr._arguments import positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from distlr._numbers import positive_real
+from distlr._arguments import positive_real
 from distlr.choice import ENGINE, SIMULATE, Choice, choose
 from distlr.communicators import connect
 from distlr.communicators.engines import ENGINES

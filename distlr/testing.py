@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from distlr._numbers import not_negative_real, positive_real
-from distlr.batch import GlobalBatch
+from distlr._arguments import not_negative_real, positive_real
+from distlr.batch import GlobalBatch, check_batch
 from distlr.communicators import run_ranks
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
@@ -50,9 +50,7 @@ def assert_rates(target: Any, batch: GlobalBatch, expected: Mapping[str, float],
         AssertionError: a rate is another one; the message is a table of all of them.
         ConfigurationError, ConfigurationTypeError: an argument cannot be right.
     """
-    if not isinstance(batch, GlobalBatch):
-        hint = "pass the batch that the optimizer or the schedule was made with"
-        raise ConfigurationTypeError(received("batch", batch, "a GlobalBatch", hint))
+    check_batch(batch, "pass the batch that the optimizer or the schedule was made with")
     tolerance = positive_real("rtol", rtol, "write 1e-6")
     wanted = _checked(expected)
     rate = _rate_of(target, batch)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FRAMEWORKS = {"horovod", "keras", "tensorflow", "tf_keras"}
 CONTROL = (
     "_batch_arguments",
-    "_numbers",
+    "_arguments",
     "batch",
     "changes",
     "choice",

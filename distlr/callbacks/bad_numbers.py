@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from distlr._numbers import positive_integer, positive_real
+from distlr._arguments import one_of, positive_integer, positive_real
 from distlr.callbacks.base import JobCallback
 from distlr.errors import ConfigurationError, NonFiniteError, received
 from distlr.optimizer import ScaledOptimizer
@@ -66,9 +66,7 @@ class BadNumbers(JobCallback):
         ignore: Collection[str] = (),
     ) -> None:
         super().__init__()
-        if policy not in POLICIES:
-            raise ConfigurationError(received("policy", policy, f"one of {', '.join(map(repr, POLICIES))}"))
-        self.policy = policy
+        self.policy = one_of("policy", policy, POLICIES)
         self.factor = positive_real("factor", factor)
         if self.factor > 1:
             raise ConfigurationError(received("factor", factor, "at most 1"))

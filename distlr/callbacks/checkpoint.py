@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distlr._numbers import positive_integer
+from distlr._arguments import positive_integer
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.interval import Interval

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distlr._numbers import positive_integer
+from distlr._arguments import positive_integer
 from distlr.callbacks.base import JobCallback
 from distlr.digest import compare_ranks, rank_state
 from distlr.errors import ConfigurationError

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from distlr._numbers import positive_integer
+from distlr._arguments import positive_integer
 from distlr.callbacks.base import JobCallback
 from distlr.optimizer import ScaledOptimizer, rate_of
 

@@ -6,7 +6,7 @@ import logging
 import os
 from typing import Any
 
-from distlr._numbers import positive_integer
+from distlr._arguments import positive_integer
 from distlr.callbacks.base import JobCallback
 from distlr.changes import Moment, Place, again_from, in_words, read_changes
 from distlr.communicators.root import from_root

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 
+from distlr._arguments import one_of
 from distlr.communicators.base import Communicator
 from distlr.communicators.launches import Launch
-from distlr.errors import ConfigurationError, DistributionError, received
+from distlr.errors import DistributionError
 
 __all__ = ["ENGINES", "connect"]
 
@@ -43,8 +44,7 @@ def connect(engine: str, launch: Launch | None, timeout: float = 600.0) -> Commu
         ...
     distlr.errors.ConfigurationError: `engine` must be one of 'horovod', 'mpi'. Received: engine='nccl'.
     """
-    if engine not in _CONNECTED:
-        raise ConfigurationError(received("engine", engine, f"one of {', '.join(map(repr, _CONNECTED))}"))
+    one_of("engine", engine, _CONNECTED)
     communicator = _start(engine, launch, timeout)
     if launch is not None and communicator.size != launch.size:
         raise DistributionError(

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from distlr._numbers import spans
+from distlr._arguments import spans
 from distlr.errors import (
     CollectiveTimeoutError,
     ConfigurationError,

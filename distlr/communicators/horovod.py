@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from distlr._numbers import not_negative_real
+from distlr._arguments import not_negative_real
 from distlr.communicators.base import Communicator
 from distlr.communicators.frames import Frame, split
 from distlr.communicators.horovod_gradients import HorovodGradients

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from distlr._arguments import one_of
 from distlr.communicators.requests import Requests
-from distlr.errors import ConfigurationError, received
 
 __all__ = ["COMPRESSIONS", "HorovodGradients", "check_compression"]
 
@@ -18,9 +18,7 @@ _ALLREDUCE, _ALLGATHER = "HorovodAllreduce.distlr", "HorovodAllgather.distlr"
 
 def check_compression(compression: Any) -> None:
     """Refuses an unknown name; also where nothing is exchanged, so that a script that runs alone runs on many ranks."""
-    if compression not in COMPRESSIONS:
-        expected = f"one of {', '.join(map(repr, COMPRESSIONS))}"
-        raise ConfigurationError(received("compression", compression, expected))
+    one_of("compression", compression, COMPRESSIONS)
 
 
 class HorovodGradients(Requests):

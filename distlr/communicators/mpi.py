@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distlr._numbers import positive_real
+from distlr._arguments import positive_real
 from distlr.communicators.base import Communicator
 from distlr.communicators.frames import Frame, split
 from distlr.errors import CollectiveTimeoutError, DistributionError

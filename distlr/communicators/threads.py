@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from distlr._numbers import positive_integer, positive_real
+from distlr._arguments import positive_integer, positive_real
 from distlr.communicators.base import Communicator
 from distlr.communicators.frames import Frame, name_ranks
 from distlr.errors import CollectiveTimeoutError, ConfigurationError, DistributionError, received

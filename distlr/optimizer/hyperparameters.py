@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from distlr import scaling
-from distlr._numbers import not_negative_real
+from distlr._arguments import not_negative_real
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.schedules import Scaled

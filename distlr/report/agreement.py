@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from distlr._numbers import spans
+from distlr._arguments import spans
 from distlr.report.series import epoch_of
 from distlr.report.values import DASH, mapping, plain, sequence, whole
 from distlr.run_directory import Run

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 import distlr._environment  # noqa: F401  (checks the installation first)
-from distlr._numbers import not_negative_real
+from distlr._arguments import not_negative_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "divided",
     "has_warmup",
     "increasing",
-    "one_of",
     "passed",
     "progress",
 ]
@@ -145,13 +144,6 @@ def increasing(argument: str, values: Any) -> list[float]:
     if any(later <= earlier for earlier, later in itertools.pairwise(times)):
         raise ConfigurationError(received(argument, values, expected, hint))
     return times
-
-
-def one_of(argument: str, value: Any, choices: Sequence[str]) -> str:
-    """A name among the choices."""
-    if value not in choices:
-        raise ConfigurationError(received(argument, value, f"one of {', '.join(map(repr, choices))}"))
-    return str(value)
 
 
 def as_float64(schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:

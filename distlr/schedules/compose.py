@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr._numbers import finite_real, not_negative_real, positive_real
+from distlr._arguments import finite_real, not_negative_real, positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.schedules.base import Schedule, as_float64, check_is_schedule, divided, increasing, passed
 

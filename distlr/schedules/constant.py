@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from distlr._numbers import not_negative_real
+from distlr._arguments import not_negative_real
 from distlr.schedules.base import Schedule
 
 __all__ = ["Constant"]

@@ -7,7 +7,7 @@ import math
 import keras
 import tensorflow as tf
 
-from distlr._numbers import not_negative_real, positive_real
+from distlr._arguments import not_negative_real, positive_real
 from distlr.errors import ConfigurationError, received
 from distlr.schedules.base import Schedule, divided, progress
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from distlr._numbers import not_negative_real, positive_real
+from distlr._arguments import not_negative_real, one_of, positive_real
 from distlr.errors import ConfigurationError, received
-from distlr.schedules.base import Schedule, divided, one_of
+from distlr.schedules.base import Schedule, divided
 
 __all__ = ["Cyclic"]
 

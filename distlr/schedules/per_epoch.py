@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr._numbers import not_negative_real, positive_integer, positive_real
+from distlr._arguments import not_negative_real, positive_integer, positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.schedules.base import Schedule
 

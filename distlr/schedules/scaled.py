@@ -11,9 +11,10 @@ import keras
 import tensorflow as tf
 
 from distlr import scaling
-from distlr.batch import GlobalBatch
+from distlr._arguments import one_of
+from distlr.batch import GlobalBatch, check_batch
 from distlr.duration import Duration
-from distlr.errors import ConfigurationError, ConfigurationTypeError, received
+from distlr.errors import ConfigurationError, received
 from distlr.scaling import Rule, rule_name
 from distlr.schedules.base import Schedule, as_float64, check_has_no_warmup, check_is_schedule, divided
 from distlr.schedules.constant import Constant
@@ -64,10 +65,7 @@ class Scaled(Schedule):
         warmup_shape: str = "linear",
         clock: str = "samples",
     ) -> None:
-        if not isinstance(batch, GlobalBatch):
-            raise ConfigurationTypeError(
-                received("batch", batch, "a GlobalBatch", "make it with job.batch(per_replica=..., base_batch=...)")
-            )
+        check_batch(batch)
         if isinstance(schedule, Scaled):
             raise ConfigurationError(
                 "The schedule is scaled for the global batch already; scaling twice would multiply the rate by "
@@ -75,12 +73,10 @@ class Scaled(Schedule):
                 "in one place, distlr.scale or job.optimizer."
             )
         check_is_schedule(schedule)
-        if clock not in CLOCKS:
-            raise ConfigurationError(received("clock", clock, f"one of {', '.join(map(repr, CLOCKS))}"))
         self.schedule = schedule
         self.batch = batch
         self.rule = rule
-        self.clock = clock
+        self.clock = one_of("clock", clock, CLOCKS)
         self.factor: float = scaling.factor(rule, batch.ratio)
         self.warmup = None if warmup is None else Duration.parse(warmup, argument="warmup")
         self.warmup_from = warmup_from
@@ -333,10 +329,7 @@ def scale(
     >>> float(scale(0.25, batch, warmup="100ba")(50))  # half of the way from x1 to x4
     0.625
     """
-    if not isinstance(batch, GlobalBatch):
-        raise ConfigurationTypeError(
-            received("batch", batch, "a GlobalBatch", "write distlr.GlobalBatch(64, replicas=8, base_batch=128)")
-        )
+    check_batch(batch, "write distlr.GlobalBatch(64, replicas=8, base_batch=128)")
     return Scaled(
         as_schedule(schedule, batch, initial_learning_rate),
         batch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from distlr._numbers import finite_real, not_negative_real, positive_real
+from distlr._arguments import finite_real, not_negative_real, positive_real
 from distlr.errors import ConfigurationError, received
 from distlr.schedules.base import Schedule, progress
 

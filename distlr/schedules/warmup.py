@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr._numbers import positive_real, real
+from distlr._arguments import one_of, positive_real, real
 from distlr.errors import ConfigurationError, received
 from distlr.schedules.base import Schedule, as_float64, check_has_no_warmup, check_is_schedule
 
@@ -104,9 +104,7 @@ class Warmup(Schedule):
 
 def check_shape(argument: str, shape: str) -> str:
     """The shape of a warmup, checked."""
-    if shape not in WARMUP_SHAPES:
-        raise ConfigurationError(received(argument, shape, f"one of {', '.join(map(repr, WARMUP_SHAPES))}"))
-    return shape
+    return one_of(argument, shape, WARMUP_SHAPES)
 
 
 def check_start(argument: str, start: Any, shape: str) -> float:

@@ -1,4 +1,4 @@
-"""Checks of numbers that are arguments, one for each kind, so that the same mistake reads the same everywhere; spans.
+"""Checks of arguments, one for each kind, so that the same mistake reads the same everywhere; and spans of numbers.
 
 This module imports neither TensorFlow, Keras nor numpy; their scalars are numbers all the same.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
-from typing import SupportsFloat, SupportsIndex, cast
+from collections.abc import Collection, Iterable
+from typing import Any, SupportsFloat, SupportsIndex, cast
 
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
@@ -17,6 +17,7 @@ __all__ = [
     "finite_real",
     "integer",
     "not_negative_real",
+    "one_of",
     "positive_integer",
     "positive_real",
     "real",
@@ -96,6 +97,13 @@ def not_negative_real(
     if number < 0:
         raise ConfigurationError(received(argument, value, expected, hint))
     return number
+
+
+def one_of(argument: str, value: Any, choices: Collection[str]) -> str:
+    """A name among the choices."""
+    if value not in choices:
+        raise ConfigurationError(received(argument, value, f"one of {', '.join(map(repr, choices))}"))
+    return str(value)
 
 
 def spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
