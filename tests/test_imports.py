@@ -196,6 +196,16 @@ def test_each_module_has_a_row_in_the_table_of_the_rooms():
     assert not missing, f"add to the table in ARCHITECTURE.md: {sorted(missing)}"
 
 
+def test_no_module_is_named_as_what_its_package_exports():
+    """`import distlr.optimizer.adopt as m` would give the function, and pytest the module in its place."""
+    packages = [module for module, path in MODULES.items() if path.name == "__init__.py"]
+    for package in packages:
+        inside = {module.rpartition(".")[2] for module in MODULES if module.rpartition(".")[0] == package}
+        tree = _tree(package).body
+        from_inside = [node for node in tree if isinstance(node, ast.ImportFrom) and (node.module or "") != package]
+        assert not inside & {alias.asname or alias.name for node in from_inside for alias in node.names}, package
+
+
 def test_what_the_table_says_to_import_tensorflow_does():
     for room in {room for room, answer in ROOMS.items() if answer == "yes"}:
         assert any(_top(_reaches(module)) & FRAMEWORKS for module in _under(room)), room

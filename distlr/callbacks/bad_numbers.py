@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
+
+import numpy as np
 
 from distlr._arguments import one_of, positive_integer, positive_real
 from distlr.callbacks.base import JobCallback
@@ -127,7 +128,7 @@ class BadNumbers(JobCallback):
         ignored = self.ignore | ({"loss"} if scales else set())
         bad = {name: value for name, value in (logs or {}).items() if name not in ignored and _is_bad(value)}
         if bad:
-            said = ", ".join(f"{name} is {float(value)}" for name, value in bad.items())
+            said = ", ".join(f"{name} is {value}" for name, value in bad.items())
             self._act(f"the end of epoch {epoch + 1}", said, 1, between=True)
 
     def _loss_is_bad(self, logs: Mapping[str, Any]) -> bool:
@@ -170,7 +171,8 @@ class BadNumbers(JobCallback):
 
 
 def _is_bad(value: Any) -> bool:
+    """Whether a value of the logs, a number or an array of them, is not finite; what is no number is left alone."""
     try:
-        return value is not None and not math.isfinite(value)
+        return value is not None and not np.isfinite(value).all()
     except TypeError:
-        return False  # no number
+        return False

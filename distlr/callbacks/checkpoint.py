@@ -20,7 +20,7 @@ from distlr.communicators.fused import Bundle
 from distlr.communicators.root import bundle_from_root
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, RanksChanged, StateError, received
-from distlr.optimizer import ScaledOptimizer, formula, resume_line
+from distlr.optimizer import ScaledOptimizer, formula_of, resume_line
 from distlr.run_state import (
     RunState,
     are_finite,
@@ -143,7 +143,7 @@ class Checkpoint(JobCallback):
             )
         self._check_data()
         self._steps_in_run = 0
-        self._state = RunState.of(self.model, self.communicator, formula(optimizer))
+        self._state = RunState.of(self.model, self.communicator, formula_of(optimizer))
         self._begin_at(self._count, optimizer.samples_seen)
         if not self._begun:
             self._continue()

@@ -2,7 +2,7 @@
 
 from distlr.optimizer.access import inner, is_adopted, rate_of, schedule_of, strategy_of
 from distlr.optimizer.adoption import Steered
-from distlr.optimizer.comparison import differences, formula
+from distlr.optimizer.comparison import differences, formula_of
 from distlr.optimizer.conversion import adopt, strip
 from distlr.optimizer.description import resume_line, start_line
 from distlr.optimizer.loss_scale import agree
@@ -17,7 +17,7 @@ __all__ = [
     "adopt",
     "agree",
     "differences",
-    "formula",
+    "formula_of",
     "handle",
     "inner",
     "is_adopted",

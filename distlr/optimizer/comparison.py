@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["differences", "formula"]
+__all__ = ["differences", "formula_of"]
 
 # What another number of workers changes, and what says nothing about the rate.
 _SIZES = {f"scaling.batch.{name}" for name in ("per_replica", "total", "replicas", "local_replicas", "accumulation")}
@@ -15,7 +15,7 @@ _SIZES |= {"scaling.rule.factor", "scaling.rule.k", "optimizer.config.gradient_a
 _NAMES = {"name", "module", "registered_name", "build_config", "compile_config"}
 
 
-def formula(optimizer: Any) -> dict[str, Any]:
+def formula_of(optimizer: Any) -> dict[str, Any]:
     """What the rate of an adopted optimizer depends on and what else its config says, as JSON values by dotted names.
 
     The sizes of the batch are left out: the formula is the same on any number of workers.

@@ -185,3 +185,13 @@ def test_a_plateau_returns_to_the_best_weights() -> None:
     np.testing.assert_array_equal(starts[4], ends[1])
     assert np.abs(ends[3] - ends[1]).max() > 0
     assert model.optimizer.multiplier == 0.5
+
+
+def test_one_value_of_several_that_is_not_finite_is_found() -> None:
+    """A metric such as F1Score(average=None) is an array in the logs."""
+    callback = BadNumbers()
+    callback.set_model(model := keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
+    model.compile("sgd", "mse")
+    callback.on_epoch_end(0, {"f1": np.array([0.5, 0.25]), "loss": 1.0, "note": "no number"})
+    with pytest.raises(NonFiniteError, match="f1 is"):
+        callback.on_epoch_end(1, {"f1": np.array([0.5, np.nan]), "loss": 1.0})
