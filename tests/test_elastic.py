@@ -58,10 +58,11 @@ def listeners(monkeypatch) -> list[object]:
         init=lambda: None, register_listener=listeners.append, remove_listener=listeners.remove
     )
     lost = type("HorovodInternalError", (RuntimeError,), {})
+    alone = {"rank": lambda: 0, "size": lambda: 1, "local_rank": lambda: 0, "local_size": lambda: 1}
     modules = {
         "horovod": {},
         "horovod.common": {},
-        "horovod.tensorflow": {"init": init, "shutdown": lambda: down.append(True)},
+        "horovod.tensorflow": {"init": init, "shutdown": lambda: down.append(True), **alone},
         "horovod.common.elastic": {"notification_manager": manager},
         "horovod.common.exceptions": {"HorovodInternalError": lost},
     }

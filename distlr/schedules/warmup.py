@@ -57,7 +57,7 @@ class Warmup(Schedule):
             )
         check_has_no_warmup(schedule, "steps", steps)
         self.schedule = schedule
-        self.warmup_steps = positive_real("steps", steps)
+        self.steps = positive_real("steps", steps)
         self.shape = check_shape("shape", shape)
         self.start = check_start("start", start, shape)
         self.power = positive_real("power", power)
@@ -70,7 +70,7 @@ class Warmup(Schedule):
         >>> float(Warmup(Constant(0.1), steps=4, shape="cosine").factor(tf.constant(2.0)))
         0.5
         """
-        p = tf.clip_by_value(tf.cast(t, tf.float64) / self.warmup_steps, 0.0, 1.0)
+        p = tf.clip_by_value(tf.cast(t, tf.float64) / self.steps, 0.0, 1.0)
         s = tf.constant(self.start, tf.float64)
         if self.shape == "exponential":
             return tf.pow(s, 1 - p)
@@ -84,22 +84,10 @@ class Warmup(Schedule):
         """The rate at base step `t`: the schedule's, whose time goes on meanwhile, times `w(t)`."""
         return self._inner(t) * self.factor(t)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, the schedule as Keras saves it."""
-        return {
-            "schedule": keras.saving.serialize_keras_object(self.schedule),
-            "steps": self.warmup_steps,
-            "start": self.start,
-            "shape": self.shape,
-            "power": self.power,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Warmup:
-        """The schedule whose `get_config` this is."""
-        config = dict(config)
-        schedule = keras.saving.deserialize_keras_object(config.pop("schedule"))
-        return cls(schedule, **config)
+    @property
+    def warmup_steps(self) -> float:
+        """`steps`, by the name that Keras' own schedules with a warmup have."""
+        return self.steps
 
 
 def check_shape(argument: str, shape: str) -> str:
