@@ -22,7 +22,7 @@ SHARED     := -n 2 --dist loadgroup
 .PHONY: help demo test fast replicas processes oldest distributed slurm browser lint format docs bench bench-large parity horovod clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12 picks the interpreter, TF=gpu the TensorFlow build, DEMO_ARGS=\"...\" the demo's options."
 

@@ -100,10 +100,16 @@ def not_negative_real(
 
 
 def one_of(argument: str, value: Any, choices: Collection[str]) -> str:
-    """A name among the choices."""
-    if value not in choices:
-        raise ConfigurationError(received(argument, value, f"one of {', '.join(map(repr, choices))}"))
-    return str(value)
+    """The choice that `value` is equal to, as a plain string also where it is a member of an enumeration.
+
+    >>> import enum
+    >>> one_of("shape", enum.Enum("Shape", {"COSINE": "cosine"}, type=str).COSINE, ("linear", "cosine"))
+    'cosine'
+    """
+    for choice in choices:
+        if choice == value:
+            return choice
+    raise ConfigurationError(received(argument, value, f"one of {', '.join(map(repr, choices))}"))
 
 
 def spans(numbers: Iterable[int]) -> list[tuple[int, int]]:

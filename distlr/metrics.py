@@ -16,9 +16,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from distlr._arguments import one_of
 from distlr.communicators.frames import REDUCERS
 from distlr.communicators.fused import number
-from distlr.errors import ConfigurationError, received
+from distlr.errors import ConfigurationError
 
 __all__ = [
     "COMBINE",
@@ -116,10 +117,8 @@ def check_additive(metrics: Sequence[Any], sums_alone: bool = False) -> None:
     """
     for _, metric, variable in _variables(metrics):
         way = getattr(metric, COMBINE, None)
-        if way is not None and way not in tuple(REDUCERS):
-            raise ConfigurationError(
-                received(f"{type(metric).__name__}.{COMBINE}", way, f"one of {', '.join(map(repr, REDUCERS))}")
-            )
+        if way is not None:
+            one_of(f"{type(metric).__name__}.{COMBINE}", way, REDUCERS)
         if sums_alone and way in ("max", "min"):
             raise ConfigurationError(
                 f"The states of the metric '{metric.name}' ({type(metric).__name__}) combine by their {way}, and a "

@@ -136,7 +136,10 @@ class RunDirectory:
 
     def _filter(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
         lines = self._lines(name)
-        kept = [line for line in lines if keep(line)]
+        try:
+            kept = [line for line in lines if keep(line)]
+        except (KeyError, TypeError) as error:
+            raise ConfigurationError(f"{self.path / name} is not what a run writes: {error!r}.") from error
         if kept != lines or not _ends_whole(self.path / name):
             text = "".join(json.dumps(line) + "\n" for line in kept)
             write_bytes(self.path / name, text.encode(), mode=MODE)

@@ -174,5 +174,5 @@ def _is_bad(value: Any) -> bool:
     """Whether a value of the logs, a number or an array of them, is not finite; what is no number is left alone."""
     try:
         return value is not None and not np.isfinite(value).all()
-    except TypeError:
+    except (TypeError, ValueError):  # no number, or a ragged list
         return False

@@ -28,8 +28,8 @@ class JobCallback(keras.callbacks.Callback):
     must remember over a restart is in `self.core.state(name, initial)`, asked for in `on_train_begin` on every rank.
     The rate is changed by `self.core.multiply_rate`, and `decided` says so: the run's journal has it then, with the
     clock and the rate. What changes the graph of a step (`watch_norm`) comes in `set_model`, with
-    `model.train_function = None` after it. A callback that looks at batches says `async_safe = False` where it must
-    see each as it ends.
+    `model.train_function = None` after it. For a callback that looks at batches Keras waits for the device after each,
+    unless it says `async_safe = True`; what it stops there, all ranks stop at the next batch.
 
     >>> import distlr, keras, numpy as np
     >>> class Halve(JobCallback):

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,7 @@ class Checkpoint(JobCallback):
         self.follow: FollowEpochs | None = None
         self._begun = False
         self._state: RunState  # of the script, as it began
+        self._path: Path  # of the checkpoint that is continued, on rank 0
         self._ranks: list[dict[str, np.ndarray]] = []  # of the checkpoint that is continued
         self._epoch = 0
         self._steps = self._steps_in_run = 0  # Keras' steps since the epoch began, or the run, in this process
@@ -174,6 +176,7 @@ class Checkpoint(JobCallback):
         self._ranks = rank_arrays(said.arrays, state.ranks)
         self._place(state)
         if self.communicator.is_root:
+            _log.info("%s", resume_line(self.core, self._path, said.note, self._state.to_json(), self.rewarm))
             self.decided("resume", self._epoch, f"continues a checkpoint of update {state.iterations}")
 
     def _load(self) -> Bundle:
@@ -187,8 +190,7 @@ class Checkpoint(JobCallback):
             write_arrays(self.model, arrays)
             for line in different:
                 _log.warning("The script's formula is used: %s.", line)
-            written, own = state.to_json(), self._state.to_json()
-            _log.info("%s", resume_line(self.core, path, written, own, self.rewarm))
+            self._path = path
             own = {name: array for name, array in arrays.items() if name.startswith("rank/")}
             return Bundle(own, note=state.to_json())
         return Bundle({})

@@ -124,7 +124,8 @@ def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]
 
 def _watches_batches(callback: Any) -> bool:
     """Whether a callback may stop the training in the middle of an epoch: it looks at each batch, in step with it."""
-    if getattr(callback, "async_safe", False) or isinstance(callback, JobCallback):
+    own = isinstance(callback, JobCallback) and type(callback).__module__.startswith("distlr.")
+    if getattr(callback, "async_safe", False) or own:
         return False  # distlr's own do not stop one rank alone
     return any(
         getattr(type(callback), name, None) is not getattr(keras.callbacks.Callback, name)

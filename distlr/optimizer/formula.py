@@ -191,9 +191,16 @@ class FormulaRate:
             "momentum_correction": adoption.previous_rate is not None,
             "optimizer": adoption.base_class.__name__,
             "multiplier": self.multiplier,
+            "climb": self._climb(),
             "samples_seen": self.samples_seen,
             "learning_rate": float(self.learning_rate),
         }
+
+    def _climb(self) -> dict[str, float] | None:
+        """After a change of the batch: where the climb began and its length, in samples, and the share it began at."""
+        climb = self._distlr.named.get(CLIMB)
+        names = ("from_sample", "samples", "share")
+        return None if climb is None else dict(zip(names, climb.numpy().tolist(), strict=True))
 
     def rate_digests(self) -> list[str]:
         """One digest a replica on this process, over the bits of the rate of every update so far.

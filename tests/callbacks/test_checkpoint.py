@@ -294,10 +294,15 @@ def test_the_rate_by_epoch_is_that_of_a_run_on_m_from_the_start(wholes, broken, 
     assert "warmup" in line
 
 
-def test_after_a_change_the_rate_climbs_where_it_was_asked_to(tmp_path) -> None:
+def test_after_a_change_the_rate_climbs_where_it_was_asked_to(tmp_path, caplog) -> None:
     options = {"plateau": False, "schedule": 0.1}
     Run(tmp_path / "run", die_after=44, every="2ep", **options)  # two epochs and a half, after the warmup
-    first = Run(tmp_path / "run", ranks=4, rewarm="1ep", every="1ba", die_after=2, **options)
+    with caplog.at_level(logging.INFO, "distlr"):
+        first = Run(tmp_path / "run", ranks=4, rewarm="1ep", every="1ba", die_after=2, **options)
+    (line,) = (record.getMessage() for record in caplog.records if "Continuing" in record.getMessage())
+    assert "at the rate 0.1, " in line
+    assert "the rate climbs from its old value over 1ep" in line
+    assert first.job.explain()["climb"] == {"from_sample": 140.0, "samples": 70.0, "share": 0.25}
     rates = [float.fromhex(rate) for _, rate in first.watch.seen]
     assert first.model.optimizer.samples_seen == 2 * SAMPLES + 35
     share = 35 / SAMPLES

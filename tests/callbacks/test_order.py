@@ -23,6 +23,7 @@ from distlr.callbacks import (
     SyncMetrics,
     SyncStatistics,
 )
+from distlr.callbacks.base import JobCallback
 from distlr.callbacks.order import for_ranks, ordered
 from distlr.communicators import run_ranks
 from distlr.errors import ConfigurationError
@@ -128,9 +129,21 @@ def test_a_guard_of_the_users_is_the_one(tmp_path) -> None:
     assert guard.async_safe is False
 
 
+class Stops(JobCallback):
+    """A user's own, of distlr's kind."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = True
+
+
 @pytest.mark.parametrize(
     ("given", "may_stop"),
-    [([K.EarlyStopping()], False), ([K.TerminateOnNaN()], True), ([Audit(tf.distribute.get_strategy())], False)],
+    [
+        ([K.EarlyStopping()], False),
+        ([K.TerminateOnNaN()], True),
+        ([Stops()], True),
+        ([Audit(tf.distribute.get_strategy())], False),
+    ],
 )
 def test_batches_are_watched_only_where_a_callback_may_stop_in_an_epoch(given, may_stop) -> None:
     for callbacks in _on_two_ranks(given):

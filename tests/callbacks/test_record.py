@@ -111,6 +111,15 @@ def test_scalars_that_cannot_be_written_cost_the_scalars_and_not_the_run(recordi
     assert caplog.text.count("tensorboard cannot be written, and gets no more scalars") == 1
 
 
+@pytest.mark.parametrize(("name", "line"), [("epochs.jsonl", '{"loss": 1}'), ("decisions.jsonl", '{"clock": null}')])
+def test_files_that_are_no_runs_cost_the_record_and_not_the_run(recording, tmp_path, caplog, name, line) -> None:
+    _fit(recording, tmp_path, epochs=2)
+    (tmp_path / "a" / "run" / name).write_text(f"{line}\n")
+    _, history, _ = _fit(recording, tmp_path, epochs=3, initial_epoch=1, reads=False)
+    assert len(history["loss"]) == 2
+    assert caplog.text.count("is not what a run writes") == 1
+
+
 def test_a_schedule_that_takes_one_time_at_a_time(recording, tmp_path) -> None:
     bench = recording.Bench(1, keras.optimizers.schedules.CosineDecay(0.0, 100, warmup_target=0.1, warmup_steps=4))
     batch = bench.batch(2, 2, samples_per_epoch=8)
