@@ -187,6 +187,7 @@ def _section_large_batch(found: dict[str, Any], results: dict[str, Any]) -> list
         "the batch of 32; mean, and the seeds' least and greatest. It mirrors Goyal et al. 2017 (arXiv 1706.02677, "
         "table 1): ResNet-50 on ImageNet, 23.60% error at a batch of 256 and 23.74% at 8,192.",
     ]
+    lines += ["", "![Test accuracy against k, by arm, for both models](large_batch.png)"]
     targets = []
     for model, arms in found.items():
         ks = sorted({int(k) for arm in arms.values() for k in arm})

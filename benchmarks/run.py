@@ -24,6 +24,7 @@ from typing import Any
 
 import large_batch
 from _page import page
+from _picture import draw
 from _shapes import shaped
 
 from distlr.files import write_bytes, write_json
@@ -122,8 +123,9 @@ def versions() -> dict[str, str]:
 
 
 def write(folder: Path, results: dict[str, Any]) -> None:
-    """Both files, with the large batches as they are by now."""
+    """The files, with the large batches as they are by now."""
     results["large_batch"] = shaped("large_batch", large_batch.runs(large_batch.OUT))
+    draw(folder / "large_batch.png", results["large_batch"])
     write_json(folder / "results.json", results)
     write_bytes(folder / "RESULTS.md", page(results).encode())
 
