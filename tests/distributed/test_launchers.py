@@ -85,8 +85,10 @@ def test_three_backends_train_the_same(launching, tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def kill_and_resume(launching, load_helper):
-    """The benchmark of that name."""
-    return load_helper(launching.ROOT / "benchmarks" / "kill_and_resume.py")
+    """The benchmark of that name, which looks for what it shares beside itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(launching.ROOT / "benchmarks")
+        yield load_helper(launching.ROOT / "benchmarks" / "kill_and_resume.py")
 
 
 @pytest.mark.parametrize(("launcher", "trials"), [("gloo", 2), ("multi-worker", 1)])
