@@ -51,7 +51,9 @@ def start(backend: str, ranks: int) -> None:
 
     name = {"simulated": "tf"}.get(backend, backend)
     words, variables = command(ranks, name, sys.argv[0], sys.argv[1:])
-    environ = {**os.environ, **variables, INSIDE: "yes", "TF_NUM_INTEROP_THREADS": "2"}
+    environ = {**os.environ, **variables, INSIDE: "yes"}
+    if backend != "simulated":  # whose replicas wait for each other in one process, each on a thread
+        environ["TF_NUM_INTEROP_THREADS"] = "2"
     sys.stdout.flush()
     if backend == "multi-worker":
         sys.exit(run_workers(ranks, words, environ))

@@ -160,7 +160,7 @@ def main() -> None:
 
     import distlr
 
-    job = distlr.init(timeout=120)
+    job = distlr.init(timeout=30 if options.backend == "multi-worker" else 120)  # see step_overhead.py
     random.seed(0)
     rows = []
     for parameters in options.parameters:
