@@ -507,7 +507,8 @@ def test_data_of_ones_own_is_never_continued_in_the_middle_of_an_epoch(tmp_path)
 
 @pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, True), (signal.SIGUSR1, False)])
 def test_a_signal_writes_a_checkpoint(tmp_path, number, ends) -> None:
-    before = signal.getsignal(number)
+    before = signal.SIG_DFL
+    signal.signal(number, before)  # a training of another test, which an error ended, has left its own
     job = distlr.init(environ={})
     batch = job.batch(per_replica=5, base_batch=5, samples_per_epoch=SAMPLES)
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
