@@ -116,7 +116,7 @@ class Run:
         if plateau:
             callbacks.append(distlr.callbacks.ReduceLROnPlateau("val_loss", patience=1, factor=0.5, min_delta=0.3))
         self.logs: dict = {}
-        try:
+        with contextlib.suppress(Killed):
             history = self.model.fit(
                 job.shard(data, batch, remainder=remainder),
                 epochs=EPOCHS,
@@ -127,8 +127,6 @@ class Run:
                 verbose=0,
             )
             self.logs = {epoch: {n: v[i] for n, v in history.history.items()} for i, epoch in enumerate(history.epoch)}
-        except Killed:
-            pass
 
     @property
     def weights(self):
