@@ -61,7 +61,7 @@ def start(backend: str, ranks: int) -> None:
 
 
 def patience(backend: str) -> float:
-    """Seconds that a rank waits for others. On workers TensorFlow keeps two threads a step for so long (docs/backends.md)."""
+    """Seconds that a rank waits for others; on workers TensorFlow keeps two threads a step for so long."""
     return 30.0 if backend == "multi-worker" else 120.0
 
 
