@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,10 +26,8 @@ def training(
     *,
     rank: int,
     size: int,
+    position: Position,
     shuffle: bool | int = True,
-    seed: int | None = None,
-    remainder: str = "drop",
-    position: Position | None = None,
 ) -> tf.data.Dataset:
     """This rank's training batches: `batch.steps_per_epoch` an epoch, all full, in an order that can be resumed.
 
@@ -44,15 +41,10 @@ def training(
         data: an unbatched `tf.data.Dataset`, or a tuple of arrays.
         shuffle: True for all samples (of a data set whose length is unknown, a buffer of 10,000), a number
             for a buffer of that size, False for the order given.
-        seed: of the order; the same on all ranks.
-        remainder: "drop" leaves the samples that fill no batch out of the epoch (others each epoch, when
-            shuffled); "carry" takes them into the next one, and needs `fit(steps_per_epoch=batch.steps_per_epoch)`.
-        position: where the run stands; by default at the start.
+        position: where the run stands, in an order whose seed is the same on all ranks. Where it is endless the
+            samples that fill no batch go into the next epoch; otherwise they are left out of this one.
     """
-    check_remainder(remainder)
     check_batch(batch)
-    if position is None:
-        position = Position(batch, random.getrandbits(31) if seed is None else seed, remainder == "carry")
     dataset = _dataset(data)
     samples = _cardinality(dataset)
     _check_samples(samples, batch, size)

@@ -280,9 +280,12 @@ class Job:
             data: an unbatched `tf.data.Dataset`, not sharded and not shuffled, or a tuple of arrays.
             batch: the global batch.
             training: False for validation data: not shuffled, nothing dropped.
-            shuffle: see `distlr.data.training`; likewise `remainder`.
+            shuffle: True for all samples (of a data set whose length is unknown, a buffer of 10,000), a number for a
+                buffer of that size, False for the order given.
             seed: of the order. Without one rank 0 draws it (from Python's `random`, which
                 `keras.utils.set_random_seed` seeds), and the call is collective.
+            remainder: "drop" leaves the samples that fill no batch out of the epoch (others each epoch, when shuffled);
+                "carry" takes them into the next one, and needs `fit(steps_per_epoch=batch.steps_per_epoch)`.
 
         Raises:
             ConfigurationError, ConfigurationTypeError: the batch is another job's, the data is batched, empty or of
@@ -303,7 +306,7 @@ class Job:
             pipelines.check_remainder(remainder)
             position = Position(batch, self._agreed_seed(seed), remainder == "carry")
             dataset = pipelines.training(
-                data, batch, rank=self.rank, size=self.size, shuffle=shuffle, remainder=remainder, position=position
+                data, batch, rank=self.rank, size=self.size, position=position, shuffle=shuffle
             )
             self._positions.append(position)
         else:

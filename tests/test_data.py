@@ -29,8 +29,14 @@ def flat(batches):
     return list(itertools.chain.from_iterable(batches))
 
 
+def training(given, batch, *, seed=0, remainder="drop", position=None, **options):
+    """As `job.shard` asks for it."""
+    place = Position(batch, seed, remainder == "carry") if position is None else position
+    return data.training(given, batch, position=place, **options)
+
+
 def shards(n, batch, size=3, **options):
-    return [data.training(tf.data.Dataset.range(n), batch, rank=rank, size=size, **options) for rank in range(size)]
+    return [training(tf.data.Dataset.range(n), batch, rank=rank, size=size, **options) for rank in range(size)]
 
 
 def stream(n, *shape):
@@ -87,7 +93,7 @@ def test_the_orders_of_arrays_differ_as_much_as_they_can(size) -> None:
     """tf.random.experimental.index_shuffle, for example, has no more than 256 for the passes of one seed."""
     batch = GlobalBatch(size, base_batch=size, samples_per_epoch=size)
     position = Position(batch, 7)
-    dataset = data.training((np.arange(size),), batch, rank=0, size=1, position=position)
+    dataset = training((np.arange(size),), batch, rank=0, size=1, position=position)
     iterator, orders = iter(dataset.repeat()), collections.Counter()
     for _ in range(3000):
         orders[tuple(next(iterator)[0].numpy().tolist())] += 1
@@ -108,7 +114,7 @@ def test_what_is_left_out_of_an_epoch_differs_from_epoch_to_epoch():
 def test_arrays_of_any_structure():
     x = {"a": np.arange(12), "b": np.ones((12, 2))}
     batch = GlobalBatch(4, base_batch=4, samples_per_epoch=12)
-    dataset = data.training((x, [1] * 12, np.arange(12)), batch, rank=0, size=1)
+    dataset = training((x, [1] * 12, np.arange(12)), batch, rank=0, size=1)
     element = next(iter(dataset))
     assert element[0]["b"].shape == (4, 2)
     np.testing.assert_array_equal(element[0]["a"], element[2])
@@ -146,7 +152,7 @@ def test_a_stream_of_unknown_length_has_the_steps_of_the_batch():
     batch = GlobalBatch(4, replicas=3, local_replicas=1, base_batch=4, samples_per_epoch=41)
     seen = set()
     for rank in range(3):
-        dataset = data.training(stream(41), batch, rank=rank, size=3)
+        dataset = training(stream(41), batch, rank=rank, size=3)
         assert int(dataset.cardinality()) == 3
         seen |= set(flat(numbers(dataset)))
     assert len(seen) == 36
@@ -154,7 +160,7 @@ def test_a_stream_of_unknown_length_has_the_steps_of_the_batch():
 
 def test_a_stream_with_fewer_samples_than_told_ends_the_run():
     batch = GlobalBatch(4, base_batch=4, samples_per_epoch=41)
-    dataset = data.training(stream(30), batch, rank=0, size=1)
+    dataset = training(stream(30), batch, rank=0, size=1)
     with pytest.raises(tf.errors.FailedPreconditionError, match="expected to contain 10 elements but contained only 7"):
         numbers(dataset)
 
@@ -162,9 +168,9 @@ def test_a_stream_with_fewer_samples_than_told_ends_the_run():
 def test_a_stream_of_unknown_length_needs_the_number_on_several_ranks():
     batch = GlobalBatch(4, replicas=3, local_replicas=1, base_batch=4)
     with pytest.raises(ConfigurationError, match="`samples_per_epoch` must be given where"):
-        data.training(stream(41), batch, rank=0, size=3)
+        training(stream(41), batch, rank=0, size=3)
     one = GlobalBatch(4, base_batch=4)
-    assert [len(part) for part in numbers(data.training(stream(10), one, rank=0, size=1))] == [4, 4]
+    assert [len(part) for part in numbers(training(stream(10), one, rank=0, size=1))] == [4, 4]
 
 
 SMALL = GlobalBatch(4, base_batch=4, samples_per_epoch=40)
@@ -195,7 +201,7 @@ X, Y = np.zeros((40, 2), np.float32), np.zeros(40, np.float32)
 )
 def test_data_that_cannot_be_right(given, error, says):
     with pytest.raises(error, match=says):
-        data.training(given, SMALL, rank=0, size=1)
+        training(given, SMALL, rank=0, size=1)
 
 
 def test_sequences_of_one_open_dimension_are_not_taken_for_batches():
@@ -203,12 +209,12 @@ def test_sequences_of_one_open_dimension_are_not_taken_for_batches():
         lambda: ((np.zeros(5), 1) for _ in range(40)),
         output_signature=(tf.TensorSpec((None,), tf.float32), tf.TensorSpec((), tf.int32)),
     )
-    assert next(iter(data.training(text, SMALL, rank=0, size=1)))[0].shape == (4, 5)
+    assert next(iter(training(text, SMALL, rank=0, size=1)))[0].shape == (4, 5)
 
 
 def test_fewer_samples_than_a_batch():
     with pytest.raises(ConfigurationError, match=r"3 samples, fewer than one global batch.*of 4 samples"):
-        data.training((X[:3], Y[:3]), GlobalBatch(4, base_batch=4), rank=0, size=1)
+        training((X[:3], Y[:3]), GlobalBatch(4, base_batch=4), rank=0, size=1)
 
 
 def test_data_that_is_sharded_twice_is_refused(job):
