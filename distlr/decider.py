@@ -103,9 +103,9 @@ class Plateau:
             return Decision(1.0, said["skipped"], improved=False)
         decision = Decision.from_dict(said["decision"])
         state = PlateauState.from_vector(said["state"])
-        before = self._handle.rate
         self._handle.write(self._name, state.as_vector())
         if decision.cut:
+            before = self._handle.rate
             self._handle.multiply(decision.multiplier)
             after = self._handle.rate
             self.decisions.append(

@@ -15,7 +15,7 @@ import numpy as np
 from distlr._arguments import not_negative_real
 from distlr.communicators.base import Communicator
 from distlr.communicators.frames import Frame, split
-from distlr.communicators.horovod_gradients import HorovodGradients
+from distlr.communicators.horovod_gradients import HorovodGradients, different
 from distlr.errors import CollectiveTimeoutError, ConfigurationError, DistributionError, received
 
 __all__ = ["HorovodCommunicator"]
@@ -29,8 +29,8 @@ class HorovodCommunicator(Communicator):
 
     Every collective is one Horovod allgather of int64 words, of a size of its own on each rank: Horovod pairs eager
     calls by their order, whatever their names, so all being of one kind they always meet, and the frames
-    tell whether they mean the same. Before the first one after updates the rank joins (`hvd.join`): one whose data has
-    ended comes here while others still average gradients, and none must wait for the other.
+    tell whether they mean the same. Before the first one after updates the rank waits until all have come
+    (`HorovodGradients.wait`): one whose data has ended comes here while others still average gradients.
 
     Args:
         timeout: seconds after which Horovod ends a job in which some ranks wait for others, if the variable
@@ -53,6 +53,7 @@ class HorovodCommunicator(Communicator):
         hvd.init()
         super().__init__("horovod", hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
         self._exchanges: list[HorovodGradients] = []
+        self._waits: dict[Any, Any] = {}  # graphs, by what they were traced for
 
     def gradients(self, prefix: str, compression: str = "none") -> HorovodGradients:
         """The exchange of gradients for one optimizer; see `HorovodGradients`."""
@@ -60,15 +61,29 @@ class HorovodCommunicator(Communicator):
         return self._exchanges[-1]
 
     def _meet(self) -> int:
-        updates = sum(exchange.take_updates() for exchange in self._exchanges)
-        if self.size > 1 and updates:
-            import tensorflow as tf
+        updates = {exchange: exchange.take_updates() for exchange in self._exchanges}
+        if self.size > 1 and any(updates.values()):
+            with self._explaining("a wait for the others' updates"):
+                self._wait([exchange for exchange, count in updates.items() if count])
+        return sum(updates.values())
 
-            with self._explaining("a join before a collective"):
-                # Until every rank has come, this one takes part in the others' exchanges of gradients with zeros. In a
-                # graph made anew: TensorFlow takes an operation without inputs for a constant, and runs it once.
-                tf.compat.v1.wrap_function(self._hvd.join, [])()
-        return updates
+    def _wait(self, exchanges: Sequence[HorovodGradients]) -> None:
+        """Takes part in the updates of other ranks until all are here; of all optimizers with a graph at once."""
+        import tensorflow as tf
+
+        zero = tf.constant(0.0)
+        for exchange in exchanges:
+            if exchange.eager:
+                exchange.wait(zero)
+        key = tuple((exchange, exchange.signature) for exchange in exchanges if not exchange.eager)
+        if key and key not in self._waits:
+
+            def wait(zero: Any) -> Any:
+                return [exchange.wait(different(zero, place)) for place, (exchange, _) in enumerate(key)]
+
+            self._waits[key] = tf.function(wait, autograph=False).get_concrete_function(tf.TensorSpec([], tf.float32))
+        if key:
+            self._waits[key](zero)
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         import tensorflow as tf

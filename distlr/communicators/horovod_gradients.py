@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from distlr._arguments import one_of
-from distlr.communicators.requests import Requests
+from distlr.communicators.requests import KINDS, Requests
 
 __all__ = ["COMPRESSIONS", "HorovodGradients", "check_compression"]
 
@@ -21,6 +21,16 @@ def check_compression(compression: Any) -> None:
     one_of("compression", compression, COMPRESSIONS)
 
 
+class _Sent(NamedTuple):
+    """One tensor that an update sends: to be averaged, or, of a sparse gradient, gathered; then without its rows."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    device: str
+    gathered: bool
+
+
 class HorovodGradients(Requests):
     """The mean over the ranks of an optimizer's gradients, and of what travels with them.
 
@@ -28,6 +38,14 @@ class HorovodGradients(Requests):
     back-propagation has first, fuses small ones by itself, and a rank that has built another model beside this
     one still pairs right. Requests travel in the same buffer, so that a stop that one rank
     wants reaches all of them at the same update at no collective's cost.
+
+    A rank that waits in a collective, its data ended, takes part in the updates of the others with zeros (`wait`).
+    `hvd.join` is there for that, but no graph may keep one, it has no sparse gradients, and after a rank was lost
+    while another had joined the next ranks that start in that process crash: Horovod does not forget the join.
+
+    Attributes:
+        gated: whether the ranks agree, before each step, that they take it (`all_true`).
+        eager: whether the last step was outside of a graph, where Horovod pairs by order and not by name.
 
     Args:
         hvd: the module `horovod.tensorflow`, started.
@@ -45,6 +63,8 @@ class HorovodGradients(Requests):
         self._compression = getattr(hvd.Compression, compression)
         self.factor = 1.0  # on the mean; for Horovod's own argument meanings (distlr.horovod)
         self.sums = False
+        self.gated = self.eager = False
+        self._sent: list[_Sent] = []
         self._updates = tf.Variable(0, trainable=False, dtype=tf.int64)
 
     def average(self, gradients: Sequence[Any], names: Sequence[str]) -> list[Any]:
@@ -60,7 +80,9 @@ class HorovodGradients(Requests):
         # and what does not wait for the data would be sent all the same and meet nothing.
         with tf.control_dependencies([gradient for gradient in gradients if gradient is not None][:1]):
             wanted = tf.identity(self.wanted)
-            self._updates.assign_add(1)
+            if not self.gated:
+                self._updates.assign_add(1)
+        self._sent, self.eager = [], tf.executing_eagerly()
         self.agreed.assign(self._mean(wanted, "requests"))
         return [
             gradient if gradient is None else self._scaled(self._average(gradient, name))
@@ -71,24 +93,90 @@ class HorovodGradients(Requests):
         """Whether a boolean tensor is true on every rank; the same on each."""
         import tensorflow as tf
 
+        self.gated, self.eager = True, tf.executing_eagerly()
+        with tf.control_dependencies([flag]):
+            self._updates.assign_add(1)
         return self._mean(tf.cast(flag, tf.float32), "finite") >= 1.0
 
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What a graph of `wait` is traced for."""
+        return self.gated, *self._sent
+
     def take_updates(self) -> int:
-        """How many updates this rank has averaged for since it was last asked."""
+        """How many updates, where it is gated how many steps, this rank has taken since it was last asked."""
         updates = int(self._updates.numpy())
-        self._updates.assign(0)
+        if updates:
+            self._updates.assign(0)
         return updates
+
+    def wait(self, zero: Any) -> Any:
+        """Takes part in the updates of the other ranks, with zeros, until all ranks wait; in a graph if those are.
+
+        Where it is gated the others leave their steps out. Either way they find out when all have come, since the
+        collective compares the ranks' updates.
+
+        Args:
+            zero: 0.0, an argument of the graph: what depends on nothing else TensorFlow computes once, and keeps. It is
+                `different` for each optimizer in the graph.
+
+        Returns:
+            What the graph must return, or TensorFlow takes what is exchanged for unused.
+        """
+        import tensorflow as tf
+
+        def others_go_on(share: Any, received: Any) -> Any:
+            return share < 1.0 - 0.5 / self._hvd.size()
+
+        def again(share: Any, received: Any) -> Any:
+            nothing = tf.nn.relu(share - 2.0)  # zero, which no optimization of the graph can know
+            received = nothing if self.gated else self._send(nothing)
+            with tf.control_dependencies([received]):
+                return self._share_that_waits(tf.identity(nothing)), received
+
+        return tf.while_loop(others_go_on, again, (self._share_that_waits(zero), zero), parallel_iterations=1)
+
+    def _share_that_waits(self, zero: Any) -> Any:
+        """Says that this rank waits where the others send what a step sends first; 1 where all say so."""
+        import tensorflow as tf
+
+        if self.gated:
+            return -self._mean(zero - 1.0, "finite")
+        here = tf.one_hot(KINDS.index("waits"), len(KINDS)) + zero
+        return self._mean(here, "requests")[KINDS.index("waits")]
+
+    def _send(self, zero: Any) -> Any:
+        """Sends zeros for each tensor of an update; returns a sum of all that came."""
+        import tensorflow as tf
+
+        received = [zero]
+        for place, (name, shape, dtype, device, gathered) in enumerate(self._sent):
+            with tf.device(device):
+                nothing = tf.fill(shape, tf.cast(different(zero, place), dtype))
+                received.append(
+                    self._gathered(nothing, name) if gathered else self._mean(nothing, name, self._compression)
+                )
+        return tf.add_n([tf.cast(tf.reduce_sum(tensor), tf.float32) for tensor in received])
 
     def _average(self, gradient: Any, name: str) -> Any:
         import tensorflow as tf
 
+        name = _flat(name)
         if not isinstance(gradient, tf.IndexedSlices):
-            return self._mean(gradient, f"{_flat(name)}", self._compression)
-        values, indices = (
-            self._hvd.allgather(part, name=f"{_ALLGATHER}.{self._prefix}.{_flat(name)}.{kind}", ignore_name_scope=True)
-            for part, kind in ((gradient.values, "values"), (gradient.indices, "indices"))
-        )
+            self._note(gradient, name)
+            return self._mean(gradient, name, self._compression)
+        parts = {f"{name}.values": gradient.values, f"{name}.indices": gradient.indices}
+        for part, tensor in parts.items():
+            self._note(tensor, part, gathered=True)
+        values, indices = (self._gathered(tensor, part) for part, tensor in parts.items())
         return tf.IndexedSlices(values / self._hvd.size(), indices, gradient.dense_shape)
+
+    def _note(self, tensor: Any, name: str, gathered: bool = False) -> None:
+        shape = (0, *tensor.shape[1:]) if gathered else tuple(tensor.shape)
+        self._sent.append(_Sent(name, shape, tensor.dtype, tensor.device, gathered))
+
+    def _gathered(self, tensor: Any, name: str) -> Any:
+        return self._hvd.allgather(tensor, name=f"{_ALLGATHER}.{self._prefix}.{name}", ignore_name_scope=True)
 
     def _scaled(self, gradient: Any) -> Any:
         if self.factor == 1.0 and not self.sums:
@@ -109,6 +197,11 @@ class HorovodGradients(Requests):
             compression=self._hvd.Compression.none if compression is None else compression,
             ignore_name_scope=True,
         )
+
+
+def different(zero: Any, place: int) -> Any:
+    """0.0 again, and another tensor at each place: of two exchanges of one and the same TensorFlow keeps one."""
+    return zero * (2.0 + place)
 
 
 def _flat(name: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 __all__ = ["KINDS", "Requests"]
 
-KINDS = ("stop", "save", "leave", "regroup", "bad", "steer")
+KINDS = ("stop", "save", "leave", "regroup", "bad", "steer", "waits")
 """To end the training; to write a checkpoint and go on, to end the process, or to begin anew with other ranks; that a
-loss is not finite; and that rank 0 has something to say that was asked for by hand."""
+loss is not finite; that rank 0 has something to say that was asked for by hand; and, never set by `request`, that a
+rank makes no update but waits in a collective."""
 
 
 class Requests:

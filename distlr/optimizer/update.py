@@ -170,6 +170,9 @@ class FormulaUpdate(FormulaRate):
         # By place, not by name: a rank that built another model first has other names for the same variables.
         adoption = self._distlr
         adoption.exchanged = [str(self._get_variable_index(variable)) for variable in trainable_variables]
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            if tf.is_tensor(gradient) and not isinstance(gradient, tf.IndexedSlices):
+                gradient.set_shape(variable.shape)  # which a function of the user's own may have lost
         if self.gradient_accumulation_steps and on_replicas():
             accumulate(self, grads, trainable_variables)
         else:

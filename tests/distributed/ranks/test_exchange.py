@@ -237,3 +237,54 @@ def test_data_of_unknown_length_is_compared_at_the_epochs_end(job, simple) -> No
         DistributionError, match=r"ended at different batches before .* of epoch 1.*after 3 updates; .* after 5 updates"
     ):
         run(3 + 2 * (job.rank == job.size - 1))
+
+
+def ends_early(job, steps) -> None:
+    """Rank 0 takes all the steps, every other rank one less, and all come to a collective that tells them."""
+    for step in steps if job.is_root else steps[:-1]:
+        step()
+    with pytest.raises(DistributionError, match=r"ended at different batches before barrier 'done'"):
+        job.communicator.barrier(tag="done")
+    job.communicator.barrier(tag="and all go on")
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("compression", ["none", "fp16"])
+def test_a_rank_that_waits_takes_part_with_zeros(job, in_graph, compression) -> None:
+    model, optimizer = adopted(job, [0.0, 0.0], [[0.0]], [0.0, 0.0], compression=compression)
+    apply = stepper(optimizer, model, in_graph)
+    ends_early(job, [lambda: apply([tf.ones(2), tf.ones([1, 1]), 2 * tf.ones(2)])] * 3)
+    last = 1 / job.size if job.is_root else 0.0
+    np.testing.assert_allclose(model.kept[0].numpy(), [-2 - last] * 2, rtol=1e-3)
+    np.testing.assert_allclose(model.kept[1].numpy(), [[-2 - last]], rtol=1e-3)
+    np.testing.assert_allclose(model.kept[2].numpy(), [-4 - 2 * last] * 2, rtol=1e-3)
+
+
+def test_a_rank_that_waits_has_no_rows(job) -> None:
+    model, optimizer = adopted(job, np.zeros((4, 2), "float32"), [0.0])
+
+    @tf.function
+    def step(values, rows, dense):  # arguments: what is exchanged of constants alone TensorFlow exchanges once
+        optimizer.apply([tf.IndexedSlices(values, rows, tf.constant([4, 2])), dense], model.trainable_variables)
+
+    ends_early(job, [lambda: step(tf.ones([1, 2]), tf.constant([3]), tf.ones(1))] * 2)
+    np.testing.assert_allclose(model.kept[0].numpy()[3], [-1.0 - job.is_root / job.size] * 2, rtol=1e-6)
+
+
+def test_a_rank_waits_for_all_optimizers_at_once(job) -> None:
+    pairs = [adopted(job, [0.0]) for _ in range(3)]
+    first, second, third = (stepper(optimizer, model, True) for model, optimizer in pairs)
+    both = [lambda: first([tf.ones(1)]), lambda: second([tf.ones(1)])]
+    third([tf.ones(1)])
+    ends_early(job, both * 2)
+    ends_early(job, [*both, both[1], both[0]])
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_where_a_rank_waits_the_others_leave_watched_steps_out(job, in_graph) -> None:
+    model, optimizer = adopted(job, [0.0])
+    optimizer.watch()
+    apply = stepper(optimizer, model, in_graph)
+    ends_early(job, [lambda: apply([tf.ones(1)])] * 3)
+    assert model.kept[0].numpy().tolist() == [-2.0]
+    assert optimizer.bad_steps == int(job.is_root)
