@@ -16,7 +16,16 @@ from distlr.communicators.rendezvous import meet
 from distlr.communicators.strategy import StrategyCommunicator
 from distlr.errors import ConfigurationTypeError, received
 from distlr.job import Job
-from distlr.strategies import check_strategy, connect_workers, local_gpus, mend, pin_gpu, simulated, slurm_workers
+from distlr.strategies import (
+    bound,
+    check_strategy,
+    connect_workers,
+    local_gpus,
+    mend,
+    pin_gpu,
+    simulated,
+    slurm_workers,
+)
 
 __all__ = ["ENGINE", "SIMULATE", "init"]
 
@@ -104,4 +113,5 @@ def _spanning(choice: Choice, strategy: tf.distribute.Strategy | None, timeout: 
             pin_gpu(local_rank, local_size)
         meet(addresses, rank, timeout)
         made = connect_workers(addresses, rank, timeout)
+    bound(made, timeout, rank)
     return Job(made, choice.backend, StrategyCommunicator(made, addresses, rank, timeout))

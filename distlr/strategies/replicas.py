@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+
+from distlr.strategies.watchdog import watchdog_of
 
 __all__ = ["on_replicas", "sum_over_replicas"]
 
@@ -21,9 +24,14 @@ def sum_over_replicas(tensors: Sequence[Any]) -> list[Any]:
 
     Keras divides the loss by the number of replicas, so that the sum of the gradients is the mean over the batch.
     """
-    present = [tensor for tensor in tensors if tensor is not None]
-    if not present or not on_replicas():
+    if not on_replicas():
+        return list(tensors)
+    # On this replica's device: the argument of a graph is on none, which TensorFlow refuses.
+    present = [tf.identity(tensor) for tensor in tensors if tensor is not None]
+    if not present:
         return list(tensors)
     context = tf.distribute.get_replica_context()
-    summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, present))
+    reduce = functools.partial(context.all_reduce, tf.distribute.ReduceOp.SUM)
+    watchdog = watchdog_of(context.strategy)
+    summed = iter(reduce(present) if watchdog is None else watchdog.watched(reduce, present))
     return [None if tensor is None else next(summed) for tensor in tensors]

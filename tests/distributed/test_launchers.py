@@ -206,6 +206,15 @@ def test_a_rank_that_is_killed_ends_the_job(launching, tmp_path, launcher) -> No
     killer.check(finished)
 
 
+def test_a_worker_that_hangs_ends_the_updates_of_the_others(launching) -> None:
+    """No collective in an update has a bound of TensorFlow's: distlr's own ends it."""
+    finished = launching.launch("multi-worker", 2, ["tests/distributed/scripts/uneven_loop.py", "asleep"], limit=100)
+    assert finished.code not in (0, None), finished.output[-4000:]
+    assert finished.seconds < 60
+    assert "An update has waited for the other workers for 6 s" in finished.output, finished.output[-4000:]
+    assert "[rank 0] ended with DeadlineExceededError" in finished.output, finished.output[-4000:]
+
+
 @pytest.mark.parametrize(
     ("mode", "said"),
     [

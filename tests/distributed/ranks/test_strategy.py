@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -84,6 +86,21 @@ def test_an_overflow_on_one_worker_skips_the_step_on_all(job, same_on_all) -> No
     # The second step is skipped, and the third taken at half the loss scale.
     expected = 1.0 - 0.1 * job.size * (1 / 4 + 1 / 2)
     assert same_on_all(variable.numpy().tolist()) == pytest.approx([expected], rel=1e-6)
+
+
+def test_a_step_leaves_no_threads_behind(job) -> None:
+    """TensorFlow keeps two for each collective that it bounds itself, until its time has passed."""
+    with job.scope():
+        optimizer = job.optimizer(keras.optimizers.SGD(0.1))
+        variable = keras.Variable([1.0])
+        optimizer.build([variable])
+    optimizer.mark_broadcast()
+    step = tf.function(lambda gradient: job.run(lambda: optimizer.apply([gradient], [variable])))
+    step(tf.ones(1))
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(100):
+        step(tf.ones(1))
+    assert len(os.listdir("/proc/self/task")) < before + 20
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -1,4 +1,4 @@
-"""A loop in which rank 1 takes one step less, and then goes to distlr's next collective, or to one of its own."""
+"""A loop in which rank 1 takes one step less, and goes to distlr's next collective, to one of its own, or to sleep."""
 
 import sys
 import time
@@ -10,20 +10,31 @@ import distlr
 
 mode = sys.argv[1]
 job = distlr.init() if mode == "uneven" else distlr.init(timeout=6)
-variable = keras.Variable([1.0])
-optimizer = job.optimizer(keras.optimizers.SGD(0.1))
-optimizer.build([variable])
+with job.scope():
+    variable = keras.Variable([1.0])
+    optimizer = job.optimizer(keras.optimizers.SGD(0.1))
+    optimizer.build([variable])
 optimizer.mark_broadcast()
-step = tf.function(lambda: optimizer.apply([tf.constant([1.0])], [variable]))
+
+
+@tf.function
+def step(gradient):  # not a constant, of which TensorFlow would compute the mean once
+    job.run(lambda: optimizer.apply([gradient], [variable]))
+
+
 try:
     for _ in range(3 - job.rank):
-        step()
+        step(tf.ones(1))
     if mode == "elsewhere" and job.rank == 1:
         import horovod.tensorflow as hvd
 
         hvd.allreduce(tf.ones(1), name="mine")
+    if mode == "asleep" and job.rank == 1:
+        time.sleep(15)
     job.communicator.barrier(tag="done")
 except Exception as error:
-    print(f"[rank {job.rank}] ended with {type(error).__name__}: {str(error).splitlines()[0][:300]}", flush=True)
+    lines = str(error).splitlines()
+    words = next((line for line in lines if f"[rank {job.rank}] " in line), lines[0])
+    print(f"[rank {job.rank}] ended with {type(error).__name__}: {words[:300]}", flush=True)
     time.sleep(1)  # the other rank says it too before the launcher hears of this one
     sys.exit(3)

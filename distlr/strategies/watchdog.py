@@ -1,0 +1,100 @@
+"""The bound on what an update waits for other workers."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+__all__ = ["Watchdog", "bound", "watchdog_of"]
+
+_NONE = tf.distribute.experimental.CommunicationOptions(timeout_seconds=0)
+
+
+class Watchdog:
+    """Ends this process' collectives when one that stands in an update has waited for too long.
+
+    TensorFlow can bound a collective itself, but starts two threads for each and keeps them until the time has passed:
+    at fifty steps a second and ten minutes the process aborts. So those of an update have no such bound. They count, in
+    the graph, when they begin and when they end, and one thread looks at the counts every now and then.
+
+    Args:
+        timeout: seconds.
+        rank: this worker's, for the message.
+    """
+
+    def __init__(self, timeout: float, rank: int) -> None:
+        self.timeout, self.rank = timeout, rank
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA  # as in `Requests`
+        with tf.device("/CPU:0"):  # where it can be read while a GPU waits
+            self._begun = tf.Variable(0, trainable=False, dtype=tf.int64, aggregation=first)
+            self._ended = tf.Variable(0, trainable=False, dtype=tf.int64, aggregation=first)
+        self._thread: threading.Thread | None = None
+
+    def watched(self, reduce: Callable[..., list[Any]], tensors: Sequence[tf.Tensor]) -> list[Any]:
+        """In a replica: `reduce(tensors, options=)` without TensorFlow's own bound, counted.
+
+        Args:
+            reduce: what waits for the other workers.
+            tensors: dense or sparse; the last one waits for the count.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=_watch, args=(weakref.ref(self),), name="distlr watchdog", daemon=True
+            )
+            self._thread.start()
+        *others, last = tensors
+        with tf.control_dependencies([last]):  # the end of the data stops the step before it counts
+            begun = self._begun.assign_add(1)
+        with tf.control_dependencies([begun]):
+            last = tf.identity(last)
+        *others, last = reduce([*others, last], options=_NONE)
+        with tf.control_dependencies([last]):
+            self._ended.assign_add(1)
+        return [*others, last]
+
+    def counts(self) -> tuple[int, int]:
+        """How many such waits have begun, and how many have ended."""
+        return int(self._begun.numpy()), int(self._ended.numpy())
+
+    def end(self) -> None:
+        """Ends the collectives: the update raises, and so does all that would wait for workers after it."""
+        context.context().abort_collective_ops(
+            tf.errors.DEADLINE_EXCEEDED,
+            f"[rank {self.rank}] An update has waited for the other workers for {self.timeout:g} s: one has ended, "
+            "hangs, or is in another step. To mend it: look at what the others said last; give distlr.init(timeout=) "
+            "more seconds if one may take so long.",
+        )
+
+
+def _watch(reference: weakref.ref[Watchdog]) -> None:
+    since, seen = time.monotonic(), (0, 0)
+    while (watchdog := reference()) is not None:
+        counts = watchdog.counts()
+        if counts != seen or counts[0] == counts[1]:
+            since, seen = time.monotonic(), counts
+        elif time.monotonic() - since > watchdog.timeout:
+            watchdog.end()
+            return
+        pause = min(5.0, watchdog.timeout / 10)
+        del watchdog  # which may end with its strategy
+        time.sleep(pause)
+
+
+def bound(strategy: tf.distribute.Strategy, timeout: float, rank: int) -> None:
+    """Bounds what updates on a strategy wait for its other workers; a second call sets another time."""
+    watchdog = watchdog_of(strategy)
+    if watchdog is None:
+        strategy._distlr_watchdog = Watchdog(timeout, rank)
+    else:
+        watchdog.timeout = timeout
+
+
+def watchdog_of(strategy: tf.distribute.Strategy) -> Watchdog | None:
+    """What bounds a strategy's updates, where it has other workers."""
+    return getattr(strategy, "_distlr_watchdog", None)

@@ -1,0 +1,83 @@
+"""The bound on what an update waits for other workers; with workers, `tests/distributed`."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+import tensorflow as tf
+
+from distlr.strategies import watchdog as module
+from distlr.strategies.watchdog import Watchdog, bound, watchdog_of
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """An event in place of the end of the process' collectives."""
+    event = threading.Event()
+    monkeypatch.setattr(Watchdog, "end", lambda self: event.set())
+    return event
+
+
+def waiting(dog: Watchdog, on: threading.Event | None = None) -> None:
+    """An update that waits for other workers until `on`."""
+
+    def reduce(tensors, options):
+        assert options.timeout_seconds == 0
+        if on is not None:
+            on.wait(20)
+        return tensors
+
+    dog.watched(reduce, [tf.ones(2), tf.ones(1)])
+
+
+def test_a_wait_that_does_not_end_is_ended(ended) -> None:
+    dog = Watchdog(0.2, rank=1)
+    thread = threading.Thread(target=waiting, args=(dog, ended), daemon=True)
+    thread.start()
+    assert ended.wait(20)
+    thread.join(20)
+    assert dog.counts() == (1, 1)
+
+
+def test_waits_that_end_are_left_alone(ended) -> None:
+    dog = Watchdog(0.2, rank=1)
+    until = time.monotonic() + 1.0  # five times the bound, in short waits and in one long time between two
+    while time.monotonic() < until - 0.5:
+        waiting(dog)
+    assert not ended.wait(0.5)
+    begun, done = dog.counts()
+    assert begun == done > 1
+
+
+def test_the_thread_ends_with_the_watchdog() -> None:
+    dog = Watchdog(0.5, rank=0)
+    waiting(dog)
+    thread, gone = dog._thread, weakref.ref(dog)
+    del dog
+    deadline = time.monotonic() + 20
+    while gone() is not None and time.monotonic() < deadline:
+        gc.collect()
+    assert gone() is None
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_the_error_says_who_waited_for_how_long(monkeypatch) -> None:
+    said = []
+    monkeypatch.setattr(module.context.context(), "abort_collective_ops", lambda code, message: said.append(message))
+    Watchdog(600.0, rank=3).end()
+    assert said[0].startswith("[rank 3] An update has waited for the other workers for 600 s")
+
+
+def test_a_strategy_has_one_and_the_last_time_counts() -> None:
+    strategy = tf.distribute.OneDeviceStrategy("/CPU:0")
+    assert watchdog_of(strategy) is None
+    bound(strategy, 600.0, rank=0)
+    dog = watchdog_of(strategy)
+    bound(strategy, 30.0, rank=0)
+    assert watchdog_of(strategy) is dog
+    assert dog.timeout == 30.0
