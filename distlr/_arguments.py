@@ -1,4 +1,4 @@
-"""Checks of arguments, one for each kind, so that the same mistake reads the same everywhere; and spans of numbers.
+"""Checks of arguments, one for each kind, so that the same mistake reads the same everywhere; and numbers in words.
 
 This module imports neither TensorFlow, Keras nor numpy; their scalars are numbers all the same.
 """
@@ -14,6 +14,7 @@ from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
 __all__ = [
     "INT64_END",
+    "counted",
     "finite_real",
     "integer",
     "not_negative_real",
@@ -110,6 +111,15 @@ def one_of(argument: str, value: Any, choices: Collection[str]) -> str:
         if choice == value:
             return choice
     raise ConfigurationError(received(argument, value, f"one of {', '.join(map(repr, choices))}"))
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """A number and what it is of: `many` is `one` with an s where it is not given.
+
+    >>> counted(1, "replica"), counted(4, "replica"), counted(2, "save by hand", "saves by hand")
+    ('1 replica', '4 replicas', '2 saves by hand')
+    """
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def spans(numbers: Iterable[int]) -> list[tuple[int, int]]:

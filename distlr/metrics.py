@@ -9,6 +9,7 @@ recall, whose means over ranks are something else.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from distlr.errors import ConfigurationError
 
 __all__ = [
     "COMBINE",
-    "GraphResults",
+    "GraphMetrics",
     "MetricStates",
     "are_distributed",
     "assign_states",
@@ -34,6 +35,9 @@ __all__ = [
 
 COMBINE = "distlr_combine"
 """The attribute by which a metric says how its states combine over ranks: "sum" (also without it), "max" or "min"."""
+
+
+_WIDE = (np.dtype("float64"), np.dtype("int64"))  # what states are sent and added up in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +81,11 @@ def results(
     return _numbers(_computed([variable for _, _, variable in found], values, compute))
 
 
-class GraphResults:
-    """`results` of a compiled model as one call of a graph: of many states, a few times as fast.
+class GraphMetrics:
+    """`read_states` and `results` of a compiled model, each one call of a graph: of many states, a few times as fast.
 
     Keras computes these metrics in its graph of the training step as well, so whatever they are, they can be traced.
+    All states go in and out as two vectors, of the floats and of the whole numbers.
 
     Args:
         model: whose metrics; built.
@@ -89,15 +94,32 @@ class GraphResults:
     def __init__(self, model: Any) -> None:
         self._found = _variables(model.metrics)
         variables = [variable for _, _, variable in self._found]
-        self._graph = tf.function(lambda values: _computed(variables, values, model.get_metrics_result))
+        self._read = tf.function(lambda: _flat(variables))
+        self._results = tf.function(
+            lambda vectors: _computed(variables, _parted(vectors, variables), model.get_metrics_result)
+        )
 
     def fits(self, model: Any) -> bool:
         """Whether the model's metrics still are those that were traced."""
         return [id(variable) for *_, variable in self._found] == [id(v) for *_, v in _variables(model.metrics)]
 
-    def __call__(self, combined: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def states(self) -> MetricStates:
+        """What `read_states` gives."""
+        vectors, starts, arrays = [vector.numpy() for vector in self._read()], [0, 0], {}
+        for name, _, variable in self._found:
+            kind, shape = _kind(variable), tuple(variable.shape)
+            end = starts[kind] + math.prod(shape)
+            arrays[name] = vectors[kind][starts[kind] : end].reshape(shape)
+            starts[kind] = end
+        return MetricStates(arrays, {name: getattr(metric, COMBINE, "sum") for name, metric, _ in self._found})
+
+    def results(self, combined: Mapping[str, np.ndarray]) -> dict[str, float]:
         """The model's results while its metrics have these states."""
-        return _numbers(self._graph([_given_or_own(combined, name, variable) for name, _, variable in self._found]))
+        parts: tuple[list[np.ndarray], ...] = tuple([np.zeros(0, wide)] for wide in _WIDE)
+        for name, _, variable in self._found:
+            parts[_kind(variable)].append(_given_or_own(combined, name, variable).reshape(-1))
+        vectors = [tf.constant(np.concatenate(part), wide) for part, wide in zip(parts, _WIDE, strict=True)]
+        return _numbers(self._results(vectors))
 
 
 def are_distributed(metrics: Sequence[Any]) -> bool:
@@ -167,6 +189,30 @@ def _computed(
             variable.value.assign(value)
 
 
+def _kind(variable: Any) -> int:
+    """The place in `_WIDE` of the type in which a state is sent and added up."""
+    return int(not tf.as_dtype(variable.dtype).is_floating)
+
+
+def _flat(variables: Sequence[Any]) -> list[tf.Tensor]:
+    """All values as one vector for each type of `_WIDE`."""
+    parts: list[list[tf.Tensor]] = [[tf.zeros([0], wide)] for wide in _WIDE]
+    for variable in variables:
+        parts[_kind(variable)].append(tf.reshape(tf.cast(variable.value, _WIDE[_kind(variable)]), [-1]))
+    return [tf.concat(part, axis=0) for part in parts]
+
+
+def _parted(vectors: Sequence[tf.Tensor], variables: Sequence[Any]) -> list[tf.Tensor]:
+    """The inverse of `_flat`, in the variables' own types and shapes."""
+    values, starts = [], [0, 0]
+    for variable in variables:
+        kind, shape = _kind(variable), tuple(variable.shape)
+        end = starts[kind] + math.prod(shape)
+        values.append(tf.cast(tf.reshape(vectors[kind][starts[kind] : end], shape), variable.dtype))
+        starts[kind] = end
+    return values
+
+
 def _given_or_own(combined: Mapping[str, np.ndarray], name: str, variable: Any) -> np.ndarray:
     return combined[name].astype(variable.dtype) if name in combined else variable.numpy()
 
@@ -176,4 +222,4 @@ def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _sendable(value: np.ndarray) -> np.ndarray:
-    return value.astype("float64" if value.dtype.kind not in "iub" else "int64")
+    return value.astype(_WIDE[value.dtype.kind in "iub"])

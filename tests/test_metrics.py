@@ -9,7 +9,7 @@ import pytest
 from distlr.communicators import run_ranks
 from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
 from distlr.errors import ConfigurationError
-from distlr.metrics import GraphResults, check_additive, read_states, results
+from distlr.metrics import GraphMetrics, check_additive, read_states, results
 
 M = keras.metrics
 
@@ -120,16 +120,36 @@ class Last(M.Metric):
         return self.value
 
 
+class Count(M.Metric):
+    """A whole number, beyond what a float holds."""
+
+    def __init__(self, name: str = "count") -> None:
+        super().__init__(name=name)
+        self.count = self.add_weight(shape=(2, 1), initializer="zeros", dtype="int64", name="count")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.count.assign(self.count + 2**53 + 1)
+
+    def result(self):
+        return keras.ops.cast(self.count[0, 0] % 100, "float32")
+
+
 def test_in_one_graph_as_eagerly_and_the_own_states_stay() -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse", metrics=[M.MeanSquaredError(), Last(), M.F1Score(threshold=0.5)])
+    model.compile("sgd", "mse", metrics=[M.MeanSquaredError(), Count(), Last(), M.F1Score(threshold=0.5)])
     model.fit(np.ones((4, 2), "float32"), np.ones((4, 1), "float32"), verbose=0)
-    before = read_states(model.metrics).arrays
+    read = read_states(model.metrics)
+    before = read.arrays
     states = {name: array + 2 for name, array in before.items()}
     expected = results(model.metrics, states, model.get_metrics_result)
-    graph = GraphResults(model)
-    found = graph(states)
-    assert set(found) == set(expected) == {"loss", "mean_squared_error", "last", "f1_score"}
+    graph = GraphMetrics(model)
+    states_in_graph = graph.states()
+    assert states_in_graph.how == read.how
+    for name, array in before.items():
+        np.testing.assert_array_equal(states_in_graph.arrays[name], array, strict=True)
+    found = graph.results(states)
+    assert set(found) == set(expected) == {"loss", "mean_squared_error", "count", "last", "f1_score"}
+    assert found["count"] == (2**53 + 3) % 100
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-6)
     assert found["last"] == 3

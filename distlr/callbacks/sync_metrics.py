@@ -6,7 +6,7 @@ from typing import Any
 
 from distlr.callbacks.base import JobCallback
 from distlr.communicators.fused import Bundle, exchange_bundles, first_of, numbers, reduce_over
-from distlr.metrics import GraphResults, MetricStates, check_additive, read_states, results
+from distlr.metrics import GraphMetrics, MetricStates, check_additive, read_states, results
 from distlr.statistics import exchange_with_statistics
 
 __all__ = ["SyncMetrics"]
@@ -50,7 +50,7 @@ class SyncMetrics(JobCallback):
         self._checked = False
         self._training: dict[str, float] | None = None
         self._validates = self._any_validates = False
-        self._graph: GraphResults | None = None
+        self._traced: GraphMetrics | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Refuses, before the first step, a metric that cannot be combined."""
@@ -79,7 +79,7 @@ class SyncMetrics(JobCallback):
                 own = numbers({name: value for name, value in logs.items() if name.startswith("val_")})
                 logs.update(first_of(exchange_bundles(self.communicator, own, tag=tag)))
             else:
-                states = read_states(self.model.metrics)
+                states = self._states()
                 own = Bundle(states.arrays if self._validates else {})
                 combined = self._results(reduce_over(exchange_bundles(self.communicator, own, tag=tag), states.how))
                 logs.update({f"val_{name}": value for name, value in combined.items()})
@@ -90,7 +90,7 @@ class SyncMetrics(JobCallback):
         return self.communicator.strategy_spans_ranks
 
     def _sync_training(self) -> None:
-        states = MetricStates({}, {}) if self._spans else read_states(self.model.metrics)
+        states = MetricStates({}, {}) if self._spans else self._states()
         own = Bundle(states.arrays, note=self._validates)
         tag = f"training metrics of epoch {self._epoch + 1}"
         bundles = exchange_with_statistics(self.communicator, self.model, own, tag=tag)
@@ -104,9 +104,21 @@ class SyncMetrics(JobCallback):
             self.model.reset_metrics()
             self.model.get_metrics_result()
 
+    def _states(self) -> MetricStates:
+        graph = self._graph
+        return read_states(self.model.metrics) if graph is None else graph.states()
+
     def _results(self, combined: dict[str, Any]) -> dict[str, float]:
-        if self.model.run_eagerly:
+        graph = self._graph
+        if graph is None:
             return results(self.model.metrics, combined, self.model.get_metrics_result)
-        if self._graph is None or not self._graph.fits(self.model):
-            self._graph = GraphResults(self.model)
-        return self._graph(combined)
+        return graph.results(combined)
+
+    @property
+    def _graph(self) -> GraphMetrics | None:
+        """The model's metrics in graphs, which are traced anew where they have changed."""
+        if self.model.run_eagerly:
+            return None
+        if self._traced is None or not self._traced.fits(self.model):
+            self._traced = GraphMetrics(self.model)
+        return self._traced

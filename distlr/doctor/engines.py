@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distlr._arguments import counted
 from distlr.choice import choose
 from distlr.doctor.finding import Finding, refused
 from distlr.doctor.processes import Ended, run, without_launcher
@@ -140,8 +141,7 @@ def chosen(environ: Mapping[str, str], gpus: int, missing: Mapping[str, str]) ->
         choice = choose(environ=environ, gpus=gpus)
     except DistlrError as error:
         return refused(name, error)
-    replicas = f"{choice.replicas} replica{'s' if choice.replicas > 1 else ''}"
-    found = f"{choice.backend}, {replicas}. {choice.reason}"
+    found = f"{choice.backend}, {counted(choice.replicas, 'replica')}. {choice.reason}"
     if choice.backend in missing:
         return Finding(name, "error", f"{found} This cannot be started here.", missing[choice.backend])
     return Finding(name, "OK", found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from distlr._arguments import counted
 from distlr.optimizer.access import rate_of
 
 __all__ = ["resume_line", "start_line"]
@@ -18,7 +19,7 @@ def start_line(parts: Mapping[str, Any], replicas: int, backend: str) -> str:
         replicas: of the whole job.
         backend: the job's.
     """
-    name, on = parts["optimizer"], f"{replicas} replica{'s' if replicas > 1 else ''}"
+    name, on = parts["optimizer"], counted(replicas, "replica")
     if "base_batch" not in parts:
         return f"{name}: the rate is not scaled (no batch was given); {on} ({backend})."
     climb = parts["warmup"]
@@ -61,7 +62,7 @@ def resume_line(
     if rewarm is not None and written["factor"] != own["factor"]:
         climb = f"the rate climbs from its old value over {rewarm}"
     return (
-        f"{line}. Written on {written['replicas']} replicas (batch {written['global_batch']}, factor "
+        f"{line}. Written on {counted(written['replicas'], 'replica')} (batch {written['global_batch']}, factor "
         f"{written['factor']:g}), now {own['replicas']} (batch {own['global_batch']}, factor {own['factor']:g}, from "
         f"the base); {climb}; the clock and the plateau's state go on."
     )

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
+from distlr._arguments import counted
 from distlr.report.agreement import Stretch, epochs_in_words, stretches
 from distlr.report.series import epoch_of
 from distlr.report.values import TIMES, mapping, number, plain, short, whole
@@ -68,7 +69,7 @@ def _progress(run: Run) -> str:
     if not run.epochs:
         return "no epoch has ended yet" + (f", {planned} are planned" if planned else "")
     if not planned:
-        return _count(len(run.epochs), "epoch", "epochs")
+        return counted(len(run.epochs), "epoch")
     return f"{len(run.epochs)} of {planned} epochs{' so far' if _is_under_way(run) else ''}"
 
 
@@ -87,8 +88,8 @@ def _rates(run: Run, rates: list[float]) -> list[str]:
 
 def _decisions(run: Run) -> list[str]:
     kinds = [decision.get("kind") for decision in run.decisions]
-    counted = Counter(_KINDS[kind] if isinstance(kind, str) and kind in _KINDS else _OTHER for kind in kinds)
-    return [_count(counted[words], *words) for words in (*_KINDS.values(), _OTHER) if counted[words]]
+    numbers = Counter(_KINDS[kind] if isinstance(kind, str) and kind in _KINDS else _OTHER for kind in kinds)
+    return [counted(numbers[words], *words) for words in (*_KINDS.values(), _OTHER) if numbers[words]]
 
 
 def _agreement(known: list[Stretch]) -> list[str]:
@@ -124,7 +125,3 @@ def _warnings(run: Run, known: list[Stretch]) -> list[str]:
 
 def _epochs(found: list[Stretch]) -> str:
     return epochs_in_words(number for one in found for number in one.epochs)
-
-
-def _count(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"

@@ -288,7 +288,9 @@ def test_the_rate_by_epoch_is_that_of_a_run_on_m_from_the_start(wholes, broken, 
     assert last.watch.seen[-1] == wholes[m][-1]
     (line,) = (record.getMessage() for record in caplog.records if "Continuing" in record.getMessage())
     assert "epoch 2, after" in line
-    assert f"Written on {n} replicas (batch {4 * n}, factor {n}), now {m} (batch {4 * m}, factor {m}" in line
+    assert (
+        f"Written on {n} replica{'s' * (n > 1)} (batch {4 * n}, factor {n}), now {m} (batch {4 * m}, factor {m}" in line
+    )
     assert "warmup" in line
 
 

@@ -133,7 +133,7 @@ def test_a_rank_joins_an_elastic_job(elastic, tmp_path) -> None:
 
     finished = elastic("run", ["localhost"], 35, add).check()
     assert ": other ranks join." in finished.output, finished.output[-4000:]
-    assert "Written on 1 replicas (batch 4, factor 1), now 2 (batch 8, factor 2, from the base)" in finished.output
+    assert "Written on 1 replica (batch 4, factor 1), now 2 (batch 8, factor 2, from the base)" in finished.output
     assert json.loads((tmp_path / "run.json").read_text())["replicas"] == 2
     steps = (tmp_path / "run-1.txt").read_text().splitlines()
     assert (tmp_path / "run-0.txt").read_text().splitlines()[-len(steps) :] == steps
