@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ROOT", "lean", "memory", "ratio", "result", "shown", "start", "written"]
+__all__ = ["ROOT", "lean", "memory", "patience", "ratio", "result", "shown", "start", "written"]
 
 ROOT = Path(__file__).resolve().parent.parent
 for _folder in ("launch", "tests/distributed"):  # the reference script and its data; the tests' launchers
@@ -58,6 +58,11 @@ def start(backend: str, ranks: int) -> None:
     if backend == "multi-worker":
         sys.exit(run_workers(ranks, words, environ))
     os.execvpe(words[0], words, environ)
+
+
+def patience(backend: str) -> float:
+    """Seconds that a rank waits for others; a plain optimizer on workers keeps two threads a step for so long."""
+    return 30.0 if backend == "multi-worker" else 120.0
 
 
 def written(words: Callable[[Path], list[str]], limit: float, **variables: str) -> Any:

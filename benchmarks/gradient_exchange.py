@@ -32,7 +32,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from _common import lean, ratio, result, shown, start
+from _common import lean, patience, ratio, result, shown, start
 
 BATCH, FEATURES, CLASSES, DEPTH = 64, 64, 10, 6
 Run = Callable[[], Any]
@@ -160,7 +160,7 @@ def main() -> None:
 
     import distlr
 
-    job = distlr.init(timeout=120)
+    job = distlr.init(timeout=patience(options.backend))
     random.seed(0)
     rows = []
     for parameters in options.parameters:

@@ -22,7 +22,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from _common import memory, ratio, result, shown, start, written
+from _common import memory, patience, ratio, result, shown, start, written
 from step_overhead import REPLICAS, Arm
 
 ARMS = {"constant": "constant", "control": "constant", "full_stack": "full_stack"}
@@ -35,7 +35,7 @@ def inside(path: Path, backend: str, arm: str) -> None:
     start(backend, REPLICAS[backend])
     import distlr
 
-    job = distlr.init(timeout=120)
+    job = distlr.init(timeout=patience(backend))
     train = Arm(job, arm, "cnn", 100)
     train()
     train()

@@ -28,7 +28,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from _common import lean, ratio, result, shown, start
+from _common import lean, patience, ratio, result, shown, start
 
 BATCH, BASE_BATCH = 64, 16
 SHAPES = {"cnn": (8, 8, 1), "mlp": (32,)}
@@ -214,7 +214,7 @@ def main() -> None:
     start(options.backend, REPLICAS[options.backend])
     import distlr
 
-    job = distlr.init(timeout=120)
+    job = distlr.init(timeout=patience(options.backend))
     random.seed(0)  # the same order on every rank
     found = [row for model_name in options.models for row in rows(job, model_name, options)]
     if not job.is_root:

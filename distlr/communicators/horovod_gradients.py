@@ -113,8 +113,8 @@ class HorovodGradients(Requests):
     def wait(self, zero: Any) -> Any:
         """Takes part in the updates of the other ranks, with zeros, until all ranks wait; in a graph if those are.
 
-        Where it is gated the others leave their steps out. Either way they find out when all have come, since the
-        collective compares the ranks' updates.
+        Where it is gated the others leave these steps out. Once all wait, the collective finds that the ranks have not
+        made equally many updates, and all raise.
 
         Args:
             zero: 0.0, an argument of the graph: what depends on nothing else TensorFlow computes once, and keeps. It is
