@@ -158,10 +158,11 @@ OPTIONS = {
     "half epochs": {"every": "0.5ep"},
     "samples": {"every": "30sp"},
 }
-MARKS = dict.fromkeys(("carried", "carried stream", "whole epochs", "half epochs"), (pytest.mark.replicas,))
 
 
-@pytest.mark.parametrize("options", [pytest.param(o, id=n, marks=MARKS.get(n, ())) for n, o in OPTIONS.items()])
+@pytest.mark.parametrize(  # for the fast lane one is enough
+    "options", [pytest.param(o, id=n, marks=[pytest.mark.replicas] * (n != "arrays")) for n, o in OPTIONS.items()]
+)
 def test_it_continues_bit_for_bit(tmp_path, options) -> None:
     """In the warmup, in the middle of an epoch, of a plateau's patience, at an epoch's end: killed again and again."""
     whole = Run(tmp_path / "whole", **options)
