@@ -91,10 +91,10 @@ def kill_and_resume(launching, load_helper):
         yield load_helper(launching.ROOT / "benchmarks" / "kill_and_resume.py")
 
 
-@pytest.mark.parametrize(("launcher", "trials"), [("gloo", 2), ("multi-worker", 1)])
-def test_a_killed_run_continues_bit_for_bit(kill_and_resume, capsys, launcher, trials) -> None:
-    result = kill_and_resume.main(["--launcher", launcher, "--trials", str(trials), "--seed", "1"])
-    assert (result["trials"], result["identical"]) == (trials, trials), capsys.readouterr().err[-8000:]
+@pytest.mark.parametrize("launcher", ["gloo", "multi-worker"])
+def test_a_killed_run_continues_bit_for_bit(kill_and_resume, capsys, launcher) -> None:
+    result = kill_and_resume.main(["--launcher", launcher, "--trials", "1", "--seed", "1"])
+    assert (result["trials"], result["identical"]) == (1, 1), capsys.readouterr().err[-8000:]
 
 
 @pytest.fixture
