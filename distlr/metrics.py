@@ -94,10 +94,13 @@ class GraphMetrics:
     def __init__(self, model: Any) -> None:
         self._found = _variables(model.metrics)
         variables = [variable for _, _, variable in self._found]
-        self._read = tf.function(lambda: _flat(variables))
-        self._results = tf.function(
-            lambda vectors: _computed(variables, _parted(vectors, variables), model.get_metrics_result)
-        )
+
+        def compute(vectors: Sequence[tf.Tensor]) -> Mapping[str, Any]:
+            parts = zip(_parts(vectors, variables), variables, strict=True)
+            values = [tf.cast(tf.reshape(part, variable.shape), variable.dtype) for part, variable in parts]
+            return _computed(variables, values, model.get_metrics_result)
+
+        self._read, self._results = tf.function(lambda: _flat(variables)), tf.function(compute)
 
     def fits(self, model: Any) -> bool:
         """Whether the model's metrics still are those that were traced."""
@@ -105,12 +108,10 @@ class GraphMetrics:
 
     def states(self) -> MetricStates:
         """What `read_states` gives."""
-        vectors, starts, arrays = [vector.numpy() for vector in self._read()], [0, 0], {}
-        for name, _, variable in self._found:
-            kind, shape = _kind(variable), tuple(variable.shape)
-            end = starts[kind] + math.prod(shape)
-            arrays[name] = vectors[kind][starts[kind] : end].reshape(shape)
-            starts[kind] = end
+        parts = _parts([vector.numpy() for vector in self._read()], [variable for _, _, variable in self._found])
+        arrays = {
+            name: part.reshape(variable.shape) for (name, _, variable), part in zip(self._found, parts, strict=True)
+        }
         return MetricStates(arrays, {name: getattr(metric, COMBINE, "sum") for name, metric, _ in self._found})
 
     def results(self, combined: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -202,15 +203,15 @@ def _flat(variables: Sequence[Any]) -> list[tf.Tensor]:
     return [tf.concat(part, axis=0) for part in parts]
 
 
-def _parted(vectors: Sequence[tf.Tensor], variables: Sequence[Any]) -> list[tf.Tensor]:
-    """The inverse of `_flat`, in the variables' own types and shapes."""
-    values, starts = [], [0, 0]
+def _parts(vectors: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """The inverse of `_flat`, of arrays or of tensors: what of the vectors is each variable's, still flat."""
+    parts, starts = [], [0, 0]
     for variable in variables:
-        kind, shape = _kind(variable), tuple(variable.shape)
-        end = starts[kind] + math.prod(shape)
-        values.append(tf.cast(tf.reshape(vectors[kind][starts[kind] : end], shape), variable.dtype))
+        kind = _kind(variable)
+        end = starts[kind] + math.prod(variable.shape)
+        parts.append(vectors[kind][starts[kind] : end])
         starts[kind] = end
-    return values
+    return parts
 
 
 def _given_or_own(combined: Mapping[str, np.ndarray], name: str, variable: Any) -> np.ndarray:

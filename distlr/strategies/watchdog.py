@@ -35,6 +35,7 @@ class Watchdog:
             self._begun = tf.Variable(0, trainable=False, dtype=tf.int64, aggregation=first)
             self._ended = tf.Variable(0, trainable=False, dtype=tf.int64, aggregation=first)
         self._thread: threading.Thread | None = None
+        self._seen, self._since = (0, 0), 0.0
 
     def watched(self, reduce: Callable[..., list[Any]], tensors: Sequence[tf.Tensor]) -> list[Any]:
         """In a replica: `reduce(tensors, options=)` without TensorFlow's own bound, counted.
@@ -62,6 +63,17 @@ class Watchdog:
         """How many such waits have begun, and how many have ended."""
         return int(self._begun.numpy()), int(self._ended.numpy())
 
+    def is_stuck(self, now: float) -> bool:
+        """Whether one has begun and not ended, and nothing has moved for the whole time, as far as it was asked.
+
+        Args:
+            now: seconds, by a clock that never goes back.
+        """
+        counts = self.counts()
+        if counts != self._seen or counts[0] == counts[1]:
+            self._seen, self._since = counts, now
+        return now - self._since > self.timeout
+
     def end(self) -> None:
         """Ends the collectives: the update raises, and so does all that would wait for workers after it."""
         context.context().abort_collective_ops(
@@ -73,12 +85,8 @@ class Watchdog:
 
 
 def _watch(reference: weakref.ref[Watchdog]) -> None:
-    since, seen = time.monotonic(), (0, 0)
     while (watchdog := reference()) is not None:
-        counts = watchdog.counts()
-        if counts != seen or counts[0] == counts[1]:
-            since, seen = time.monotonic(), counts
-        elif time.monotonic() - since > watchdog.timeout:
+        if watchdog.is_stuck(time.monotonic()):
             watchdog.end()
             return
         pause = min(5.0, watchdog.timeout / 10)

@@ -179,11 +179,7 @@ def test_it_continues_bit_for_bit(tmp_path, options) -> None:
 
 @pytest.mark.replicas
 def test_it_continues_on_simulated_replicas(four_cpus, tmp_path) -> None:
-    options = {
-        "simulate": 2,
-        "per_replica": 4,
-        "every": "3ba",
-    }  # of four each iterator takes TensorFlow most of a second
+    options = {"simulate": 2, "per_replica": 4, "every": "3ba"}  # four would take three times as long
     whole = Run(tmp_path / "whole", **options)
     Run(tmp_path / "broken", die_after=13, **options)
     last = Run(tmp_path / "broken", **options)

@@ -43,14 +43,20 @@ def test_a_wait_that_does_not_end_is_ended(ended) -> None:
     assert dog.counts() == (1, 1)
 
 
-def test_waits_that_end_are_left_alone(ended) -> None:
-    dog = Watchdog(0.2, rank=1)
-    until = time.monotonic() + 1.0  # five times the bound, in short waits and in one long time between two
-    while time.monotonic() < until - 0.5:
-        waiting(dog)
-    assert not ended.wait(0.5)
-    begun, done = dog.counts()
-    assert begun == done > 1
+def test_only_a_wait_in_which_nothing_moves_for_the_whole_time_is_stuck() -> None:
+    dog = Watchdog(10.0, rank=1)
+    assert not dog.is_stuck(1000.0)  # nothing has begun
+    dog._begun.assign_add(1)
+    assert not dog.is_stuck(1001.0)
+    assert not dog.is_stuck(1011.0)
+    dog._ended.assign_add(1)
+    dog._begun.assign_add(1)  # the next wait, in the moment in which the last one ended
+    assert not dog.is_stuck(1012.0)
+    assert not dog.is_stuck(1022.0)
+    assert dog.is_stuck(1022.1)
+    dog._ended.assign_add(1)
+    assert not dog.is_stuck(1023.0)
+    assert not dog.is_stuck(9999.0)  # an epoch's validation, or a checkpoint
 
 
 def test_the_thread_ends_with_the_watchdog() -> None:

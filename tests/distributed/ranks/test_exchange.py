@@ -278,6 +278,17 @@ def test_a_rank_waits_for_all_optimizers_at_once(job) -> None:
     third([tf.ones(1)])
     ends_early(job, both * 2)
     ends_early(job, [*both, both[1], both[0]])
+    late = job.is_root / job.size  # what rank 0 does while the others wait, of each of the two once
+    for (model, _), expected in zip(pairs, (-3 - late, -3 - late, -1), strict=True):
+        np.testing.assert_allclose(model.kept[0].numpy(), [expected], rtol=1e-6)
+
+
+def test_a_rank_that_waits_knows_a_shape_that_the_gradient_has_lost(job) -> None:
+    model, optimizer = adopted(job, [0.0, 0.0])
+    step = tf.function(lambda gradient: optimizer.apply([gradient], model.trainable_variables))
+    traced = step.get_concrete_function(tf.TensorSpec(None, tf.float32))
+    ends_early(job, [lambda: traced(tf.ones(2))] * 2)
+    np.testing.assert_allclose(model.kept[0].numpy(), [-1 - job.is_root / job.size] * 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("in_graph", [False, True])
