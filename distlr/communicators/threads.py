@@ -207,7 +207,7 @@ def run_ranks(
     limit = 10 * group.timeout if limit is None else limit
     results: dict[int, T] = {}
     failures: list[tuple[int, BaseException]] = []
-    settled = threading.Event()  # all ranks have returned, or one has failed
+    settled = threading.Event()  # every rank has its result, or one has failed
 
     def run(comm: Communicator) -> None:
         """One rank, in its thread: its result or its error, and word of its end to the others."""
@@ -231,14 +231,15 @@ def run_ranks(
         for thread in threads:
             thread.start()
         settled.wait(limit)
-        # After a failure the others end in their next collective; one that computes on gets only this.
+        # After a failure the others end in their next collective; one that computes on gets only this. A thread that
+        # has its result is about to end, but the interpreter may pause in it, for seconds, to collect garbage.
         deadline = time.monotonic() + (group.timeout if settled.is_set() else 0.0)
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
     except BaseException:  # such as an interrupt: do not leave the ranks waiting for each other
         group.close("The run was interrupted from outside the ranks.")
         raise
-    late = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
+    late = [rank for rank in range(size) if rank not in results]
     if late and not failures:
         reason = f"After {limit:g} s {name_ranks(late)} of {size} had not ended."
         group.close(reason)

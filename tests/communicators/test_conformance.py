@@ -41,7 +41,7 @@ def _threads(size: int) -> Backend:
     def run(timeout: float) -> Run:
         return lambda fn: run_ranks(fn, size, timeout=timeout)
 
-    return Backend("threads", size, run(5.0), run(0.2))
+    return Backend("threads", size, run(30.0), run(0.2))
 
 
 def _name(backend: Backend) -> str:
