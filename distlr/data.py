@@ -12,6 +12,7 @@ from distlr._arguments import integer, one_of
 from distlr.batch import GlobalBatch, check_batch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
 from distlr.position import Position
+from distlr.strategies.batches import is_divided
 
 __all__ = ["REMAINDERS", "check_remainder", "own_share", "training", "validation"]
 
@@ -217,14 +218,19 @@ def check_remainder(remainder: Any) -> None:
 
 
 def _dataset(data: Any) -> tf.data.Dataset:
-    if isinstance(data, tf.distribute.DistributedDataset) or hasattr(data, _SHARDED):
+    is_dataset = isinstance(data, tf.data.Dataset)
+    if (
+        isinstance(data, tf.distribute.DistributedDataset)
+        or hasattr(data, _SHARDED)
+        or (is_dataset and is_divided(data))
+    ):
         what = "came from job.shard" if hasattr(data, _SHARDED) else "is distributed by tf.distribute"
         raise DistributionError(
             f"The data set {what} already, and sharding it twice would leave samples out. Received: "
             f"data={type(data).__name__}. To mend it: give job.shard the unbatched data, once, and fit its result "
             "as it is."
         )
-    if isinstance(data, tf.data.Dataset):
+    if is_dataset:
         _check_unbatched(data)
         return data
     arrays = list(_leaves(data)) if isinstance(data, tuple) else []

@@ -375,7 +375,7 @@ class Job:
             dataset: what `job.shard` gave.
 
         Returns:
-            On one replica the same; otherwise a `tf.distribute.DistributedDataset`.
+            On one replica the same; otherwise what gives a `PerReplica` value a batch, for `job.strategy.run`.
 
         >>> import distlr, numpy as np
         >>> job = distlr.init(environ={})

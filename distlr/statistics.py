@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from distlr.communicators import Communicator
-from distlr.communicators.fused import Bundle, exchange_bundles, mean_over
+from distlr.communicators.fused import Bundle, exchange_together, mean_over
 
-__all__ = ["average_over_replicas", "exchange_with_statistics"]
+__all__ = ["average_over_replicas", "exchange_with_statistics", "has_statistics"]
 
 
 def _read(model: Any) -> dict[str, np.ndarray]:
@@ -34,13 +34,14 @@ def exchange_with_statistics(communicator: Communicator, model: Any, bundle: Bun
         bundle: what this rank says.
         tag: names the call; the same on all ranks.
     """
-    own = _read(model)
-    everyone = exchange_bundles(communicator, Bundle({**bundle.arrays, **own}, note=bundle.note), tag=tag)
-    _assign(model, mean_over([Bundle({name: said.arrays[name] for name in own}) for said in everyone]))
-    return [
-        Bundle({name: array for name, array in said.arrays.items() if name not in own}, note=said.note)
-        for said in everyone
-    ]
+    everyone = exchange_together(communicator, {"said": bundle, "statistics": Bundle(_read(model))}, tag=tag)
+    _assign(model, mean_over(everyone["statistics"]))
+    return everyone["said"]
+
+
+def has_statistics(model: Any) -> bool:
+    """Whether the model has any."""
+    return bool(_statistics(model))
 
 
 def average_over_replicas(model: Any) -> None:

@@ -1,13 +1,13 @@
-"""Exact metrics over all ranks, and equal moving statistics, in two collectives an epoch."""
+"""Exact metrics over all ranks, and equal moving statistics, in one or two collectives an epoch."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from distlr.callbacks.base import JobCallback
-from distlr.communicators.fused import Bundle, exchange_bundles, first_of, numbers, reduce_over
+from distlr.communicators.fused import Bundle, exchange_bundles, exchange_together, first_of, numbers, reduce_over
 from distlr.metrics import GraphMetrics, MetricStates, check_additive, read_states, results
-from distlr.statistics import exchange_with_statistics
+from distlr.statistics import exchange_with_statistics, has_statistics
 
 __all__ = ["SyncMetrics"]
 
@@ -16,10 +16,11 @@ class SyncMetrics(JobCallback):
     """Writes the metrics of all ranks' samples into the epoch's logs, as one process would have computed them.
 
     The metrics' states are summed, not their results: exact for shards of different sizes and empty ones, for a rank
-    without validation data, for AUC, precision and recall. In the same collective the float weights
-    that are not trained (batch normalization's moving statistics) become their mean over the ranks, before the
-    validation uses them. One collective an epoch, and a second one where any rank validated,
-    whatever the number of metrics. What other callbacks see in `on_epoch_end` is the same on every rank.
+    without validation data, for AUC, precision and recall. One collective an epoch, whatever the number of metrics.
+    What other callbacks see in `on_epoch_end` is the same on every rank.
+
+    The float weights that are not trained (batch normalization's moving statistics) become their mean over the ranks
+    before the validation uses them: a model that has such needs one more collective where it is validated.
 
     Where a `tf.distribute` strategy spans the ranks, Keras' own reading of a metric is the sum over them already: then
     this only keeps the ranks in step, of which each must read whenever another does, and gives a rank that had
@@ -48,7 +49,8 @@ class SyncMetrics(JobCallback):
         self._epoch = -1
         self._in_fit = False
         self._checked = False
-        self._training: dict[str, float] | None = None
+        self._trained: MetricStates | None = None  # this rank's states of the training
+        self._training: dict[str, float] | None = None  # the results of all ranks'
         self._validates = self._any_validates = False
         self._traced: GraphMetrics | None = None
 
@@ -58,51 +60,69 @@ class SyncMetrics(JobCallback):
             check_additive(self.model.metrics, self._spans)  # just reset
             self._checked = True
         self._epoch, self._in_fit = epoch, True
-        self._training, self._validates = None, False
+        self._trained = self._training = None
+        self._validates = self._any_validates = False
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Takes the training's states before Keras resets them for the validation. Collective."""
+        """Takes the training's states before Keras resets them for the validation; collective where statistics are."""
         if self._in_fit:
             self._validates = True
-            self._sync_training()
+            self._take_training()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the results into the logs. Collective."""
-        if self._training is None:  # nothing was validated on this rank
-            self._sync_training()
+        if self._trained is None:  # nothing was validated on this rank
+            self._take_training()
         logs = {} if logs is None else logs
-        assert self._training is not None
-        logs.update({name: value for name, value in self._training.items() if name in logs})
-        if self._any_validates:
-            tag = f"validation metrics of epoch {epoch + 1}"
-            if self._spans:
-                own = numbers({name: value for name, value in logs.items() if name.startswith("val_")})
-                logs.update(first_of(exchange_bundles(self.communicator, own, tag=tag)))
-            else:
-                states = self._states()
-                own = Bundle(states.arrays if self._validates else {})
-                combined = self._results(reduce_over(exchange_bundles(self.communicator, own, tag=tag), states.how))
-                logs.update({f"val_{name}": value for name, value in combined.items()})
+        if self._spans:
+            self._share_validation(epoch, logs)
+        else:
+            self._combine(epoch, logs)
         self._in_fit = False
 
     @property
     def _spans(self) -> bool:
         return self.communicator.strategy_spans_ranks
 
-    def _sync_training(self) -> None:
-        states = MetricStates({}, {}) if self._spans else self._states()
-        own = Bundle(states.arrays, note=self._validates)
+    def _take_training(self) -> None:
+        """The training's states; exchanged now where the ranks must meet before any of them validates."""
+        self._trained = MetricStates({}, {}) if self._spans else self._states()
+        if not self._spans and not has_statistics(self.model):
+            return
+        own = Bundle(self._trained.arrays, note=self._validates)
         tag = f"training metrics of epoch {self._epoch + 1}"
         bundles = exchange_with_statistics(self.communicator, self.model, own, tag=tag)
         self._any_validates = any(other.note for other in bundles)
         if not self._spans:
-            self._training = self._results(reduce_over(bundles, states.how))
-            return
-        self._training = {}  # the logs have the results of all ranks
-        if self._any_validates and not self._validates:
+            self._training = self._results(reduce_over(bundles, self._trained.how))
+        elif self._any_validates and not self._validates:
             # The others read their metrics after the validation, and every rank must when one does.
             self.model.reset_metrics()
             self.model.get_metrics_result()
+
+    def _combine(self, epoch: int, logs: dict[str, Any]) -> None:
+        """The results of all ranks' states: of those that were not exchanged yet, in one collective."""
+        assert self._trained is not None
+        states, parts = self._states() if self._validates else self._trained, {}
+        if self._training is None:
+            parts["training"] = Bundle(self._trained.arrays)
+        if self._training is None or self._any_validates:
+            parts["validation"] = Bundle(states.arrays if self._validates else {})
+        said = exchange_together(self.communicator, parts, tag=f"metrics of epoch {epoch + 1}") if parts else {}
+        if "training" in said:
+            self._training = self._results(reduce_over(said["training"], states.how))
+        assert self._training is not None
+        logs.update({name: value for name, value in self._training.items() if name in logs})
+        validation = reduce_over(said.get("validation", []), states.how)
+        if validation:
+            logs.update({f"val_{name}": value for name, value in self._results(validation).items()})
+
+    def _share_validation(self, epoch: int, logs: dict[str, Any]) -> None:
+        """The results of the validation, which a strategy has computed over all ranks, for those that had none."""
+        if self._any_validates:
+            own = numbers({name: value for name, value in logs.items() if name.startswith("val_")})
+            tag = f"validation metrics of epoch {epoch + 1}"
+            logs.update(first_of(exchange_bundles(self.communicator, own, tag=tag)))
 
     def _states(self) -> MetricStates:
         graph = self._graph

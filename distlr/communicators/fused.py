@@ -18,6 +18,7 @@ __all__ = [
     "Bundle",
     "broadcast_arrays",
     "exchange_bundles",
+    "exchange_together",
     "first_of",
     "mean_over",
     "number",
@@ -52,6 +53,35 @@ def exchange_bundles(communicator: Communicator, bundle: Bundle, *, tag: str) ->
     except DistlrError as error:
         communicator.refuse("allgather", tag, error)
     return [_unpack(part) for part in communicator.allgather(packed, tag=tag)]
+
+
+def exchange_together(communicator: Communicator, parts: Mapping[str, Bundle], *, tag: str) -> dict[str, list[Bundle]]:
+    """`exchange_bundles` of several bundles, in one collective.
+
+    Args:
+        communicator: the job's.
+        parts: by names that are the same on every rank.
+        tag: names the call; the same on all ranks.
+
+    >>> from distlr.communicators import run_ranks
+    >>> def rank(comm):
+    ...     mine = {"loss": Bundle({"total": np.ones(2)}), "plan": Bundle({}, note=comm.rank)}
+    ...     said = exchange_together(comm, mine, tag="epoch")
+    ...     return sorted(said["loss"][1].arrays), [plan.note for plan in said["plan"]]
+    >>> run_ranks(rank, 2)[0]
+    (['total'], [0, 1])
+    """
+    arrays = {f"{part}/{name}": array for part, own in parts.items() for name, array in own.arrays.items()}
+    notes = {part: own.note for part, own in parts.items()}
+    everyone = exchange_bundles(communicator, Bundle(arrays, note=notes), tag=tag)
+
+    def of(part: str, said: Bundle) -> Bundle:
+        """What a rank said in this part."""
+        start = f"{part}/"
+        named = {name[len(start) :]: array for name, array in said.arrays.items() if name.startswith(start)}
+        return Bundle(named, note=said.note[part])
+
+    return {part: [of(part, said) for said in everyone] for part in parts}
 
 
 def reduce_over(bundles: Iterable[Bundle], how: Mapping[str, str] | None = None) -> dict[str, Array]:

@@ -9,8 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 from distlr.errors import DistributionError
+from distlr.strategies.batches import split_batches
 
-__all__ = ["MultiWorker", "addresses_of", "connect_workers", "mend", "slurm_workers", "split_batches"]
+__all__ = ["MultiWorker", "addresses_of", "connect_workers", "mend", "slurm_workers"]
 
 _FIRST_PORT, _PORTS_A_JOB, _PORTS = 12_000, 16, 1_000  # below the range from which systems give ports away
 
@@ -75,21 +76,6 @@ class _Empty:
         if not self._in_loop:
             yield self._blank
         raise tf.errors.OutOfRangeError(None, None, "This worker has no data.")
-
-
-def split_batches(dataset: tf.data.Dataset, parts: int) -> tf.data.Dataset:
-    """Each batch as `parts` equal smaller ones, one behind another; every batch must divide."""
-    if parts == 1:
-        return dataset
-
-    def cut(tensor: tf.Tensor) -> tf.Tensor:
-        whole, rest = tensor.shape[0], tensor.shape[1:]
-        pieces = tf.reshape(tensor, tf.concat([[parts, tf.shape(tensor)[0] // parts], tf.shape(tensor)[1:]], axis=0))
-        pieces.set_shape([parts, None if whole is None else whole // parts, *rest])
-        return pieces
-
-    whole_tuple = isinstance(dataset.element_spec, tuple)
-    return dataset.map(lambda *batch: tf.nest.map_structure(cut, batch if whole_tuple else batch[0])).unbatch()
 
 
 def connect_workers(addresses: Sequence[str], rank: int, timeout: float) -> tf.distribute.Strategy:

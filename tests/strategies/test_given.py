@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from distlr.errors import ConfigurationError
 from distlr.strategies import check_strategy
-from distlr.strategies.multi_worker import split_batches
+from distlr.strategies.batches import split_batches
 
 
 class ParameterServerStrategyV9(tf.distribute.Strategy):
