@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+import distlr._environment  # noqa: F401  (checks the installation first)
 from distlr.strategies.batches import divided, is_divided
 
 __all__ = ["mirrored"]
@@ -16,7 +17,7 @@ _KEYS = 100_000  # more collectives than one strategy traces
 _strategies = itertools.count(1)
 
 
-class MirroredCPUs(tf.distribute.MirroredStrategy):
+class CpuMirroredStrategy(tf.distribute.MirroredStrategy):
     """A `MirroredStrategy` over logical CPUs, which share one memory: one iterator serves all."""
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
@@ -37,7 +38,7 @@ def mirrored(devices: Sequence[str]) -> tf.distribute.Strategy:
     second one fails with "Shape mismatch in the collective instance". TensorFlow's own tests move this number too.
     """
     on_cpus = all(tf.DeviceSpec.from_string(device).device_type == "CPU" for device in devices)
-    made = MirroredCPUs if on_cpus else tf.distribute.MirroredStrategy
+    made = CpuMirroredStrategy if on_cpus else tf.distribute.MirroredStrategy
     base = made._collective_key_base
     made._collective_key_base = next(_strategies) * _KEYS
     try:

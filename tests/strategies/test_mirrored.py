@@ -12,7 +12,7 @@ import tensorflow as tf
 import distlr
 from distlr.errors import DistributionError
 from distlr.strategies import simulated
-from distlr.strategies.mirrored import MirroredCPUs
+from distlr.strategies.mirrored import CpuMirroredStrategy
 
 REPLICAS = 3
 
@@ -106,7 +106,7 @@ def test_what_is_divided_is_taken_as_it_is(strategy) -> None:
 
 
 def test_a_fit_is_bit_for_bit_that_of_tensorflows_iterator(strategy, monkeypatch) -> None:
-    assert isinstance(strategy, MirroredCPUs)
+    assert isinstance(strategy, CpuMirroredStrategy)
     x = np.random.default_rng(0).normal(size=(32, 4)).astype("f4")
     y = x.sum(axis=1, keepdims=True)
 
@@ -123,7 +123,7 @@ def test_a_fit_is_bit_for_bit_that_of_tensorflows_iterator(strategy, monkeypatch
         ]
 
     own = run()
-    monkeypatch.delattr(MirroredCPUs, "experimental_distribute_dataset")
+    monkeypatch.delattr(CpuMirroredStrategy, "experimental_distribute_dataset")
     assert own == run()
 
 
