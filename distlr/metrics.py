@@ -9,6 +9,8 @@ recall, whose means over ranks are something else.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,12 +20,13 @@ import numpy as np
 import tensorflow as tf
 
 from distlr._arguments import one_of
-from distlr.communicators.frames import REDUCERS
-from distlr.communicators.fused import number
-from distlr.errors import ConfigurationError
+from distlr.communicators.frames import REDUCERS, by_rank
+from distlr.communicators.fused import Bundle, number, reduce_over
+from distlr.errors import ConfigurationError, DistributionError
 
 __all__ = [
     "COMBINE",
+    "EagerMetrics",
     "GraphMetrics",
     "MetricStates",
     "are_distributed",
@@ -74,53 +77,110 @@ def results(
 ) -> dict[str, float]:
     """What `compute` gives (a model's `get_metrics_result`, for example) while the metrics have these states.
 
-    The rank's own states are put back afterwards, so that a metric that is read or goes on counting is undisturbed.
+    The rank's own states stay as they are, so that a metric that is read or goes on counting is undisturbed.
     """
     found = _variables(metrics)
     values = [tf.constant(_given_or_own(combined, name, variable)) for name, _, variable in found]
     return _numbers(_computed([variable for _, _, variable in found], values, compute))
 
 
+class EagerMetrics:
+    """The metrics of a compiled model, over ranks; one state after the other, as `run_eagerly` asks for.
+
+    Args:
+        model: whose metrics.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def fits(self) -> bool:
+        """Whether the model's metrics are still those that this is for."""
+        return bool(self._model.run_eagerly)
+
+    def states(self) -> dict[str, np.ndarray]:
+        """What this rank has counted."""
+        return read_states(self._model.metrics).arrays
+
+    def results(self, bundles: Sequence[Bundle]) -> dict[str, float]:
+        """The model's results of what ranks have counted together.
+
+        Args:
+            bundles: the arrays of each rank's `states`, or none.
+        """
+        combined = reduce_over(bundles, read_states(self._model.metrics).how)
+        return results(self._model.metrics, combined, self._model.get_metrics_result)
+
+
 class GraphMetrics:
-    """`read_states` and `results` of a compiled model, each one call of a graph: of many states, a few times as fast.
+    """The same, each one call of a graph: of many states, a few times as fast.
 
     Keras computes these metrics in its graph of the training step as well, so whatever they are, they can be traced.
-    All states go in and out as two vectors, of the floats and of the whole numbers.
+    States of one type that combine in one way go out and in as one vector. Its name says which states it has, in what
+    shapes, so that the vectors of ranks with other metrics are never added up.
 
     Args:
         model: whose metrics; built.
     """
 
     def __init__(self, model: Any) -> None:
-        self._found = _variables(model.metrics)
-        variables = [variable for _, _, variable in self._found]
+        self._model = model
+        found = _variables(model.metrics)
+        self._variables = [variable for *_, variable in found]
+        groups: dict[tuple[str, str], dict[str, Any]] = {}
+        for name, metric, variable in found:
+            kind = getattr(metric, COMBINE, "sum"), _WIDE[not tf.as_dtype(variable.dtype).is_floating].name
+            groups.setdefault(kind, {})[name] = variable
+        self._how = {_vector_name(way, dtype, group): way for (way, dtype), group in groups.items()}
+        vectors = [(dtype, list(group.values())) for (_, dtype), group in groups.items()]
 
-        def compute(vectors: Sequence[tf.Tensor]) -> Mapping[str, Any]:
-            parts = zip(_parts(vectors, variables), variables, strict=True)
-            values = [tf.cast(tf.reshape(part, variable.shape), variable.dtype) for part, variable in parts]
+        def read() -> list[tf.Tensor]:
+            return [
+                tf.concat([tf.reshape(tf.cast(variable.value, dtype), [-1]) for variable in group], axis=0)
+                for dtype, group in vectors
+            ]
+
+        def compute(*given: tf.Tensor) -> Mapping[str, Any]:
+            variables, values = [], []
+            for vector, (_, group) in zip(given, vectors, strict=True):
+                parts = tf.split(vector, [math.prod(variable.shape) for variable in group])
+                variables += group
+                values += [tf.cast(tf.reshape(p, v.shape), v.dtype) for p, v in zip(parts, group, strict=True)]
             return _computed(variables, values, model.get_metrics_result)
 
-        self._read, self._results = tf.function(lambda: _flat(variables)), tf.function(compute)
+        # Concrete, so that a call looks nothing up.
+        self._read = tf.function(read).get_concrete_function()
+        self._compute = tf.function(compute).get_concrete_function(
+            *(tf.TensorSpec([sum(math.prod(v.shape) for v in group)], dtype) for dtype, group in vectors)
+        )
 
-    def fits(self, model: Any) -> bool:
-        """Whether the model's metrics still are those that were traced."""
-        return [id(variable) for *_, variable in self._found] == [id(v) for *_, v in _variables(model.metrics)]
+    def fits(self) -> bool:
+        """Whether the model's metrics are still those that were traced."""
+        now = [id(variable) for *_, variable in _variables(self._model.metrics)]
+        return not self._model.run_eagerly and now == [id(variable) for variable in self._variables]
 
-    def states(self) -> MetricStates:
-        """What `read_states` gives."""
-        parts = _parts([vector.numpy() for vector in self._read()], [variable for _, _, variable in self._found])
-        arrays = {
-            name: part.reshape(variable.shape) for (name, _, variable), part in zip(self._found, parts, strict=True)
-        }
-        return MetricStates(arrays, {name: getattr(metric, COMBINE, "sum") for name, metric, _ in self._found})
+    def states(self) -> dict[str, np.ndarray]:
+        """What this rank has counted."""
+        return {name: vector.numpy() for name, vector in zip(self._how, self._read(), strict=True)}
 
-    def results(self, combined: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """The model's results while its metrics have these states."""
-        parts: tuple[list[np.ndarray], ...] = tuple([np.zeros(0, wide)] for wide in _WIDE)
-        for name, _, variable in self._found:
-            parts[_kind(variable)].append(_given_or_own(combined, name, variable).reshape(-1))
-        vectors = [tf.constant(np.concatenate(part), wide) for part, wide in zip(parts, _WIDE, strict=True)]
-        return _numbers(self._results(vectors))
+    def results(self, bundles: Sequence[Bundle]) -> dict[str, float]:
+        """The model's results of what ranks have counted together.
+
+        Args:
+            bundles: the arrays of each rank's `states`, or none.
+
+        Raises:
+            DistributionError: ranks have other metrics than others.
+        """
+        names = [sorted(bundle.arrays) for bundle in bundles]
+        if any(own and own != sorted(self._how) for own in names):
+            said = by_rank([f"[{', '.join(own)}]" for own in names], "with")
+            raise DistributionError(
+                f"The ranks' metrics differ in the number, the order, the type or the shape of their states: {said}. "
+                "To mend it: build the same model, with the same metrics, on every rank."
+            )
+        combined = reduce_over(bundles, self._how)
+        return _numbers(self._compute(*(tf.constant(combined[name]) for name in self._how)))
 
 
 def are_distributed(metrics: Sequence[Any]) -> bool:
@@ -178,40 +238,16 @@ def _given(metric: Any) -> list[Any]:
 def _computed(
     variables: Sequence[Any], values: Sequence[tf.Tensor], compute: Callable[[], Mapping[str, Any]]
 ) -> Mapping[str, Any]:
-    """Eagerly, or as part of a graph: gives the variables other values for as long as `compute` runs."""
-    own = [tf.identity(variable.value) for variable in variables]
-    try:
-        for variable, value in zip(variables, values, strict=True):
-            variable.value.assign(value)  # without what Keras does around it, which takes as long again
+    """Eagerly, or as part of a graph: what `compute` gives where it reads these values in the variables."""
+    with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
         # Some results are a variable itself, to be read now.
         return {name: tf.identity(tf.convert_to_tensor(value)) for name, value in compute().items()}
-    finally:
-        for variable, value in zip(variables, own, strict=True):
-            variable.value.assign(value)
 
 
-def _kind(variable: Any) -> int:
-    """The place in `_WIDE` of the type in which a state is sent and added up."""
-    return int(not tf.as_dtype(variable.dtype).is_floating)
-
-
-def _flat(variables: Sequence[Any]) -> list[tf.Tensor]:
-    """All values as one vector for each type of `_WIDE`."""
-    parts: list[list[tf.Tensor]] = [[tf.zeros([0], wide)] for wide in _WIDE]
-    for variable in variables:
-        parts[_kind(variable)].append(tf.reshape(tf.cast(variable.value, _WIDE[_kind(variable)]), [-1]))
-    return [tf.concat(part, axis=0) for part in parts]
-
-
-def _parts(vectors: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
-    """The inverse of `_flat`, of arrays or of tensors: what of the vectors is each variable's, still flat."""
-    parts, starts = [], [0, 0]
-    for variable in variables:
-        kind = _kind(variable)
-        end = starts[kind] + math.prod(variable.shape)
-        parts.append(vectors[kind][starts[kind] : end])
-        starts[kind] = end
-    return parts
+def _vector_name(way: str, dtype: str, group: Mapping[str, Any]) -> str:
+    """Such as "sum of 43 float64, 1f0c2a9b": of other names, types or shapes it is another."""
+    layout = json.dumps([[name, v.dtype, list(v.shape)] for name, v in group.items()])
+    return f"{way} of {len(group)} {dtype}, {hashlib.sha256(layout.encode()).hexdigest()[:8]}"
 
 
 def _given_or_own(combined: Mapping[str, np.ndarray], name: str, variable: Any) -> np.ndarray:

@@ -104,7 +104,9 @@ def test_an_optimizer_made_outside_the_scope(recording) -> None:
         bench.adopt(batch)
     with pytest.raises(DistributionError, match=r"inside `with job\.scope\(\):`"):
         bench.job.optimizer(bench.optimizer, batch)
-    with recording.refused(DistributionError, r"made under .*the model under CpuMirrored.*inside `with job\.scope\(\):`"):
+    with recording.refused(
+        DistributionError, r"made under .*the model under CpuMirrored.*inside `with job\.scope\(\):`"
+    ):
         _fit(bench, batch, bench.job.callbacks())
     assert bench.log.traces == 0
 

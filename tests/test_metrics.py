@@ -8,7 +8,7 @@ import pytest
 
 from distlr.communicators import run_ranks
 from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
-from distlr.errors import ConfigurationError
+from distlr.errors import ConfigurationError, DistributionError
 from distlr.metrics import GraphMetrics, check_additive, read_states, results
 
 M = keras.metrics
@@ -143,11 +143,15 @@ def test_in_one_graph_as_eagerly_and_the_own_states_stay() -> None:
     states = {name: array + 2 for name, array in before.items()}
     expected = results(model.metrics, states, model.get_metrics_result)
     graph = GraphMetrics(model)
-    states_in_graph = graph.states()
-    assert states_in_graph.how == read.how
-    for name, array in before.items():
-        np.testing.assert_array_equal(states_in_graph.arrays[name], array, strict=True)
-    found = graph.results(states)
+    in_graph = graph.states()
+    assert {name.partition(",")[0]: array.dtype for name, array in in_graph.items()} == {
+        "sum of 9 float64": np.float64,
+        "sum of 1 int64": np.int64,
+    }
+    assert sorted(np.concatenate([*in_graph.values()]).tolist()) == sorted(
+        np.concatenate([array.ravel() for array in before.values()]).tolist()
+    )
+    found = graph.results([Bundle({name: array + 2 for name, array in in_graph.items()}), Bundle({})])
     assert set(found) == set(expected) == {"loss", "mean_squared_error", "count", "last", "f1_score"}
     assert found["count"] == (2**53 + 3) % 100
     for name, value in expected.items():
@@ -155,6 +159,24 @@ def test_in_one_graph_as_eagerly_and_the_own_states_stay() -> None:
     assert found["last"] == 3
     for name, array in read_states(model.metrics).arrays.items():
         np.testing.assert_array_equal(array, before[name])
-    assert graph.fits(model)
+    assert graph.fits()
     model.compile("sgd", "mse", metrics=[M.MeanSquaredError()])
-    assert not graph.fits(model)
+    assert not graph.fits()
+
+
+def test_states_of_ranks_with_other_metrics_are_never_added_up() -> None:
+    def graph(*metrics) -> GraphMetrics:
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse", metrics=list(metrics))
+        model.fit(np.ones((4, 2), "float32"), np.ones((4, 1), "float32"), verbose=0)
+        return GraphMetrics(model)
+
+    # As many numbers, in other shapes.
+    ours, theirs = graph(M.Precision(thresholds=[0.2, 0.5])), graph(M.Precision(), M.Recall())
+    both = [Bundle(ours.states()), Bundle(theirs.states())]
+    assert [sum(array.size for array in bundle.arrays.values()) for bundle in both] == [6, 6]
+    for own in (ours, theirs):
+        with pytest.raises(
+            DistributionError, match=r"rank 0 with \[sum of 4 .*; rank 1 with \[sum of 6 .*same metrics"
+        ):
+            own.results(both)

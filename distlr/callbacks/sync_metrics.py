@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from distlr.callbacks.base import JobCallback
-from distlr.communicators.fused import Bundle, exchange_bundles, exchange_together, first_of, numbers, reduce_over
-from distlr.metrics import GraphMetrics, MetricStates, check_additive, read_states, results
+from distlr.communicators.fused import Bundle, exchange_bundles, exchange_together, first_of, numbers
+from distlr.metrics import EagerMetrics, GraphMetrics, check_additive
 from distlr.statistics import exchange_with_statistics, has_statistics
 
 __all__ = ["SyncMetrics"]
@@ -49,10 +49,10 @@ class SyncMetrics(JobCallback):
         self._epoch = -1
         self._in_fit = False
         self._checked = False
-        self._trained: MetricStates | None = None  # this rank's states of the training
+        self._metrics: EagerMetrics | GraphMetrics | None = None
+        self._trained: dict[str, Any] | None = None  # this rank's states of the training
         self._training: dict[str, float] | None = None  # the results of all ranks'
         self._validates = self._any_validates = False
-        self._traced: GraphMetrics | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Refuses, before the first step, a metric that cannot be combined."""
@@ -86,15 +86,15 @@ class SyncMetrics(JobCallback):
 
     def _take_training(self) -> None:
         """The training's states; exchanged now where the ranks must meet before any of them validates."""
-        self._trained = MetricStates({}, {}) if self._spans else self._states()
+        self._trained = {} if self._spans else self._current().states()
         if not self._spans and not has_statistics(self.model):
             return
-        own = Bundle(self._trained.arrays, note=self._validates)
+        own = Bundle(self._trained, note=self._validates)
         tag = f"training metrics of epoch {self._epoch + 1}"
         bundles = exchange_with_statistics(self.communicator, self.model, own, tag=tag)
         self._any_validates = any(other.note for other in bundles)
         if not self._spans:
-            self._training = self._results(reduce_over(bundles, self._trained.how))
+            self._training = self._current().results(bundles)
         elif self._any_validates and not self._validates:
             # The others read their metrics after the validation, and every rank must when one does.
             self.model.reset_metrics()
@@ -102,20 +102,22 @@ class SyncMetrics(JobCallback):
 
     def _combine(self, epoch: int, logs: dict[str, Any]) -> None:
         """The results of all ranks' states: of those that were not exchanged yet, in one collective."""
+        assert self._metrics is not None
         assert self._trained is not None
-        states, parts = self._states() if self._validates else self._trained, {}
+        before, now = self._metrics, self._current()
+        parts = {}
         if self._training is None:
-            parts["training"] = Bundle(self._trained.arrays)
+            parts["training"] = Bundle(self._trained)
         if self._training is None or self._any_validates:
-            parts["validation"] = Bundle(states.arrays if self._validates else {})
+            parts["validation"] = Bundle(now.states() if self._validates else {})
         said = exchange_together(self.communicator, parts, tag=f"metrics of epoch {epoch + 1}") if parts else {}
         if "training" in said:
-            self._training = self._results(reduce_over(said["training"], states.how))
+            self._training = before.results(said["training"])
         assert self._training is not None
         logs.update({name: value for name, value in self._training.items() if name in logs})
-        validation = reduce_over(said.get("validation", []), states.how)
-        if validation:
-            logs.update({f"val_{name}": value for name, value in self._results(validation).items()})
+        validated = said.get("validation", [])
+        if any(other.arrays for other in validated):
+            logs.update({f"val_{name}": value for name, value in now.results(validated).items()})
 
     def _share_validation(self, epoch: int, logs: dict[str, Any]) -> None:
         """The results of the validation, which a strategy has computed over all ranks, for those that had none."""
@@ -124,21 +126,8 @@ class SyncMetrics(JobCallback):
             tag = f"validation metrics of epoch {epoch + 1}"
             logs.update(first_of(exchange_bundles(self.communicator, own, tag=tag)))
 
-    def _states(self) -> MetricStates:
-        graph = self._graph
-        return read_states(self.model.metrics) if graph is None else graph.states()
-
-    def _results(self, combined: dict[str, Any]) -> dict[str, float]:
-        graph = self._graph
-        if graph is None:
-            return results(self.model.metrics, combined, self.model.get_metrics_result)
-        return graph.results(combined)
-
-    @property
-    def _graph(self) -> GraphMetrics | None:
-        """The model's metrics in graphs, which are traced anew where they have changed."""
-        if self.model.run_eagerly:
-            return None
-        if self._traced is None or not self._traced.fits(self.model):
-            self._traced = GraphMetrics(self.model)
-        return self._traced
+    def _current(self) -> EagerMetrics | GraphMetrics:
+        """The model's metrics, which are traced anew where they have changed."""
+        if self._metrics is None or not self._metrics.fits():
+            self._metrics = (EagerMetrics if self.model.run_eagerly else GraphMetrics)(self.model)
+        return self._metrics

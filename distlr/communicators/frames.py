@@ -36,6 +36,7 @@ __all__ = [
     "checked_array",
     "decode",
     "encode",
+    "filled",
     "name_ranks",
     "split",
     "to_array",
@@ -133,14 +134,30 @@ def encode(part: Part) -> Frame:
     return frame
 
 
-def split(frames: Frame, count: int, label: str) -> list[Frame]:
-    """Takes apart `count` frames that an engine has put one behind another; each says how long it is."""
+def filled(frame: Frame, unit: int) -> Frame:
+    """The frame with zeros behind it, up to a multiple of `unit` bytes.
+
+    >>> filled(np.ones(9, np.uint8), 8).size
+    16
+    """
+    return np.concatenate([frame, np.zeros(-frame.size % unit, np.uint8)])
+
+
+def split(frames: Frame, count: int, label: str, unit: int = 8) -> list[Frame]:
+    """Takes apart `count` frames that an engine has put one behind another; each says how long it is.
+
+    Args:
+        frames: one behind another.
+        count: how many there are.
+        label: the collective, for the message.
+        unit: what each was `filled` to.
+    """
     parts: list[Frame] = []
     start = 0
     for rank in range(count):
         size = _size(frames[start:], rank, label)
         parts.append(frames[start : start + size])
-        start += size
+        start += -(-size // unit) * unit
     return parts
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from distlr._arguments import not_negative_real
 from distlr.communicators.base import Communicator
-from distlr.communicators.frames import Frame, split
+from distlr.communicators.frames import Frame, filled, split
 from distlr.communicators.horovod_gradients import HorovodGradients, different
 from distlr.errors import CollectiveTimeoutError, ConfigurationError, DistributionError, received
 
@@ -22,6 +22,7 @@ __all__ = ["HorovodCommunicator"]
 
 _STALL_WARNING, _STALL_END = "HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"
 _WARN_AFTER = 30  # seconds, at most
+_UNIT = 2048  # bytes: most frames are of one size then, which Horovod's ranks need not tell each other anew
 
 
 class HorovodCommunicator(Communicator):
@@ -88,9 +89,10 @@ class HorovodCommunicator(Communicator):
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         import tensorflow as tf
 
+        own = filled(frame, _UNIT).view(np.int64)
         with self._explaining(label), tf.device("/CPU:0"):
-            everyone = self._hvd.allgather(tf.constant(frame.view(np.int64)), name="distlr")
-        return split(everyone.numpy().view(np.uint8), self.size, label)
+            everyone = self._hvd.allgather(tf.constant(own), name="distlr")
+        return split(everyone.numpy().view(np.uint8), self.size, label, _UNIT)
 
     @contextlib.contextmanager
     def _explaining(self, label: str) -> Iterator[None]:
