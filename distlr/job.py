@@ -60,7 +60,7 @@ class Job:
         self.strategy = strategy
         self.backend = backend
         self.communicator = SingleCommunicator() if communicator is None else communicator
-        self._optimizers: list[Any] = []
+        self._optimizer: Any = None  # the first that was adopted; the others end with their models
         self._positions: list[Position] = []
         self._padding = 0
         self._exchanges = 0
@@ -237,9 +237,10 @@ class Job:
             inner(adopted).refuse_exchange()
         if self._spans or self.size == 1:
             inner(adopted).mark_broadcast()  # a spanning strategy gives every new variable the first worker's value
-        self._optimizers.append(inner(adopted))
+        if self._optimizer is None:
+            self._optimizer = inner(adopted)
         if self.is_root:
-            _log.info("%s", start_line(self._optimizers[-1].explain(), self.replicas, self.backend))
+            _log.info("%s", start_line(inner(adopted).explain(), self.replicas, self.backend))
         return adopted
 
     def scale_moving_averages(
@@ -550,7 +551,7 @@ class Job:
         >>> parts["replicas"], parts["global_batch"], parts["ratio"], parts["rule"], parts["peak_rate"]
         (1, 8, 2, 'linear', 0.2)
         """
-        parts = self._optimizers[0].explain() if self._optimizers else {}
+        parts = {} if self._optimizer is None else self._optimizer.explain()
         return {
             "backend": self.backend,
             "ranks": self.size,

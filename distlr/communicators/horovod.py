@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,16 +54,17 @@ class HorovodCommunicator(Communicator):
         os.environ.setdefault(_STALL_WARNING, str(warning))
         hvd.init()
         super().__init__("horovod", hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
-        self._exchanges: list[HorovodGradients] = []
-        self._waits: dict[Any, Any] = {}  # graphs, by what they were traced for
+        self._exchanges: list[weakref.ref[HorovodGradients]] = []  # each lives as long as its optimizer
 
     def gradients(self, prefix: str, compression: str = "none") -> HorovodGradients:
         """The exchange of gradients for one optimizer; see `HorovodGradients`."""
-        self._exchanges.append(HorovodGradients(self._hvd, prefix, compression))
-        return self._exchanges[-1]
+        exchange = HorovodGradients(self._hvd, prefix, compression)
+        self._exchanges.append(weakref.ref(exchange, self._exchanges.remove))
+        return exchange
 
     def _meet(self) -> int:
-        updates = {exchange: exchange.take_updates() for exchange in self._exchanges}
+        exchanges = [exchange for reference in tuple(self._exchanges) if (exchange := reference()) is not None]
+        updates = {exchange: exchange.take_updates() for exchange in exchanges}
         if self.size > 1 and any(updates.values()):
             with self._explaining("a wait for the others' updates"):
                 self._wait([exchange for exchange, count in updates.items() if count])
@@ -77,14 +79,16 @@ class HorovodCommunicator(Communicator):
             if exchange.eager:
                 exchange.wait(zero)
         key = tuple((exchange, exchange.signature) for exchange in exchanges if not exchange.eager)
-        if key and key not in self._waits:
+        if not key:
+            return
+        waits = key[0][0].waits
+        if key not in waits:
 
             def wait(zero: Any) -> Any:
                 return [exchange.wait(different(zero, place)) for place, (exchange, _) in enumerate(key)]
 
-            self._waits[key] = tf.function(wait, autograph=False).get_concrete_function(tf.TensorSpec([], tf.float32))
-        if key:
-            self._waits[key](zero)
+            waits[key] = tf.function(wait, autograph=False).get_concrete_function(tf.TensorSpec([], tf.float32))
+        waits[key](zero)
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         import tensorflow as tf

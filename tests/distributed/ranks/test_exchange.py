@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -281,6 +283,23 @@ def test_a_rank_waits_for_all_optimizers_at_once(job) -> None:
     late = job.is_root / job.size  # what rank 0 does while the others wait, of each of the two once
     for (model, _), expected in zip(pairs, (-3 - late, -3 - late, -1), strict=True):
         np.testing.assert_allclose(model.kept[0].numpy(), [expected], rtol=1e-6)
+
+
+def test_an_optimizer_that_is_gone_is_asked_no_more(job) -> None:
+    def exchanges() -> int:
+        gc.collect()
+        return len(job.communicator._exchanges)
+
+    def train() -> int:
+        model, optimizer = adopted(job, [0.0])
+        stepper(optimizer, model, True)([tf.ones(1)])
+        job.communicator.barrier(tag="the graph of waiting is made")
+        return exchanges()
+
+    train()  # the job keeps its first optimizer, to explain it
+    before = exchanges()
+    assert train() == before + 1
+    assert exchanges() == before
 
 
 def test_a_rank_that_waits_knows_a_shape_that_the_gradient_has_lost(job) -> None:
