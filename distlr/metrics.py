@@ -94,9 +94,9 @@ class EagerMetrics:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def fits(self) -> bool:
-        """Whether the model's metrics are still those that this is for."""
-        return bool(self._model.run_eagerly)
+    def fits(self, model: Any) -> bool:
+        """Whether this is for the metrics of the model, as it is now."""
+        return model is self._model and bool(model.run_eagerly)
 
     def states(self) -> dict[str, np.ndarray]:
         """What this rank has counted."""
@@ -124,7 +124,6 @@ class GraphMetrics:
     """
 
     def __init__(self, model: Any) -> None:
-        self._model = model
         found = _variables(model.metrics)
         self._variables = [variable for *_, variable in found]
         groups: dict[tuple[str, str], dict[str, Any]] = {}
@@ -154,10 +153,10 @@ class GraphMetrics:
             *(tf.TensorSpec([sum(math.prod(v.shape) for v in group)], dtype) for dtype, group in vectors)
         )
 
-    def fits(self) -> bool:
-        """Whether the model's metrics are still those that were traced."""
-        now = [id(variable) for *_, variable in _variables(self._model.metrics)]
-        return not self._model.run_eagerly and now == [id(variable) for variable in self._variables]
+    def fits(self, model: Any) -> bool:
+        """Whether the model's metrics are those that were traced."""
+        now = [id(variable) for *_, variable in _variables(model.metrics)]
+        return not model.run_eagerly and now == [id(variable) for variable in self._variables]
 
     def states(self) -> dict[str, np.ndarray]:
         """What this rank has counted."""

@@ -159,9 +159,10 @@ def test_in_one_graph_as_eagerly_and_the_own_states_stay() -> None:
     assert found["last"] == 3
     for name, array in read_states(model.metrics).arrays.items():
         np.testing.assert_array_equal(array, before[name])
-    assert graph.fits()
+    assert graph.fits(model)
+    assert not graph.fits(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
     model.compile("sgd", "mse", metrics=[M.MeanSquaredError()])
-    assert not graph.fits()
+    assert not graph.fits(model)
 
 
 def test_states_of_ranks_with_other_metrics_are_never_added_up() -> None:

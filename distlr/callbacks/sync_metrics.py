@@ -128,6 +128,6 @@ class SyncMetrics(JobCallback):
 
     def _current(self) -> EagerMetrics | GraphMetrics:
         """The model's metrics, which are traced anew where they have changed."""
-        if self._metrics is None or not self._metrics.fits():
+        if self._metrics is None or not self._metrics.fits(self.model):
             self._metrics = (EagerMetrics if self.model.run_eagerly else GraphMetrics)(self.model)
         return self._metrics
