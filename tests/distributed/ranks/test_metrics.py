@@ -54,12 +54,20 @@ def shard_sizes(job, case: str) -> list[int]:
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras, of an empty shard
-@pytest.mark.parametrize("case", ["equal", "uneven", "one empty", "one without", "root without"])
-def test_the_metrics_are_those_of_one_process_on_all_data(job, own, same_on_all, case) -> None:
+@pytest.mark.parametrize(
+    ("case", "normalized", "eagerly"),
+    [
+        ("equal", True, False),
+        *(("uneven", normalized, eagerly) for normalized in (True, False) for eagerly in (True, False)),
+        *((case, n, False) for case in ("one empty", "one without", "root without") for n in (True, False)),
+    ],
+)
+def test_the_metrics_are_those_of_one_process_on_all_data(job, own, same_on_all, case, normalized, eagerly) -> None:
     sizes = shard_sizes(job, case)
     absent = {"one without": job.size - 1, "root without": 0}.get(case)
     shards = [samples(count, seed=10 + rank) for rank, count in enumerate(sizes)]
-    model = compiled(job, normalized=True)
+    model = compiled(job, normalized=normalized)
+    model.run_eagerly = eagerly
     plateau = distlr.callbacks.ReduceLROnPlateau("val_auc", factor=0.5, patience=1, min_delta=10.0)
     options = {} if job.rank == absent else {"validation_data": own(shards[job.rank], 4)}
     train = samples(8, seed=job.rank)
@@ -69,7 +77,7 @@ def test_the_metrics_are_those_of_one_process_on_all_data(job, own, same_on_all,
     # One process, all data, the weights that every rank has now; the last epoch's validation came after its last step.
     kept = [shard for rank, shard in enumerate(shards) if rank != absent]
     whole = tuple(np.concatenate(parts) for parts in zip(*kept, strict=True))
-    expected = in_one_process(model, whole, normalized=True)
+    expected = in_one_process(model, whole, normalized)
     for name, value in expected.items():
         assert history[f"val_{name}"][-1] == pytest.approx(value, abs=1e-6), name
     # No epoch is better by 10, so the second and the third one are cut.
