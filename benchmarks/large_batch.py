@@ -3,9 +3,10 @@
 
     python benchmarks/large_batch.py [--models cnn] [--ks 1 32] [--seeds 1]     # resumes --out
 
-One device trains the whole global batch, k times the base batch of 32, for 10 epochs (the ResNet for 20, too: at
-k = 32 and 64 ten are too few updates to fit the data), with a cosine to 0 and batch normalization of momentum 0.99.
-SGD with momentum 0.9 from the model's base rate, or Adam from 0.001. The arms:
+One device trains the whole global batch, k times the base batch of 32: 10 epochs, a cosine to 0, batch normalization
+of momentum 0.99. SGD with momentum 0.9 from the model's base rate, or Adam from 0.001. The ResNet is trained in two
+ways: normalized over the global batch, as one device does it, and over each 32 samples, as k replicas of 32 samples do
+it without synchronized batch normalization (Goyal et al., section 2.3: the loss is then the base batch's). The arms:
 
     nothing       the rate of the base batch
     linear        the rate times k
@@ -22,6 +23,7 @@ at 8,192 (k = 32).
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import time
@@ -38,9 +40,9 @@ import distlr
 
 import datasets  # isort: skip  (beside the reference script, where `_common` looks)
 
-layers = keras.layers
+layers, ops = keras.layers, keras.ops
 
-BASE_BATCH, WARMUP = 32, "3ep"  # Keras' own default batch
+BASE_BATCH, EPOCHS, WARMUP = 32, 10, "3ep"  # Keras' own default batch
 ADAM_RATE = 0.001
 KS = (1, 8, 32, 64)
 ARMS: dict[str, dict[str, Any]] = {
@@ -53,24 +55,27 @@ ARMS: dict[str, dict[str, Any]] = {
 OUT = ROOT / "benchmarks" / "large_batch.jsonl"
 
 
-def cnn() -> keras.Model:
+Norm = Callable[[], keras.layers.Layer]
+
+
+def cnn(norm: Norm) -> keras.Model:
     """Two strided convolutions and a hidden layer: enough to fit the data in the few hundred steps of k = 32."""
     parts: list[Any] = [keras.Input((28, 28, 1))]
     for layer in (_convolution(16, 2), _convolution(32, 2), layers.Dense(256, use_bias=False)):
         flat = [layers.Flatten()] if isinstance(layer, layers.Dense) else []
-        parts += [*flat, layer, _norm(), layers.ReLU()]
+        parts += [*flat, layer, norm(), layers.ReLU()]
     return keras.Sequential([*parts, layers.Dense(10)])
 
 
-def resnet() -> keras.Model:
+def resnet(norm: Norm) -> keras.Model:
     """Residual blocks (He et al. 2015, arXiv 1512.03385) of 16, 32 and 64 filters, on 14, 7 and 4 pixels squared."""
     inputs = keras.Input((28, 28, 1))
-    x = layers.ReLU()(_norm()(_convolution(16, 2)(inputs)))
+    x = layers.ReLU()(norm()(_convolution(16, 2)(inputs)))
     for filters, stride in ((16, 1), (32, 2), (64, 2)):
-        inner = layers.ReLU()(_norm()(_convolution(filters, stride)(x)))
-        inner = _norm()(_convolution(filters, 1)(inner))
+        inner = layers.ReLU()(norm()(_convolution(filters, stride)(x)))
+        inner = norm()(_convolution(filters, 1)(inner))
         if stride > 1:
-            x = _norm()(layers.Conv2D(filters, 1, strides=stride, use_bias=False)(x))
+            x = norm()(layers.Conv2D(filters, 1, strides=stride, use_bias=False)(x))
         x = layers.ReLU()(layers.Add()([x, inner]))
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
@@ -79,22 +84,34 @@ def _convolution(filters: int, stride: int) -> Any:
     return layers.Conv2D(filters, 3, strides=stride, padding="same", use_bias=False)
 
 
-def _norm() -> Any:
-    return layers.BatchNormalization(momentum=0.99)
+class ReplicaNormalization(layers.BatchNormalization):
+    """Batch normalization as k replicas compute it, each over its own `BASE_BATCH` samples."""
+
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        if not training:
+            return super().call(inputs, training=False)
+        replicas = ops.reshape(inputs, (-1, BASE_BATCH, *inputs.shape[1:]))
+        mean, variance = ops.moments(replicas, tuple(range(1, len(replicas.shape) - 1)), keepdims=True)
+        for moving, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            over_replicas = ops.reshape(ops.mean(now, axis=0), moving.shape)
+            moving.assign(moving * self.momentum + over_replicas * (1.0 - self.momentum))
+        scale = ops.rsqrt(variance + self.epsilon) * self.gamma
+        return ops.reshape(replicas * scale + (self.beta - mean * scale), ops.shape(inputs))
 
 
 class Setting(NamedTuple):
     """A model, and what it is trained with."""
 
-    make: Callable[[], keras.Model]
+    make: Callable[[Norm], keras.Model]
     rate: float  # of SGD, at the base batch
-    epochs: int
+    norm: type[layers.BatchNormalization] = layers.BatchNormalization
+    base: str = ""  # the setting that is the same at k = 1, which alone is trained there
 
 
 SETTINGS = {
-    "cnn": Setting(cnn, 0.0125, 10),
-    "resnet": Setting(resnet, 0.025, 10),
-    "resnet, 20 epochs": Setting(resnet, 0.025, 20),
+    "cnn": Setting(cnn, 0.0125),
+    "resnet": Setting(resnet, 0.025),
+    "resnet, normalized by replica": Setting(resnet, 0.025, ReplicaNormalization, "resnet"),
 }
 
 
@@ -105,12 +122,11 @@ def train(name: str, arm: dict[str, Any], k: int, data: Any, seed: int) -> float
     job = distlr.init()
     batch = job.batch(BASE_BATCH * k, base_batch=BASE_BATCH, samples_per_epoch=samples)
     setting = SETTINGS[name]
-    model = setting.make()
+    model = setting.make(functools.partial(setting.norm, momentum=0.99))
     if arm.get("averages"):
         job.scale_moving_averages(model, batch)
     adam = arm.get("optimizer") == "adam"
-    peak, steps = ADAM_RATE if adam else setting.rate, setting.epochs * samples // BASE_BATCH
-    rate = keras.optimizers.schedules.CosineDecay(peak, steps)
+    rate = keras.optimizers.schedules.CosineDecay(ADAM_RATE if adam else setting.rate, EPOCHS * samples // BASE_BATCH)
     plain = keras.optimizers.Adam(rate) if adam else keras.optimizers.SGD(rate, momentum=0.9)
     options = {"rule": arm.get("rule")}
     if "warmup" in arm and k > 1:
@@ -123,7 +139,7 @@ def train(name: str, arm: dict[str, Any], k: int, data: Any, seed: int) -> float
     # A run that diverges has an accuracy, too.
     callbacks = job.callbacks([distlr.callbacks.BadNumbers(ignore={"loss", "accuracy"})])
     shard = job.shard(train_set, batch, seed=seed)
-    model.fit(shard, epochs=setting.epochs, verbose=0, shuffle=False, callbacks=callbacks)
+    model.fit(shard, epochs=EPOCHS, verbose=0, shuffle=False, callbacks=callbacks)
     return job.evaluate(model, job.shard(test_set, batch, training=False))["accuracy"]
 
 
@@ -131,7 +147,7 @@ def grid(models: list[str], ks: list[int], seeds: int, arms: list[str]) -> Itera
     """The runs, seed by seed, so that whatever is there is a whole table."""
     for seed in range(seeds):
         for model in models:
-            for k in ks:
+            for k in [k for k in ks if k > 1 or not SETTINGS[model].base]:
                 for arm in [one for one in (("base", "base adam") if k == 1 else ARMS) if one in arms]:
                     yield {"model": model, "arm": arm, "k": k, "seed": seed}
 
@@ -139,6 +155,19 @@ def grid(models: list[str], ks: list[int], seeds: int, arms: list[str]) -> Itera
 def runs(path: Path) -> list[dict[str, Any]]:
     """What was trained so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def tables(path: Path) -> list[dict[str, Any]]:
+    """What was trained, for each setting, with the runs at k = 1 of the one that is the same there."""
+    trained = runs(path)
+    names = {run["model"] for run in trained}
+    shared = [
+        run | {"model": name}
+        for name, setting in SETTINGS.items()
+        for run in trained
+        if name in names and run["model"] == setting.base and run["k"] == 1
+    ]
+    return [*trained, *shared]
 
 
 def main() -> None:
