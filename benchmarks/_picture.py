@@ -41,7 +41,7 @@ def draw(path: Path, found: dict[str, Any]) -> None:
                 )
             axis.set_xscale("log", base=2)
             axis.set_xticks([1, 8, 32, 64], ["1", "8", "32", "64"])
-            axis.set_ylim(max(80, axis.get_ylim()[0]), 93.5)
+            axis.set_ylim(80, 93.5)  # one scale, so that the models can be compared
             axis.set_title(model, loc="left", fontsize=10)
             axis.set_ylabel("test accuracy, %")
         axes[0].legend(frameon=False, fontsize=8, loc="lower left")
