@@ -218,19 +218,14 @@ def check_remainder(remainder: Any) -> None:
 
 
 def _dataset(data: Any) -> tf.data.Dataset:
-    is_dataset = isinstance(data, tf.data.Dataset)
-    if (
-        isinstance(data, tf.distribute.DistributedDataset)
-        or hasattr(data, _SHARDED)
-        or (is_dataset and is_divided(data))
-    ):
+    if hasattr(data, _SHARDED) or is_divided(data):
         what = "came from job.shard" if hasattr(data, _SHARDED) else "is distributed by tf.distribute"
         raise DistributionError(
             f"The data set {what} already, and sharding it twice would leave samples out. Received: "
             f"data={type(data).__name__}. To mend it: give job.shard the unbatched data, once, and fit its result "
             "as it is."
         )
-    if is_dataset:
+    if isinstance(data, tf.data.Dataset):
         _check_unbatched(data)
         return data
     arrays = list(_leaves(data)) if isinstance(data, tuple) else []

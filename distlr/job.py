@@ -18,7 +18,7 @@ from distlr.broadcast import broadcast_state
 from distlr.callbacks import Audit
 from distlr.callbacks.assembly import assembled
 from distlr.communicators import Communicator, SingleCommunicator
-from distlr.communicators.fused import Bundle, exchange_bundles, first_of, number, numbers, reduce_over
+from distlr.communicators.fused import Bundle, exchange_bundles, first_of, number, numbers
 from distlr.communicators.horovod_gradients import check_compression
 from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
@@ -609,9 +609,8 @@ class Job:
     def _combined(self, metrics: Sequence[Any], compute: Callable[[], Mapping[str, Any]], tag: str) -> dict[str, float]:
         if self.size == 1 or (self._spans and are_distributed(metrics)):
             return {name: number(value) for name, value in compute().items()}
-        states = read_states(metrics)
-        bundles = exchange_bundles(self.communicator, Bundle(states.arrays), tag=tag)
-        return results(metrics, reduce_over(bundles, states.how), compute)
+        bundles = exchange_bundles(self.communicator, Bundle(read_states(metrics).arrays), tag=tag)
+        return results(metrics, bundles, compute)
 
     def _check_scope(self) -> None:
         current = tf.distribute.get_strategy()

@@ -73,13 +73,19 @@ def assign_states(metrics: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> N
 
 
 def results(
-    metrics: Sequence[Any], combined: Mapping[str, np.ndarray], compute: Callable[[], Mapping[str, Any]]
+    metrics: Sequence[Any], bundles: Sequence[Bundle], compute: Callable[[], Mapping[str, Any]]
 ) -> dict[str, float]:
-    """What `compute` gives (a model's `get_metrics_result`, for example) while the metrics have these states.
+    """What `compute` gives (a model's `get_metrics_result`, for example) of what ranks have counted together.
 
     The rank's own states stay as they are, so that a metric that is read or goes on counting is undisturbed.
+
+    Args:
+        metrics: Keras metrics.
+        bundles: the arrays of each rank's `read_states`, or none.
+        compute: reads the metrics.
     """
     found = _variables(metrics)
+    combined = reduce_over(bundles, {name: getattr(metric, COMBINE, "sum") for name, metric, _ in found})
     values = [tf.constant(_given_or_own(combined, name, variable)) for name, _, variable in found]
     return _numbers(_computed([variable for _, _, variable in found], values, compute))
 
@@ -108,8 +114,7 @@ class EagerMetrics:
         Args:
             bundles: the arrays of each rank's `states`, or none.
         """
-        combined = reduce_over(bundles, read_states(self._model.metrics).how)
-        return results(self._model.metrics, combined, self._model.get_metrics_result)
+        return results(self._model.metrics, bundles, self._model.get_metrics_result)
 
 
 class GraphMetrics:

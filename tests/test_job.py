@@ -212,7 +212,8 @@ def test_every_explanation_is_json(options, samples):
     batch = job.batch(24, base_batch=16, samples_per_epoch=samples)
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 900)
     job.optimizer(keras.optimizers.SGD(schedule), batch, **options)
-    json.dumps(job.explain(), allow_nan=False)
+    explained = json.loads(json.dumps(job.explain(), allow_nan=False))
+    assert (explained["optimizer"], explained["global_batch"], explained["ratio"]) == ("SGD", 24, 1.5)
 
 
 def test_the_start_line_is_that_of_rank_0(caplog, monkeypatch):

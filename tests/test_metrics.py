@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distlr.communicators import run_ranks
-from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
+from distlr.communicators.fused import Bundle, exchange_bundles
 from distlr.errors import ConfigurationError, DistributionError
 from distlr.metrics import GraphMetrics, check_additive, read_states, results
 
@@ -50,12 +50,11 @@ def test_sums_of_states_are_the_metric_of_all_samples(name, case) -> None:
             metric.update_state(labels, predictions)
 
     def rank(comm):
-        states = read_states([metrics[comm.rank]])
-        return reduce_over(exchange_bundles(comm, Bundle(states.arrays), tag="t"), states.how)
+        return exchange_bundles(comm, Bundle(read_states([metrics[comm.rank]]).arrays), tag="t")
 
     own = np.asarray(metrics[0].result())
-    for combined in run_ranks(rank, len(shards), timeout=5.0):
-        found = results([metrics[0]], combined, lambda: {"it": metrics[0].result()})["it"]
+    for bundles in run_ranks(rank, len(shards)):
+        found = results([metrics[0]], bundles, lambda: {"it": metrics[0].result()})["it"]
         np.testing.assert_allclose(found, np.asarray(whole.result()), atol=1e-6)
     np.testing.assert_array_equal(metrics[0].result(), own)  # the rank's own is put back
 
@@ -141,7 +140,7 @@ def test_in_one_graph_as_eagerly_and_the_own_states_stay() -> None:
     read = read_states(model.metrics)
     before = read.arrays
     states = {name: array + 2 for name, array in before.items()}
-    expected = results(model.metrics, states, model.get_metrics_result)
+    expected = results(model.metrics, [Bundle(states)], model.get_metrics_result)
     graph = GraphMetrics(model)
     in_graph = graph.states()
     assert {name.partition(",")[0]: array.dtype for name, array in in_graph.items()} == {

@@ -119,8 +119,8 @@ def to_json(obj: Any) -> Frame:
     return np.frombuffer(text.encode(), np.uint8)
 
 
-def _padded(size: int) -> int:
-    return -(-size // 8) * 8
+def _padded(size: int, unit: int = 8) -> int:
+    return -(-size // unit) * unit
 
 
 def encode(part: Part) -> Frame:
@@ -140,7 +140,7 @@ def filled(frame: Frame, unit: int) -> Frame:
     >>> filled(np.ones(9, np.uint8), 8).size
     16
     """
-    return np.concatenate([frame, np.zeros(-frame.size % unit, np.uint8)])
+    return np.concatenate([frame, np.zeros(_padded(frame.size, unit) - frame.size, np.uint8)])
 
 
 def split(frames: Frame, count: int, label: str, unit: int = 8) -> list[Frame]:
@@ -157,7 +157,7 @@ def split(frames: Frame, count: int, label: str, unit: int = 8) -> list[Frame]:
     for rank in range(count):
         size = _size(frames[start:], rank, label)
         parts.append(frames[start : start + size])
-        start += -(-size // unit) * unit
+        start += _padded(size, unit)
     return parts
 
 

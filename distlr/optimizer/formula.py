@@ -161,7 +161,7 @@ class FormulaRate:
     def in_warmup(self) -> bool:
         """Whether the rate still climbs."""
         scaled = self._distlr.scaled
-        return scaled is not None and scaled.warmup is not None and scaled.in_warmup(float(self._time()))
+        return scaled is not None and scaled.in_warmup(float(self._time()))
 
     @property
     def batch(self) -> Any:
@@ -289,7 +289,7 @@ class FormulaRate:
     def _samples(self) -> tf.Tensor:
         adoption = self._distlr
         samples = tf.convert_to_tensor(adoption.samples_seen)
-        if adoption.batch is None or (tf.executing_eagerly() and samples > 0):
+        if adoption.batch is None:
             return samples
         # A checkpoint of a plain Keras optimizer has updates but no clock: it ran at the base batch.
         updates = tf.cast(self._iterations, tf.int64) // adoption.batch.accumulation

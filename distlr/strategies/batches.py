@@ -13,9 +13,9 @@ __all__ = ["divided", "is_divided", "split_batches"]
 def divided(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
     """Each batch of n samples as a `PerReplica` value: each replica has ceil(n / replicas), the last ones what is left.
 
-    These are the shares that `tf.distribute` gives, of one ordinary iterator: it is made in milliseconds where one over
-    several devices takes most of a second, for every epoch and every validation. The values lie where the iterator
-    does, so it is for replicas that share their memory.
+    These are the shares that `tf.distribute` gives, of one ordinary iterator, which has its first batch in a fifth of
+    the time of one over four CPUs; and one is made for every epoch and every validation. The values lie where the
+    iterator does, so it is for replicas that share their memory.
     """
     replicas = strategy.num_replicas_in_sync
 
@@ -29,9 +29,11 @@ def divided(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> tf.da
     return _on_each_tensor(divide, dataset)
 
 
-def is_divided(dataset: tf.data.Dataset) -> bool:
-    """Whether the batches are divided already."""
-    specs = tf.nest.flatten(dataset.element_spec)
+def is_divided(data: Any) -> bool:
+    """Whether this is a data set whose batches are divided already, by `divided` or by TensorFlow."""
+    if not isinstance(data, tf.data.Dataset):
+        return isinstance(data, tf.distribute.DistributedDataset)
+    specs = tf.nest.flatten(data.element_spec)
     return any(issubclass(spec.value_type, tf.distribute.DistributedValues) for spec in specs)
 
 

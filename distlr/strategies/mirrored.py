@@ -21,10 +21,10 @@ class CpuMirroredStrategy(tf.distribute.MirroredStrategy):
     """A `MirroredStrategy` over logical CPUs, which share one memory: one iterator serves all."""
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """As in TensorFlow, the same shares; of batches of dense tensors in an iterator that is made at once."""
-        specs = tf.nest.flatten(dataset.element_spec)
+        """As in TensorFlow, the same shares; of batches of dense tensors, in one ordinary iterator."""
         if is_divided(dataset):
             return dataset
+        specs = tf.nest.flatten(dataset.element_spec)
         if options is None and all(isinstance(spec, tf.TensorSpec) and spec.shape.rank for spec in specs):
             return divided(dataset, self)
         return super().experimental_distribute_dataset(dataset, options)
