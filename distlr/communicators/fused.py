@@ -60,7 +60,7 @@ def exchange_together(communicator: Communicator, parts: Mapping[str, Bundle], *
 
     Args:
         communicator: the job's.
-        parts: by names that are the same on every rank.
+        parts: by names that are the same on every rank and have no slash.
         tag: names the call; the same on all ranks.
 
     >>> from distlr.communicators import run_ranks

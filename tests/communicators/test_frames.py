@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from distlr.communicators.frames import EMPTY, Part, check_same
+from distlr.communicators.frames import EMPTY, Part, check_same, decode, encode, filled, split
 from distlr.errors import CollectiveTimeoutError, DistributionError
 
 
@@ -41,3 +42,13 @@ def test_what_must_not_differ(different, kind, words):
     assert type(info.value) is kind
     assert words in str(info.value)
     assert "this is rank 1 of 2" in str(info.value)
+
+
+@pytest.mark.parametrize("unit", [8, 64, 2048])
+def test_frames_one_behind_another_are_taken_apart(unit):
+    data = [np.arange(size, dtype=np.uint8) for size in (0, 1, 8, 200, 0)]
+    frames = [filled(encode(Part("allgather", "t" * rank, {}, rank, "", own)), unit) for rank, own in enumerate(data)]
+    assert all(frame.size % unit == 0 for frame in frames)
+    for rank, frame in enumerate(split(np.concatenate(frames), len(frames), "allgather 't'", unit)):
+        part = decode(frame, rank, "allgather 't'")
+        assert (part.tag, part.length, part.data.tolist()) == ("t" * rank, rank, data[rank].tolist())

@@ -10,6 +10,7 @@ from distlr.communicators.fused import (
     Bundle,
     broadcast_arrays,
     exchange_bundles,
+    exchange_together,
     first_of,
     mean_over,
     numbers,
@@ -117,3 +118,15 @@ def test_a_broadcast_of_many_arrays_keeps_every_bit_and_any_type(monkeypatch, ch
 
 def test_a_broadcast_of_nothing() -> None:
     assert run_ranks(lambda comm: broadcast_arrays(comm, [], tag="t"), 2, timeout=5.0) == [[], []]
+
+
+def test_several_bundles_in_one_collective_stay_apart():
+    def rank(comm):
+        parts = {"a": Bundle({"ab/x": np.ones(2)}, note="a"), "ab": Bundle({"x": np.zeros(1)} if comm.rank else {})}
+        return exchange_together(comm, parts, tag="t"), comm.log.total
+
+    for said, collectives in run_ranks(rank, 2):
+        assert collectives == 1
+        assert [bundle.note for bundle in said["a"]] == ["a", "a"]
+        assert [{name: array.tolist() for name, array in b.arrays.items()} for b in said["a"]] == [{"ab/x": [1, 1]}] * 2
+        assert [{name: array.tolist() for name, array in b.arrays.items()} for b in said["ab"]] == [{}, {"x": [0]}]
