@@ -133,5 +133,6 @@ class Plateau:
             return {"skipped": "plateaus are paused by hand"}
         vector = self._handle.read(self._name, self.policy.initial_state().as_vector())
         state = PlateauState.from_vector(vector)
-        state, decision = self.policy.step(state, value, rate=self._handle.rate, in_warmup=self._handle.in_warmup)
+        rate, in_warmup = self._handle.now()
+        state, decision = self.policy.step(state, value, rate=rate, in_warmup=in_warmup)
         return {"decision": decision.to_dict(), "state": list(state.as_vector())}

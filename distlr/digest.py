@@ -32,14 +32,19 @@ def weights_digests(model: Any, strategy: tf.distribute.Strategy) -> list[str]:
 def rank_state(model: Any, optimizer: Any) -> dict[str, Any]:
     """What must be equal on every rank, as JSON: numbers with all their bits, and digests."""
     optimizer = inner(optimizer)
-    state: dict[str, Any] = {"iterations": int(optimizer.iterations.numpy())}
-    state["learning rate"] = rate_of(optimizer).hex()
+    state: dict[str, Any]
     if isinstance(optimizer, ScaledOptimizer):
-        state["samples seen"] = optimizer.samples_seen
-        state["multiplier"] = optimizer.multiplier.hex()
-        state["applied rates"] = optimizer.rate_digests()
-    state["weights"] = weights_digests(model, model.distribute_strategy)
-    return state
+        now = optimizer.reading()
+        state = {
+            "iterations": now.iterations,
+            "learning rate": now.rate.hex(),
+            "samples seen": now.samples_seen,
+            "multiplier": now.multiplier.hex(),
+            "applied rates": optimizer.rate_digests(),
+        }
+    else:
+        state = {"iterations": int(optimizer.iterations.numpy()), "learning rate": rate_of(optimizer).hex()}
+    return state | {"weights": weights_digests(model, model.distribute_strategy)}
 
 
 def _weight_digests(model: Any) -> dict[str, str]:

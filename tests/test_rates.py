@@ -119,6 +119,48 @@ def test_a_second_fit_and_a_changed_rate_go_on_without_a_trace(recording) -> Non
     assert bench.log.traces == 1
 
 
+class LooksAtNumbers(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that no graph can hold."""
+
+    def __call__(self, step):
+        return 0.1 / (1.0 + float(step))
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_a_reading_is_what_the_next_update_applies(recording, run_eagerly) -> None:
+    schedule = LooksAtNumbers() if run_eagerly else keras.optimizers.schedules.CosineDecay(0.1, 50)
+    bench = recording.Bench(1, schedule)
+    batch = bench.batch(4, 2, samples_per_epoch=12)
+    optimizer = bench.adopt(batch, warmup="20sp")
+    optimizer.climb(1.0, samples=1)  # nothing, but the graph has it
+    bench.compile(run_eagerly=run_eagerly)
+    readings = [optimizer.reading()]
+    read = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: readings.append(optimizer.reading()))
+    train = bench.job.shard(recording.samples(12), batch)
+    bench.fit(train, 2, [read])
+    optimizer.multiply_rate(0.5)
+    optimizer.climb(0.25, samples=100)
+    readings[-1] = optimizer.reading()
+    bench.fit(train, 1, [read])
+    np.testing.assert_array_equal([reading.rate for reading in readings[:-1]], bench.rates())
+    assert [reading.samples_seen for reading in readings] == list(range(0, 40, 4))
+    assert [reading.iterations for reading in readings] == list(range(10))
+    assert [reading.in_warmup for reading in readings] == [True] * 5 + [False] * 5
+    assert [reading.multiplier for reading in readings] == [1.0] * 6 + [0.5] * 4
+    assert readings[6].rate < 0.2 * readings[5].rate  # the cut, and the climb
+
+
+def test_a_climb_that_a_graph_would_not_have_is_refused(recording) -> None:
+    bench = recording.Bench(1)
+    batch = bench.batch(4, 2, samples_per_epoch=4)
+    optimizer = bench.adopt(batch)
+    bench.compile()
+    bench.fit(bench.job.shard(recording.samples(4), batch))
+    with pytest.raises(ConfigurationError, match="in a graph already, which was made without a climb"):
+        optimizer.climb(0.25, samples=100)
+    assert optimizer.reading().rate == pytest.approx(0.2)
+
+
 # -- the proofs can fail ---------------------------------------------------------------------------------
 
 

@@ -36,8 +36,5 @@ class LearningRateLogger(JobCallback):
         optimizer = self.core
         if not is_adopted(optimizer):
             return {"learning_rate": rate_of(optimizer)}
-        return {
-            "learning_rate": rate_of(optimizer),
-            "lr_multiplier": optimizer.multiplier,
-            "samples_seen": optimizer.samples_seen,
-        }
+        now = optimizer.reading()
+        return {"learning_rate": now.rate, "lr_multiplier": now.multiplier, "samples_seen": now.samples_seen}

@@ -100,9 +100,10 @@ class Scalars(JobCallback):
         waited, self._waited = self._waited, self.communicator.log.seconds
         values = {"learning_rate": rate_of(optimizer), "collective_seconds": self._waited - waited}
         if isinstance(optimizer, ScaledOptimizer):
+            now = optimizer.reading()
             values |= {
-                "multiplier": optimizer.multiplier,
-                "samples_seen": optimizer.samples_seen,
+                "multiplier": now.multiplier,
+                "samples_seen": now.samples_seen,
                 "gradient_norm": optimizer.gradient_norm,
             }
             if optimizer.batch is not None:

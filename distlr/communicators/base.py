@@ -341,11 +341,11 @@ class Communicator(abc.ABC):
         if not 0 <= root < self.size:
             raise ConfigurationError(received("root", root, f"a rank in 0 to {self.size - 1}"))
 
-    def _meet(self) -> int:
-        """Waits until no rank averages gradients any more; returns how often this one did since the last time.
+    def _take_updates(self) -> int:
+        """How often this rank has averaged gradients since it was last asked.
 
-        For an engine that averages gradients beside its collectives: there a rank whose data has ended would wait in
-        one of these, and another one in an update, for ever.
+        For an engine that averages them beside its collectives: a rank whose data has ended is in the next one while
+        another still averages, and its `_exchange` must take part in that, or both would wait for ever.
         """
         return 0
 
@@ -362,7 +362,7 @@ class Communicator(abc.ABC):
             raise ConfigurationTypeError(received("tag", tag, "a str"))
         if not tag:
             raise ConfigurationError(received("tag", tag, "a name that is not empty"))
-        frame = encode(Part(kind, tag, terms, length, refused, data, self._meet()))
+        frame = encode(Part(kind, tag, terms, length, refused, data, self._take_updates()))
         self.log.enter(frame.size)
         label = f"{kind} {tag!r}"
         began = time.monotonic()

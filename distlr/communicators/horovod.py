@@ -24,6 +24,10 @@ __all__ = ["HorovodCommunicator"]
 _STALL_WARNING, _STALL_END = "HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"
 _WARN_AFTER = 30  # seconds, at most
 _UNIT = 2048  # bytes: most frames are of one size then, which Horovod's ranks need not tell each other anew
+_STILL_TRAINED = (
+    " If the others still trained, the ranks' data end at different batches. To mend it: feed each rank with "
+    "job.shard(data, batch), or give every rank the same number of steps."
+)
 
 
 class HorovodCommunicator(Communicator):
@@ -31,8 +35,8 @@ class HorovodCommunicator(Communicator):
 
     Every collective is one Horovod allgather of int64 words, of a size of its own on each rank: Horovod pairs eager
     calls by their order, whatever their names, so all being of one kind they always meet, and the frames
-    tell whether they mean the same. Before the first one after updates the rank waits until all have come
-    (`HorovodGradients.wait`): one whose data has ended comes here while others still average gradients.
+    tell whether they mean the same. Beside the first one after updates the rank takes part in the updates of the others
+    until all have come (`HorovodGradients.wait`): one whose data has ended comes here while others still average.
 
     Args:
         timeout: seconds after which Horovod ends a job in which some ranks wait for others, if the variable
@@ -55,6 +59,7 @@ class HorovodCommunicator(Communicator):
         hvd.init()
         super().__init__("horovod", hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
         self._exchanges: list[weakref.ref[HorovodGradients]] = []  # each lives as long as its optimizer
+        self._updated: list[HorovodGradients] = []  # which have averaged since the collective before
 
     def gradients(self, prefix: str, compression: str = "none") -> HorovodGradients:
         """The exchange of gradients for one optimizer; see `HorovodGradients`."""
@@ -62,44 +67,55 @@ class HorovodCommunicator(Communicator):
         self._exchanges.append(weakref.ref(exchange, self._exchanges.remove))
         return exchange
 
-    def _meet(self) -> int:
+    def _take_updates(self) -> int:
         exchanges = [exchange for reference in tuple(self._exchanges) if (exchange := reference()) is not None]
         updates = {exchange: exchange.take_updates() for exchange in exchanges}
-        if self.size > 1 and any(updates.values()):
-            with self._explaining("a wait for the others' updates"):
-                self._wait([exchange for exchange, count in updates.items() if count])
+        self._updated = [exchange for exchange, count in updates.items() if count and self.size > 1]
         return sum(updates.values())
-
-    def _wait(self, exchanges: Sequence[HorovodGradients]) -> None:
-        """Takes part in the updates of other ranks until all are here; of all optimizers with a graph at once."""
-        import tensorflow as tf
-
-        zero = tf.constant(0.0)
-        for exchange in exchanges:
-            if exchange.eager:
-                exchange.wait(zero)
-        key = tuple((exchange, exchange.signature) for exchange in exchanges if not exchange.eager)
-        if not key:
-            return
-        waits = key[0][0].waits
-        if key not in waits:
-
-            def wait(zero: Any) -> Any:
-                return [exchange.wait(different(zero, place)) for place, (exchange, _) in enumerate(key)]
-
-            waits[key] = tf.function(wait, autograph=False).get_concrete_function(tf.TensorSpec([], tf.float32))
-        waits[key](zero)
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         import tensorflow as tf
 
-        own = filled(frame, _UNIT).view(np.int64)
-        with self._explaining(label), tf.device("/CPU:0"):
-            everyone = self._hvd.allgather(tf.constant(own), name="distlr")
+        updated, self._updated = self._updated, []
+        with self._explaining(label, _STILL_TRAINED if updated else ""):
+            with tf.device("/CPU:0"):
+                own = tf.constant(filled(frame, _UNIT).view(np.int64))
+            zero = tf.constant(0.0)
+            for exchange in updated:
+                if exchange.eager:
+                    exchange.wait(zero)
+            in_graph = [exchange for exchange in updated if not exchange.eager]
+            everyone = self._meet(in_graph)(own, zero) if in_graph else self._gathered(own)
         return split(everyone.numpy().view(np.uint8), self.size, label, _UNIT)
 
+    def _meet(self, exchanges: Sequence[HorovodGradients]) -> Any:
+        """The graph that gathers frames and, beside it, takes part in the other ranks' updates until all are here.
+
+        Both at once, because each alone would cost a round of Horovod's, of which most of an epoch's end consists.
+        """
+        import tensorflow as tf
+
+        meetings = exchanges[0].meetings
+        key = tuple((exchange, exchange.signature) for exchange in exchanges)
+        if key not in meetings:
+
+            def meet(own: Any, zero: Any) -> Any:
+                waits = [exchange.wait(different(zero, place)) for place, exchange in enumerate(exchanges)]
+                return self._gathered(own), waits
+
+            meetings[key] = tf.function(meet, autograph=False).get_concrete_function(
+                tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.float32)
+            )
+        return lambda own, zero: meetings[key](own, zero)[0]
+
+    def _gathered(self, own: Any) -> Any:
+        import tensorflow as tf
+
+        with tf.device("/CPU:0"):
+            return self._hvd.allgather(own, name="HorovodAllgather.distlr", ignore_name_scope=True)
+
     @contextlib.contextmanager
-    def _explaining(self, label: str) -> Iterator[None]:
+    def _explaining(self, label: str, hint: str) -> Iterator[None]:
         """Says what Horovod's error means."""
         import tensorflow as tf
 
@@ -108,7 +124,7 @@ class HorovodCommunicator(Communicator):
         except tf.errors.OpError as error:
             ended = CollectiveTimeoutError(
                 f"[rank {self.rank}] {label} ended because a rank of {self.size} ended, or did not come within "
-                f"{self.timeout or float('inf'):g} s. Horovod says: {error.message.strip()}"
+                f"{self.timeout or float('inf'):g} s.{hint} Horovod says: {error.message.strip()}"
             )
             ended.by_engine = True
             raise ended from error

@@ -46,7 +46,7 @@ class HorovodGradients(Requests):
     Attributes:
         gated: whether the ranks agree, before each step, that they take it (`all_true`).
         eager: whether the last step was outside of a graph, where Horovod pairs by order and not by name.
-        waits: the graphs of `wait` that begin with this one, by what they were traced for.
+        meetings: the graphs of `wait` that begin with this one, by what they were traced for.
 
     Args:
         hvd: the module `horovod.tensorflow`, started.
@@ -65,7 +65,7 @@ class HorovodGradients(Requests):
         self.factor = 1.0  # on the mean; for Horovod's own argument meanings (distlr.horovod)
         self.sums = False
         self.gated = self.eager = False
-        self.waits: dict[Any, Any] = {}
+        self.meetings: dict[Any, Any] = {}
         self._sent: list[_Sent] = []
         self._updates = tf.Variable(0, trainable=False, dtype=tf.int64)
 

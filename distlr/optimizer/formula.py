@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -15,9 +15,27 @@ from distlr.optimizer.adoption import CLIMB, NO_CLIMB, STEERED, UNSTEERED, Adopt
 from distlr.optimizer.rate import LearningRate, check_rate
 from distlr.schedules.base import at_each
 
-__all__ = ["FormulaRate"]
+__all__ = ["FormulaRate", "Reading"]
 
 _log = logging.getLogger("distlr")
+
+
+class Reading(NamedTuple):
+    """What an optimizer's formula says of the next update, all at one moment.
+
+    Attributes:
+        rate: of the update.
+        multiplier: what cuts and changes by hand have made of it; 1 at the start.
+        samples_seen: the clock.
+        iterations: Keras' own count of steps.
+        in_warmup: whether the rate still climbs.
+    """
+
+    rate: float
+    multiplier: float
+    samples_seen: int
+    iterations: int
+    in_warmup: bool
 
 
 class FormulaRate:
@@ -54,8 +72,7 @@ class FormulaRate:
         computed = adoption.rate_cache.get()
         if computed is not None:
             return computed
-        rate = self._formula()
-        return LearningRate(rate.numpy(), self) if tf.executing_eagerly() else rate
+        return LearningRate(self.reading().rate, self) if tf.executing_eagerly() else self._formula()
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
@@ -133,7 +150,7 @@ class FormulaRate:
             samples: the length, at least 1.
 
         Raises:
-            ConfigurationError: the optimizer has no batch.
+            ConfigurationError: the optimizer has no batch, or its updates are in a graph that has no climb.
 
         >>> import distlr
         >>> job = distlr.init(environ={})
@@ -144,6 +161,11 @@ class FormulaRate:
         """
         if self._distlr.batch is None:
             raise ConfigurationError("A climb is counted in samples, and the optimizer has no batch.")
+        if self._distlr.in_graph and CLIMB not in self._distlr.named:
+            raise ConfigurationError(
+                "The optimizer's updates are in a graph already, which was made without a climb and would go on "
+                "without one. To mend it: let it climb before the first step, or compile with a new optimizer."
+            )
         start = [float(self.samples_seen), float(samples), float(share)]
         self.state(CLIMB, NO_CLIMB).assign(start)
 
@@ -155,13 +177,29 @@ class FormulaRate:
     @property
     def samples_seen(self) -> int:
         """The clock: samples of the data set passed by applied updates."""
-        return int(self._samples().numpy())
+        return self.reading().samples_seen
 
     @property
     def in_warmup(self) -> bool:
         """Whether the rate still climbs."""
-        scaled = self._distlr.scaled
-        return scaled is not None and scaled.in_warmup(float(self._time()))
+        return self.reading().in_warmup
+
+    def reading(self) -> Reading:
+        """What the formula gives now, and of what; where the updates are in a graph, in one call of a graph as well.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> job.optimizer(keras.optimizers.SGD(0.5), job.batch(per_replica=8, base_batch=4)).reading()
+        Reading(rate=1.0, multiplier=1.0, samples_seen=0, iterations=0, in_warmup=False)
+        """
+        adoption = self._distlr
+        now = self._now
+        if adoption.in_graph:  # a schedule that has been in none may look at its numbers in Python
+            formula = CLIMB in adoption.named  # which changes it
+            if formula not in adoption.readings:
+                adoption.readings[formula] = tf.function(now, autograph=False).get_concrete_function()
+            now = adoption.readings[formula]
+        return Reading(*(value.numpy().item() for value in now()))
 
     @property
     def batch(self) -> Any:
@@ -265,6 +303,13 @@ class FormulaRate:
     def own_variables(self) -> dict[str, Any]:
         """The variables that distlr added, by name: the multiplier, the clock, and what `state` made."""
         return dict(sorted(self._distlr.named.items()))
+
+    def _now(self) -> tuple[tf.Tensor, ...]:
+        """The tensors of a `Reading`."""
+        adoption, samples = self._distlr, self._samples()
+        climbs = tf.constant(False) if adoption.scaled is None else adoption.scaled.climbs(self._time(samples))
+        values = (self._formula(samples), adoption.multiplier, samples, self._iterations, climbs)
+        return tuple(tf.identity(tf.convert_to_tensor(value)) for value in values)
 
     def _formula(self, samples: tf.Tensor | None = None) -> tf.Tensor:
         multiplier = tf.cast(self._distlr.multiplier, tf.float64)

@@ -20,9 +20,8 @@ class RateHandle(Protocol):
     def rate(self) -> float:
         """The rate of the next update."""
 
-    @property
-    def in_warmup(self) -> bool:
-        """Whether the rate still climbs."""
+    def now(self) -> tuple[float, bool]:
+        """The rate, and whether it still climbs."""
 
     @property
     def paused(self) -> bool:
@@ -48,9 +47,9 @@ class _Adopted:
     def rate(self) -> float:
         return rate_of(self._optimizer)
 
-    @property
-    def in_warmup(self) -> bool:
-        return bool(self._optimizer.in_warmup)
+    def now(self) -> tuple[float, bool]:
+        reading = self._optimizer.reading()
+        return reading.rate, reading.in_warmup
 
     @property
     def paused(self) -> bool:
@@ -70,7 +69,6 @@ class _Adopted:
 class _Plain:
     """A float rate that Keras holds. The state lives with the handle and ends with the process."""
 
-    in_warmup = False
     paused = False
 
     def __init__(self, optimizer: Any) -> None:
@@ -80,6 +78,9 @@ class _Plain:
     @property
     def rate(self) -> float:
         return rate_of(self._optimizer)
+
+    def now(self) -> tuple[float, bool]:
+        return self.rate, False
 
     def multiply(self, factor: float) -> None:
         self._optimizer.learning_rate = self.rate * factor

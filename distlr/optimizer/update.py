@@ -50,6 +50,7 @@ class FormulaUpdate(FormulaRate):
 
     def _step(self, grads: Sequence[Any], trainable_variables: Any) -> None:
         adoption = self._distlr
+        adoption.in_graph = not tf.executing_eagerly()
         samples = self._samples()
         rate = self._formula(samples)
         updates = self._updates()

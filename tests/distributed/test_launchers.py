@@ -222,6 +222,8 @@ def test_a_worker_that_hangs_ends_the_updates_of_the_others(launching) -> None:
         ("uneven", "ended with DistributionError: The ranks' data ended at different batches before barrier 'done'"),
         # In a collective of the user's own, of which distlr knows nothing: the engine's watchdog.
         ("elsewhere", "ended with"),
+        # Rank 1 waits for the other's data to end for as long as for any collective.
+        ("much longer", "ended with"),
     ],
 )
 @pytest.mark.parametrize("launcher", ["gloo", "mpirun"])
@@ -231,3 +233,5 @@ def test_ranks_with_different_numbers_of_batches_end_in_a_loop_of_ones_own(launc
     assert finished.seconds < 60
     for rank in (0, 1):
         assert f"[rank {rank}] {said}" in finished.output, finished.output[-4000:]
+    if mode == "much longer":
+        assert "If the others still trained, the ranks' data end at different batches" in finished.output

@@ -1,4 +1,4 @@
-"""A loop in which rank 1 takes one step less, and goes to distlr's next collective, to one of its own, or to sleep."""
+"""A loop in which rank 1 takes fewer steps, and goes to distlr's next collective, to one of its own, or to sleep."""
 
 import sys
 import time
@@ -25,6 +25,9 @@ def step(gradient):  # not a constant, of which TensorFlow would compute the mea
 try:
     for _ in range(3 - job.rank):
         step(tf.ones(1))
+    while mode == "much longer" and job.rank == 0:
+        step(tf.ones(1))
+        time.sleep(0.1)
     if mode == "elsewhere" and job.rank == 1:
         import horovod.tensorflow as hvd
 
