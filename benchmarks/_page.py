@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -184,35 +185,48 @@ def _section_large_batch(found: dict[str, Any], results: dict[str, Any]) -> list
         "## Large batches",
         "",
         "`benchmarks/large_batch.py` (`make bench-large`): test accuracy on Fashion-MNIST after 10 epochs, k times "
-        "the batch of 32; mean, and the seeds' least and greatest. Normalized by replica: batch normalization over "
-        "each 32 samples, as k replicas compute it, instead of over the global batch; the same at k = 1. It mirrors "
-        "Goyal et al. 2017 (arXiv 1706.02677, table 1): ResNet-50 on ImageNet, 23.60% error at a batch of 256 and "
-        "23.74% at 8,192.",
+        "the batch of 32; mean, and least and greatest of so many seeds. Normalized by replica: batch normalization "
+        "over each 32 samples, as k replicas compute it, instead of over the global batch; the same at k = 1. It "
+        "mirrors Goyal et al. 2017 (arXiv 1706.02677, table 1): ResNet-50 on ImageNet, 23.60% error at a batch of 256, "
+        "and 23.74% at 8,192.",
     ]
     lines += ["", "![Test accuracy against k, by arm, for each model](large_batch.png)"]
     targets = []
     for model, arms in found.items():
         ks = sorted({int(k) for arm in arms.values() for k in arm})
-        seeds = sorted({seed for arm in arms.values() for k in arm.values() for seed in k})
         rows = [[arm, *(_accuracy(by_k.get(str(k))) for k in ks)] for arm, by_k in arms.items()]
-        lines += ["", f"**{model}**, {len(seeds)} seeds", "", *_table(["arm", *(f"k = {k}" for k in ks)], rows)]
+        lines += ["", f"**{model}**", "", *_table(["arm", *(f"k = {k}" for k in ks)], rows)]
         for k, points in ((32, 0.2), (64, 0.7)):
             base, ours = arms.get("base", {}).get("1", {}), arms.get("distlr", {}).get(str(k), {})
             both = sorted(base.keys() & ours.keys())
             text, met = f"{model}, k = {k}: within {points} points of k = 1", None
             if both:
-                lost = 100 * statistics.mean(base[seed] - ours[seed] for seed in both)
-                text += f" ({'lost' if lost > 0 else 'gained'} {abs(lost):.2f}; seeds: {', '.join(both)})"
+                differences = [100 * (base[seed] - ours[seed]) for seed in both]
+                lost = statistics.mean(differences)
+                error = statistics.stdev(differences) / len(both) ** 0.5 if len(both) > 1 else math.inf
+                text += f" ({'lost' if lost > 0 else 'gained'} {abs(lost):.2f}, standard error {error:.2f}, "
+                text += f"{len(both)} seeds{_training(results, model, k)})"
                 met = lost <= points
             targets.append(_target(text, met))
     return [*lines, "", *targets]
+
+
+def _training(results: dict[str, Any], model: str, k: int) -> str:
+    """What the training accuracy was, where it was kept for the same seeds."""
+    arms = results.get("large_batch_training", {}).get(model, {})
+    base, ours = arms.get("base", {}).get("1", {}), arms.get("distlr", {}).get(str(k), {})
+    both = sorted(base.keys() & ours.keys())
+    if not both:
+        return ""
+    values = [f"{100 * statistics.mean(by_seed[seed] for seed in both):.2f}%" for by_seed in (base, ours)]
+    return f"; training accuracy {values[0]} at k = 1 and {values[1]} here, seeds {', '.join(both)}"
 
 
 def _accuracy(by_seed: dict[str, float] | None) -> str:
     if not by_seed:
         return ""
     values = [100 * value for value in by_seed.values()]
-    spread = "" if len(values) == 1 else f" ({min(values):.2f} to {max(values):.2f})"
+    spread = "" if len(values) == 1 else f" ({min(values):.2f} to {max(values):.2f} of {len(values)})"
     return f"{statistics.mean(values):.2f}%{spread}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,11 +50,12 @@ def _memory(runs: Rows) -> dict[str, Any]:
     return {run["backend"]: {key: value for key, value in run.items() if key != "backend"} for run in runs}
 
 
-def _large_batch(runs: Rows) -> dict[str, Any]:
+def _large_batch(runs: Rows, value: str = "accuracy") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for run in runs:
-        arms = found.setdefault(run["model"], {})
-        arms.setdefault(run["arm"], {}).setdefault(str(run["k"]), {})[str(run["seed"])] = run["accuracy"]
+        if value in run:
+            arms = found.setdefault(run["model"], {})
+            arms.setdefault(run["arm"], {}).setdefault(str(run["k"]), {})[str(run["seed"])] = run[value]
     return found
 
 
@@ -64,4 +66,5 @@ _SHAPES: dict[str, Callable[[Rows], dict[str, Any]]] = {
     "control_plane": _control_plane,
     "memory": _memory,
     "large_batch": _large_batch,
+    "large_batch_training": functools.partial(_large_batch, value="train_accuracy"),
 }

@@ -115,8 +115,8 @@ SETTINGS = {
 }
 
 
-def train(name: str, arm: dict[str, Any], k: int, data: Any, seed: int) -> float:
-    """The test accuracy after the last epoch."""
+def train(name: str, arm: dict[str, Any], k: int, data: Any, seed: int) -> dict[str, float]:
+    """The test accuracy after the last epoch, and the training accuracy as Keras averages it over that epoch."""
     (train_set, test_set), samples = data, len(data[0][0])
     keras.utils.set_random_seed(seed)
     job = distlr.init()
@@ -139,8 +139,9 @@ def train(name: str, arm: dict[str, Any], k: int, data: Any, seed: int) -> float
     # A run that diverges has an accuracy, too.
     callbacks = job.callbacks([distlr.callbacks.BadNumbers(ignore={"loss", "accuracy"})])
     shard = job.shard(train_set, batch, seed=seed)
-    model.fit(shard, epochs=EPOCHS, verbose=0, shuffle=False, callbacks=callbacks)
-    return job.evaluate(model, job.shard(test_set, batch, training=False))["accuracy"]
+    history = model.fit(shard, epochs=EPOCHS, verbose=0, shuffle=False, callbacks=callbacks).history
+    test = job.evaluate(model, job.shard(test_set, batch, training=False))
+    return {"accuracy": round(test["accuracy"], 4), "train_accuracy": round(history["accuracy"][-1], 4)}
 
 
 def grid(models: list[str], ks: list[int], seeds: int, arms: list[str]) -> Iterator[dict[str, Any]]:
@@ -186,9 +187,9 @@ def main() -> None:
             continue
         start = time.perf_counter()
         arm = ARMS["sqrt adam" if "adam" in run["arm"] else "nothing"] if run["k"] == 1 else ARMS[run["arm"]]
-        accuracy = train(run["model"], arm, run["k"], data, run["seed"])
+        run |= train(run["model"], arm, run["k"], data, run["seed"])
         keras.backend.clear_session()
-        run |= {"accuracy": round(accuracy, 4), "seconds": round(time.perf_counter() - start)}
+        run |= {"seconds": round(time.perf_counter() - start)}
         with options.out.open("a") as file:
             file.write(json.dumps(run) + "\n")
         print(json.dumps(run), flush=True)
