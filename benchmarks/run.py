@@ -38,7 +38,7 @@ STEP = ["--rounds", "8", "--steps", "200", "--arms", *ARMS]
 BENCHMARKS: dict[str, list[tuple[str, list[str], list[str]]]] = {
     "step": [
         ("step_overhead.py", ["--backend", "single", *STEP, "run_dir", "checkpoint"], ["--backend", "single"]),
-        ("step_overhead.py", ["--backend", "simulated", *STEP], ["--backend", "simulated"]),
+        ("step_overhead.py", ["--backend", "simulated", *STEP, "--steps", "100"], ["--backend", "simulated"]),
         ("step_overhead.py", ["--backend", "horovod", *STEP], ["--backend", "horovod"]),
         ("step_overhead.py", ["--backend", "multi-worker", *STEP], ["--backend", "multi-worker"]),
     ],
