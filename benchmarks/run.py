@@ -122,8 +122,8 @@ def versions() -> dict[str, str]:
 
 def write(folder: Path, results: dict[str, Any]) -> None:
     """The files, with the large batches as they are by now."""
-    for name in ("large_batch", "large_batch_training"):
-        results[name] = shaped(name, large_batch.tables(large_batch.OUT))
+    runs = large_batch.tables(large_batch.OUT)
+    results |= {name: shaped(name, runs) for name in ("large_batch", "large_batch_training")}
     draw(folder / "large_batch.png", results["large_batch"])
     write_json(folder / "results.json", results)
     write_bytes(folder / "RESULTS.md", page(results).encode())

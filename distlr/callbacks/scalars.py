@@ -98,16 +98,19 @@ class Scalars(JobCallback):
             return
         optimizer = self.core
         waited, self._waited = self._waited, self.communicator.log.seconds
-        values = {"learning_rate": rate_of(optimizer), "collective_seconds": self._waited - waited}
+        values = {"collective_seconds": self._waited - waited}
         if isinstance(optimizer, ScaledOptimizer):
             now = optimizer.reading()
             values |= {
+                "learning_rate": now.rate,
                 "multiplier": now.multiplier,
                 "samples_seen": now.samples_seen,
                 "gradient_norm": optimizer.gradient_norm,
             }
             if optimizer.batch is not None:
                 values["global_batch"] = optimizer.batch.size
+        else:
+            values["learning_rate"] = rate_of(optimizer)
         with self._losing():
             for name, value in values.items():
                 self._add(name, tf.constant(value, tf.float32), "scalars")
