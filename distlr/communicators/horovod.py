@@ -16,7 +16,8 @@ import numpy as np
 from distlr._arguments import not_negative_real
 from distlr.communicators.base import Communicator
 from distlr.communicators.frames import Frame, filled, split
-from distlr.communicators.horovod_gradients import HorovodGradients, different
+from distlr.communicators.horovod_gradients import HorovodGradients
+from distlr.communicators.horovod_updates import HorovodUpdates, different
 from distlr.errors import CollectiveTimeoutError, ConfigurationError, DistributionError, received
 
 __all__ = ["HorovodCommunicator"]
@@ -36,7 +37,7 @@ class HorovodCommunicator(Communicator):
     Every collective is one Horovod allgather of int64 words, of a size of its own on each rank: Horovod pairs eager
     calls by their order, whatever their names, so all being of one kind they always meet, and the frames
     tell whether they mean the same. Beside the first one after updates the rank takes part in the updates of the others
-    until all have come (`HorovodGradients.wait`): one whose data has ended comes here while others still average.
+    until all have come (`HorovodUpdates.wait`): one whose data has ended comes here while others still average.
 
     Args:
         timeout: seconds after which Horovod ends a job in which some ranks wait for others, if the variable
@@ -58,20 +59,22 @@ class HorovodCommunicator(Communicator):
         os.environ.setdefault(_STALL_WARNING, str(warning))
         hvd.init()
         super().__init__("horovod", hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
-        self._exchanges: list[weakref.ref[HorovodGradients]] = []  # each lives as long as its optimizer
-        self._updated: list[HorovodGradients] = []  # which have averaged since the collective before
+        self._exchanges: list[tuple[HorovodUpdates, weakref.ref[HorovodGradients]]] = []
+        self._updated: list[HorovodUpdates] = []  # which there have been since the collective before
 
     def gradients(self, prefix: str, compression: str = "none") -> HorovodGradients:
         """The exchange of gradients for one optimizer; see `HorovodGradients`."""
         exchange = HorovodGradients(self._hvd, prefix, compression)
-        self._exchanges.append(weakref.ref(exchange, self._exchanges.remove))
+        self._exchanges.append((exchange.updates, weakref.ref(exchange)))
         return exchange
 
     def _take_updates(self) -> int:
-        exchanges = [exchange for reference in tuple(self._exchanges) if (exchange := reference()) is not None]
-        updates = {exchange: exchange.take_updates() for exchange in exchanges}
-        self._updated = [exchange for exchange, count in updates.items() if count and self.size > 1]
-        return sum(updates.values())
+        counts = {updates: updates.take() for updates, _ in self._exchanges}
+        # Told of once more after their optimizer is gone: Python collects it on each rank when it likes, and a rank
+        # that has it yet would wait here for one that has not.
+        self._exchanges = [(updates, of) for updates, of in self._exchanges if counts[updates] or of() is not None]
+        self._updated = [updates for updates, count in counts.items() if count and self.size > 1]
+        return sum(counts.values())
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         import tensorflow as tf
@@ -83,7 +86,7 @@ class HorovodCommunicator(Communicator):
             everyone = self._meet(updated, own) if updated else self._gathered(own)
         return split(everyone.numpy().view(np.uint8), self.size, label, _UNIT)
 
-    def _meet(self, exchanges: Sequence[HorovodGradients], own: Any) -> Any:
+    def _meet(self, updated: Sequence[HorovodUpdates], own: Any) -> Any:
         """Gathers frames and takes part in the other ranks' updates until all are here.
 
         Both at once where the updates are in a graph, because one after the other takes a round of Horovod's more: 5 ms
@@ -92,18 +95,18 @@ class HorovodCommunicator(Communicator):
         import tensorflow as tf
 
         zero = tf.constant(0.0)
-        for exchange in exchanges:
-            if exchange.eager:
-                exchange.wait(zero)
-        exchanges = [exchange for exchange in exchanges if not exchange.eager]
-        if not exchanges:
+        for updates in updated:
+            if updates.eager:
+                updates.wait(zero)
+        updated = [updates for updates in updated if not updates.eager]
+        if not updated:
             return self._gathered(own)
-        meetings = exchanges[0].meetings
-        key = tuple((exchange, exchange.signature) for exchange in exchanges)
+        meetings = updated[0].meetings
+        key = tuple((updates, updates.signature) for updates in updated)
         if key not in meetings:
 
             def meet(own: Any, zero: Any) -> Any:
-                waits = [exchange.wait(different(zero, place)) for place, exchange in enumerate(exchanges)]
+                waits = [updates.wait(different(zero, place)) for place, updates in enumerate(updated)]
                 return self._gathered(own), waits
 
             meetings[key] = tf.function(meet, autograph=False).get_concrete_function(

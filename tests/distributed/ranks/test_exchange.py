@@ -288,18 +288,32 @@ def test_a_rank_waits_for_all_optimizers_at_once(job) -> None:
 def test_an_optimizer_that_is_gone_is_asked_no_more(job) -> None:
     def exchanges() -> int:
         gc.collect()
+        job.communicator.barrier(tag="who is gone goes")
         return len(job.communicator._exchanges)
 
     def train() -> int:
         model, optimizer = adopted(job, [0.0])
         stepper(optimizer, model, True)([tf.ones(1)])
-        job.communicator.barrier(tag="the graph of waiting is made")
         return exchanges()
 
     train()  # the job keeps its first optimizer, to explain it
     before = exchanges()
     assert train() == before + 1
     assert exchanges() == before
+
+
+def test_updates_of_an_optimizer_that_is_gone_on_one_rank_alone_are_told(job) -> None:
+    def train():
+        model, optimizer = adopted(job, [0.0])
+        stepper(optimizer, model, True)([tf.ones(1)])
+        return optimizer if job.is_root else None  # Python collects on each rank when it likes
+
+    adopted(job, [0.0])  # the job keeps its first optimizer, to explain it
+    kept = train()
+    gc.collect()
+    job.communicator.barrier(tag="with the updates of both")
+    assert (kept is not None) == job.is_root
+    job.communicator.barrier(tag="and all go on")
 
 
 def test_a_rank_that_waits_knows_a_shape_that_the_gradient_has_lost(job) -> None:
