@@ -41,6 +41,7 @@ def broadcast_state(
     """
     variables = list(model.weights)
     formula: Any = None
+    exchange: Any = None
     if optimizer is not None:
         core = inner(optimizer)
         if not optimizer.built:
@@ -52,6 +53,7 @@ def broadcast_state(
             for name, initial in communicator.broadcast_json(core.states(), tag="states of deciders").items():
                 core.state(name, initial)
             own = core.own_variables()
+            exchange = None if core.exchange is None else core.exchange.terms
         added = {id(variable) for variable in own.values()}
         variables += [v for v in optimizer.variables if id(v) not in added] + list(own.values())
         if isinstance(core, ScaledOptimizer) and core.schedule is not None:
@@ -61,6 +63,7 @@ def broadcast_state(
         {
             "variables": [f"{variable.dtype} {tuple(variable.shape)}" for variable in variables],
             "formula": formula,
+            "exchange of gradients": exchange,
             **(terms or {}),
         },
         tag="what the ranks have built",

@@ -21,6 +21,7 @@ import numpy as np
 from distlr import broadcast as _state
 from distlr.callbacks import BroadcastState, SyncMetrics
 from distlr.communicators import horovod as _backend
+from distlr.communicators.horovod_gradients import check_compression
 from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.job import Job
 from distlr.optimizer import inner
@@ -192,7 +193,7 @@ def DistributedOptimizer(
     """
     _check_op(op)
     if backward_passes_per_step > 1:
-        optimizer.gradient_accumulation_steps = backward_passes_per_step  # Keras then applies their mean
+        inner(optimizer).gradient_accumulation_steps = backward_passes_per_step  # Keras then applies their mean
     adopted = _current().optimizer(optimizer, compression=compression)
     core = inner(adopted)
     if core.exchange is not None:
@@ -284,7 +285,10 @@ def load_model(filepath: Any, custom_objects: Any = None, compression: str = Com
     Args:
         filepath: of a model that a plain optimizer or one of distlr's was saved with.
         custom_objects: see Keras.
-        compression: `Compression.none` or `Compression.fp16`, where the saved optimizer was a plain one.
+        compression: `Compression.none` or `Compression.fp16`.
+
+    What `DistributedOptimizer` was told besides is not in the file: gradients are averaged, and those of several
+    backward passes as well.
 
     >>> import distlr.horovod as hvd
     >>> hvd.init()
@@ -299,7 +303,10 @@ def load_model(filepath: Any, custom_objects: Any = None, compression: str = Com
     True
     """
     model = keras.models.load_model(filepath, custom_objects=custom_objects)
-    if not hasattr(inner(model.optimizer), "exchange"):  # saved by a plain optimizer
+    if hasattr(inner(model.optimizer), "exchange"):
+        check_compression(compression)
+        _current()._connect(model.optimizer, compression)
+    else:  # saved by a plain optimizer
         model.optimizer = DistributedOptimizer(model.optimizer, compression=compression)
     return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -517,6 +518,7 @@ class Job:
         >>> optimizer.built
         True
         """
+        self._connect(optimizer)
         broadcast_state(self.communicator, model, optimizer)
 
     def check(self, model: Any, optimizer: Any = None) -> None:
@@ -595,8 +597,11 @@ class Job:
         self._exchanges += 1
         return self.communicator.gradients(prefix, compression)
 
-    def _connect(self, optimizer: ScaledOptimizer) -> None:
-        optimizer.connect(self._gradients)
+    def _connect(self, optimizer: Any, compression: str = "none") -> None:
+        """Has an optimizer that came with a saved model average its gradients over the ranks."""
+        core = inner(optimizer)
+        if self._exchanges_gradients and isinstance(core, ScaledOptimizer):
+            core.connect(functools.partial(self._gradients, compression))
 
     def _agreed_seed(self, seed: int | None) -> int:
         if seed is not None:

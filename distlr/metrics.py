@@ -104,6 +104,10 @@ class EagerMetrics:
         """Whether this is for the metrics of the model, as it is now."""
         return model is self._model and bool(model.run_eagerly)
 
+    def names(self) -> set[str]:
+        """Of what `results` gives."""
+        return set(self._model.get_metrics_result())
+
     def states(self) -> dict[str, np.ndarray]:
         """What this rank has counted."""
         return read_states(self._model.metrics).arrays
@@ -162,6 +166,10 @@ class GraphMetrics:
         """Whether the model's metrics are those that were traced."""
         now = [id(variable) for *_, variable in _variables(model.metrics)]
         return not model.run_eagerly and now == [id(variable) for variable in self._variables]
+
+    def names(self) -> set[str]:
+        """Of what `results` gives."""
+        return set(self._compute.structured_outputs)
 
     def states(self) -> dict[str, np.ndarray]:
         """What this rank has counted."""

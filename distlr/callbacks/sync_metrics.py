@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from distlr.callbacks.base import JobCallback
 from distlr.communicators.fused import Bundle, exchange_bundles, exchange_together, first_of, numbers
 from distlr.metrics import EagerMetrics, GraphMetrics, check_additive
@@ -17,7 +19,8 @@ class SyncMetrics(JobCallback):
 
     The metrics' states are summed, not their results: exact for shards of different sizes and empty ones, for a rank
     without validation data, for AUC, precision and recall. One collective an epoch, whatever the number of metrics.
-    What other callbacks see in `on_epoch_end` is the same on every rank.
+    What a `train_step` or `test_step` of your own returns beside them becomes the mean of the ranks' last values. So
+    what other callbacks see in `on_epoch_end` is the same on every rank.
 
     The float weights that are not trained (batch normalization's moving statistics) become their mean over the ranks
     before the validation uses them: a model that has such needs one more collective where it is validated.
@@ -52,6 +55,7 @@ class SyncMetrics(JobCallback):
         self._metrics: EagerMetrics | GraphMetrics | None = None
         self._trained: dict[str, Any] | None = None  # this rank's states of the training
         self._training: dict[str, float] | None = None  # the results of all ranks'
+        self._others: list[dict[str, float]] = []  # by rank, what else is in its logs
         self._validates = self._any_validates = False
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -67,32 +71,40 @@ class SyncMetrics(JobCallback):
         """Takes the training's states before Keras resets them for the validation; collective where statistics are."""
         if self._in_fit:
             self._validates = True
-            self._take_training()
+            self._take_training({})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the results into the logs. Collective."""
-        if self._trained is None:  # nothing was validated on this rank
-            self._take_training()
         logs = {} if logs is None else logs
+        others = {} if self._spans else self._beside_metrics(logs)
+        if self._trained is None:  # nothing was validated on this rank
+            self._take_training(others)
         if self._spans:
             self._share_validation(epoch, logs)
         else:
-            self._combine(epoch, logs)
+            self._combine(epoch, logs, others)
         self._in_fit = False
 
     @property
     def _spans(self) -> bool:
         return self.communicator.strategy_spans_ranks
 
-    def _take_training(self) -> None:
+    def _beside_metrics(self, logs: dict[str, Any]) -> dict[str, float]:
+        """The numbers in this rank's logs that are no results of its metrics."""
+        metrics = (self._current() if self._metrics is None else self._metrics).names()
+        beside = {name: value for name, value in logs.items() if name.removeprefix("val_") not in metrics}
+        return {name: float(value) for name, value in beside.items() if isinstance(value, (int, float, np.number))}
+
+    def _take_training(self, others: dict[str, float]) -> None:
         """The training's states; exchanged now where the ranks must meet before any of them validates."""
         self._trained = {} if self._spans else self._current().states()
         if not self._spans and not has_statistics(self.model):
             return
-        own = Bundle(self._trained, note=self._validates)
+        own = Bundle(self._trained, note={"validates": self._validates, "others": others})
         tag = f"training metrics of epoch {self._epoch + 1}"
         bundles = exchange_with_statistics(self.communicator, self.model, own, tag=tag)
-        self._any_validates = any(other.note for other in bundles)
+        self._any_validates = any(rank.note["validates"] for rank in bundles)
+        self._others = [rank.note["others"] for rank in bundles]
         if not self._spans:
             self._training = self._current().results(bundles)
         elif self._any_validates and not self._validates:
@@ -100,7 +112,7 @@ class SyncMetrics(JobCallback):
             self.model.reset_metrics()
             self.model.get_metrics_result()
 
-    def _combine(self, epoch: int, logs: dict[str, Any]) -> None:
+    def _combine(self, epoch: int, logs: dict[str, Any], others: dict[str, float]) -> None:
         """The results of all ranks' states: of those that were not exchanged yet, in one collective."""
         assert self._metrics is not None
         assert self._trained is not None
@@ -109,15 +121,20 @@ class SyncMetrics(JobCallback):
         if self._training is None:
             parts["training"] = Bundle(self._trained)
         if self._training is None or self._any_validates:
-            parts["validation"] = Bundle(now.states() if self._validates else {})
+            parts["validation"] = Bundle(now.states() if self._validates else {}, note=others)
         said = exchange_together(self.communicator, parts, tag=f"metrics of epoch {epoch + 1}") if parts else {}
         if "training" in said:
             self._training = before.results(said["training"])
+        if "validation" in said:
+            self._others = [rank.note for rank in said["validation"]]
         assert self._training is not None
         logs.update({name: value for name, value in self._training.items() if name in logs})
         validated = said.get("validation", [])
         if any(other.arrays for other in validated):
             logs.update({f"val_{name}": value for name, value in now.results(validated).items()})
+        for name in others:
+            values = [rank[name] for rank in self._others if name in rank]
+            logs[name] = sum(values) / len(values)
 
     def _share_validation(self, epoch: int, logs: dict[str, Any]) -> None:
         """The results of the validation, which a strategy has computed over all ranks, for those that had none."""

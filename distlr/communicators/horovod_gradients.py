@@ -30,6 +30,8 @@ class HorovodGradients(Requests):
     Attributes:
         updates: what is known of the updates between collectives. The optimizer has this object, and takes it along
             when it goes; the communicator has the updates until it has told the other ranks of them.
+        factor: on the mean, and
+        sums: whether it is the ranks' sum instead: for the meanings of Horovod's own arguments (`distlr.horovod`).
 
     Args:
         hvd: the module `horovod.tensorflow`, started.
@@ -42,8 +44,14 @@ class HorovodGradients(Requests):
         super().__init__()
         self._hvd = hvd
         self.updates = HorovodUpdates(hvd, prefix, compression)
-        self.factor = 1.0  # on the mean; for Horovod's own argument meanings (distlr.horovod)
+        self.factor = 1.0
         self.sums = False
+        self._named = f"optimizer {prefix}, compression {compression}"
+
+    @property
+    def terms(self) -> str:
+        """Which optimizer's it is, and what it does."""
+        return f"{self._named}, {'sum' if self.sums else 'mean'} of the ranks times {self.factor:g}"
 
     def average(self, gradients: Sequence[Any], names: Sequence[str]) -> list[Any]:
         """The mean over the ranks of each gradient: dense, sparse (`IndexedSlices`), or None, which stays None.

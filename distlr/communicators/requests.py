@@ -25,6 +25,11 @@ class Requests:
         self.wanted = tf.Variable([0.0] * len(KINDS), trainable=False, aggregation=first)
         self.agreed = tf.Variable([0.0] * len(KINDS), trainable=False, aggregation=first)
 
+    @property
+    def terms(self) -> str:
+        """What must be equal on all ranks, of the exchange that carries them."""
+        return ""
+
     def request(self, kind: str) -> None:
         """Lets all ranks know, with the next update's gradients, what this one wants."""
         self._set(self.wanted, kind, 1.0)

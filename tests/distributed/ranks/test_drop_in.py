@@ -86,8 +86,7 @@ def test_what_cannot_be_had_is_refused(mistake) -> None:
 
 
 def test_without_the_broadcast_callback_nothing_is_trained() -> None:
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    model = linear(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1)))
     with pytest.raises(DistributionError, match="never broadcast"):
         model.fit(np.ones((2, 1)), np.ones((2, 1)), verbose=0)
 
@@ -123,12 +122,40 @@ def test_warmup_and_momentum_correction() -> None:
         np.testing.assert_allclose(after, before * new / old, rtol=1e-5)
 
 
-def test_a_saved_model_is_loaded_with_its_exchange(tmp_path, same_on_all) -> None:
+def linear(optimizer):
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    model.compile(keras.optimizers.SGD(0.1), "mse")
-    model.save(tmp_path / "plain.keras")
-    loaded = hvd.load_model(tmp_path / "plain.keras")
+    model.compile(optimizer, "mse")
+    return model
+
+
+@pytest.mark.parametrize("adopt", [lambda optimizer: optimizer, hvd.DistributedOptimizer])
+def test_a_saved_model_is_loaded_with_its_exchange(tmp_path, same_on_all, adopt) -> None:
+    model = linear(adopt(keras.optimizers.SGD(0.1)))
+    model.save(tmp_path / "model.keras")
+    loaded = hvd.load_model(tmp_path / "model.keras", compression=hvd.Compression.fp16)
+    assert "fp16" in loaded.optimizer.exchange.terms
     x = np.full((4, 1), 1.0 + hvd.rank(), "float32")
     callbacks = [hvd.callbacks.BroadcastGlobalVariablesCallback(0), hvd.callbacks.MetricAverageCallback()]
     history = loaded.fit(x, x, batch_size=2, verbose=0, shuffle=False, callbacks=callbacks)
     same_on_all([history.history["loss"], [weight.numpy().tolist() for weight in loaded.weights]])
+
+
+def test_a_loaded_optimizer_that_averages_otherwise_is_refused(tmp_path) -> None:
+    model = linear(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1), op=hvd.Sum))
+    if hvd.rank() == 0:  # as scripts for Horovod resume
+        model.save(tmp_path / "model.keras")
+        model = hvd.load_model(tmp_path / "model.keras")
+    x = np.ones((4, 1), "float32")
+    with pytest.raises(DistributionError, match="differ in exchange of gradients"):
+        model.fit(x, x, verbose=0, callbacks=[hvd.callbacks.BroadcastGlobalVariablesCallback(0)])
+
+
+def test_gradients_accumulate_inside_a_loss_scale() -> None:
+    variable = keras.Variable([0.0])
+    wrapped = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0), initial_scale=1.0)
+    optimizer = hvd.DistributedOptimizer(wrapped, backward_passes_per_step=2)
+    optimizer.build([variable])
+    optimizer.inner_optimizer.mark_broadcast()
+    for value in (1.0, 2.0):
+        optimizer.apply([tf.constant([value])], [variable])
+    np.testing.assert_allclose(variable.numpy(), [-3.0])

@@ -127,6 +127,17 @@ def test_an_extra_model_and_optimizer_on_one_rank_pair_right(job) -> None:
     test_dense_gradients_are_averaged(job, in_graph=True)
 
 
+def test_an_optimizer_that_was_saved_averages_after_the_broadcast(job, tmp_path) -> None:
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile(job.optimizer(keras.optimizers.SGD(1.0)), "mse")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    job.broadcast(loaded, loaded.optimizer)
+    before = loaded.get_weights()[0].item()
+    loaded.optimizer.apply([tf.constant([[float(job.rank)]])], loaded.trainable_variables)
+    np.testing.assert_allclose(loaded.get_weights()[0].item(), before - ranks_mean(job), rtol=1e-6)
+
+
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_the_first_step_before_a_broadcast_is_refused(job, in_graph) -> None:
     model = OneWeight([0.0])

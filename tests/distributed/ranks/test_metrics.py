@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import distlr
-from distlr.errors import ConfigurationError, DistlrError
+from distlr.errors import ConfigurationError, DistlrError, NonFiniteError
 
 FEATURES = 3
 
@@ -240,3 +240,42 @@ def test_at_most_four_collectives_at_an_epochs_end(job, own, metrics, statistics
     model.fit(data, epochs=3, verbose=0, shuffle=False, validation_data=data, callbacks=callbacks)
     strategy = job.strategy.num_replicas_in_sync > 1  # which must know that all ranks read their metrics
     assert np.diff(totals).tolist() == [4 if statistics or strategy else 3] * 3
+
+
+class Beside(keras.Model):
+    """Returns something beside the metrics, which differs by rank."""
+
+    value = 0.0
+
+    def train_step(self, data):
+        return {**super().train_step(data), "mine": self.value}
+
+    def test_step(self, data):
+        return {**super().test_step(data), "mine": 2 * self.value}
+
+
+def beside(job, value: float):
+    inputs = keras.Input((FEATURES,))
+    model = Beside(inputs, keras.layers.Dense(1)(inputs))
+    model.value = value
+    model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    return model
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_what_a_step_returns_beside_the_metrics_is_the_ranks_mean(job, same_on_all, validated) -> None:
+    model = beside(job, float(job.rank))
+    x, y = samples(8, job.rank)
+    options = {"validation_data": (x, y)} if validated else {}
+    history = model.fit(x, y, batch_size=4, verbose=0, callbacks=job.callbacks(), **options).history
+    same_on_all(history)
+    mean = (job.size - 1) / 2
+    assert history["mine"] == [mean]
+    assert not validated or history["val_mine"] == [2 * mean]
+
+
+def test_a_number_that_is_not_finite_on_one_rank_ends_all(job) -> None:
+    model = beside(job, math.nan if job.is_root else 0.0)
+    with pytest.raises(NonFiniteError, match="mine is nan"):
+        model.fit(*samples(8, job.rank), batch_size=4, verbose=0, callbacks=job.callbacks())
+    job.communicator.barrier(tag="all have ended")
