@@ -118,6 +118,16 @@ class Communicator(abc.ABC):
         """
         raise DistributionError(f"The {self.name} engine is for control alone: it does not exchange gradients.")
 
+    def data_ended(self, exchange: Any) -> None:  # noqa: B027  (an engine that averages no gradients has nothing to do)
+        """Has the next collective take part in updates that other ranks still make, though this one made none lately.
+
+        Args:
+            exchange: what `gradients` gave to the optimizer that all ranks train with; or None.
+
+        >>> from distlr.communicators import SingleCommunicator
+        >>> SingleCommunicator().data_ended(None)  # there are no others
+        """
+
     @abc.abstractmethod
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         """Sends `frame` to all ranks and returns every rank's frame, in rank order.

@@ -61,6 +61,7 @@ class HorovodCommunicator(Communicator):
         super().__init__("horovod", hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
         self._exchanges: list[tuple[HorovodUpdates, weakref.ref[HorovodGradients]]] = []
         self._updated: list[HorovodUpdates] = []  # which there have been since the collective before
+        self._ended: HorovodUpdates | None = None  # whose data has ended on this rank, perhaps not on others
 
     def gradients(self, prefix: str, compression: str = "none") -> HorovodGradients:
         """The exchange of gradients for one optimizer; see `HorovodGradients`."""
@@ -68,12 +69,21 @@ class HorovodCommunicator(Communicator):
         self._exchanges.append((exchange.updates, weakref.ref(exchange)))
         return exchange
 
+    def data_ended(self, exchange: HorovodGradients | None) -> None:
+        """Has the next collective take part in updates that other ranks still make; see `Communicator`."""
+        self._ended = None if exchange is None else exchange.updates
+
     def _take_updates(self) -> int:
+        ended, self._ended = self._ended, None
         counts = {updates: updates.take() for updates, _ in self._exchanges}
         # Told of once more after their optimizer is gone: Python collects it on each rank when it likes, and a rank
         # that has it yet would wait here for one that has not.
         self._exchanges = [(updates, of) for updates, of in self._exchanges if counts[updates] or of() is not None]
-        self._updated = [updates for updates, count in counts.items() if count and self.size > 1]
+        self._updated = [
+            updates
+            for updates, count in counts.items()
+            if self.size > 1 and (count or (updates is ended and updates.are_known))
+        ]
         return sum(counts.values())
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:

@@ -89,6 +89,11 @@ class HorovodUpdates:
         )
 
     @property
+    def are_known(self) -> bool:
+        """Whether there has been one, of which this rank knows what it sends."""
+        return self.gated or bool(self._sent)
+
+    @property
     def signature(self) -> tuple[Any, ...]:
         """What a graph of `wait` is traced for."""
         return self.gated, *self._sent
