@@ -265,8 +265,15 @@ class Checkpoint(JobCallback):
         self.model._initial_epoch = None
         if self._count != self._saved_at:
             self._write(steps=self._steps, within_epoch=False)
-        if self.signals.leaving:
+        if self._somebody_leaves():
             raise SystemExit(LEFT)
+
+    def _somebody_leaves(self) -> bool:
+        """Whether a rank was asked to end too late for an update to say so: then all end, once rank 0 has written."""
+        own = self.signals.leaving
+        if self.communicator.size == 1:
+            return own
+        return any(self.communicator.gather_json(own, tag="who was asked to end"))
 
     def _write(self, *, steps: int, within_epoch: bool = True) -> None:
         """Collective. `steps` of the epoch have been done in this process; 0 where the last one is complete."""

@@ -70,6 +70,20 @@ def test_every_rank_raises_at_the_step(job, same_on_all) -> None:
     job.communicator.barrier(tag="all have raised")
 
 
+def test_a_signal_after_the_last_update_ends_all_once_it_is_written(job, tmp_path_factory) -> None:
+    directory = job.communicator.broadcast_json(str(tmp_path_factory.mktemp("run")), tag="directory")
+
+    class Signal(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if job.rank == job.size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        fit(job, data(job), Signal(), Checkpoint(directory, every="9ep"))
+    assert ended.value.code == 143
+    assert f"step-{STEPS:012d}.safetensors" in os.listdir(directory)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_rank_is_one_to_all(job, same_on_all, tmp_path_factory, number) -> None:
     shared = job.communicator.broadcast_json(str(tmp_path_factory.mktemp("run")), tag="directory")
