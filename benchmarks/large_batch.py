@@ -4,9 +4,12 @@
     python benchmarks/large_batch.py [--models cnn] [--ks 1 32] [--seeds 1]     # resumes --out
 
 One device trains the whole global batch, k times the base batch of 32: 10 epochs, a cosine to 0, batch normalization
-of momentum 0.99. SGD with momentum 0.9 from the model's base rate, or Adam from 0.001. The ResNet is trained in two
-ways: normalized over the global batch, as one device does it, and over each 32 samples, as k replicas of 32 samples do
-it without synchronized batch normalization (Goyal et al., section 2.3: the loss is then the base batch's). The arms:
+of momentum 0.99. SGD with momentum 0.9 from the model's base rate, or Adam from 0.001. The ResNet is trained in three
+ways: as said, normalized over the global batch, as one device does it; normalized over each 32 samples, as k replicas
+of 32 samples do it without synchronized batch normalization (Goyal et al., section 2.3: the loss is then the base
+batch's); and with what Goyal et al. have beside the rate (section 5.1): images that are shifted and mirrored, weight
+decay on all but the normalizations, and more epochs, 30. This one was added after the other two had missed their
+targets; the record has its base and distlr's arm. The arms:
 
     nothing       the rate of the base batch
     linear        the rate times k
@@ -42,7 +45,7 @@ import datasets  # isort: skip  (beside the reference script, where `_common` lo
 
 layers, ops = keras.layers, keras.ops
 
-BASE_BATCH, EPOCHS, WARMUP = 32, 10, "3ep"  # Keras' own default batch
+BASE_BATCH, WARMUP = 32, "3ep"  # Keras' own default batch
 ADAM_RATE = 0.001
 KS = (1, 8, 32, 64)
 ARMS: dict[str, dict[str, Any]] = {
@@ -67,10 +70,10 @@ def cnn(norm: Norm) -> keras.Model:
     return keras.Sequential([*parts, layers.Dense(10)])
 
 
-def resnet(norm: Norm) -> keras.Model:
+def resnet(norm: Norm, augment: Callable[[Any], Any] = lambda images: images) -> keras.Model:
     """Residual blocks (He et al. 2015, arXiv 1512.03385) of 16, 32 and 64 filters, on 14, 7 and 4 pixels squared."""
     inputs = keras.Input((28, 28, 1))
-    x = layers.ReLU()(norm()(_convolution(16, 2)(inputs)))
+    x = layers.ReLU()(norm()(_convolution(16, 2)(augment(inputs))))
     for filters, stride in ((16, 1), (32, 2), (64, 2)):
         inner = layers.ReLU()(norm()(_convolution(filters, stride)(x)))
         inner = norm()(_convolution(filters, 1)(inner))
@@ -78,6 +81,12 @@ def resnet(norm: Norm) -> keras.Model:
             x = norm()(layers.Conv2D(filters, 1, strides=stride, use_bias=False)(x))
         x = layers.ReLU()(layers.Add()([x, inner]))
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+def augmented_resnet(norm: Norm) -> keras.Model:
+    """The same, of images that are mirrored, or not, and shifted by up to two pixels while it is trained."""
+    shift = layers.RandomTranslation(2 / 28, 2 / 28, fill_mode="constant", interpolation="nearest")
+    return resnet(norm, lambda images: shift(layers.RandomFlip("horizontal")(images)))
 
 
 def _convolution(filters: int, stride: int) -> Any:
@@ -106,12 +115,15 @@ class Setting(NamedTuple):
     rate: float  # of SGD, at the base batch
     norm: type[layers.BatchNormalization] = layers.BatchNormalization
     base: str = ""  # the setting that is the same at k = 1, which alone is trained there
+    epochs: int = 10
+    decay: float | None = None  # of the weights, times the rate at every update, as Keras has it
 
 
 SETTINGS = {
     "cnn": Setting(cnn, 0.0125),
     "resnet": Setting(resnet, 0.025),
     "resnet, normalized by replica": Setting(resnet, 0.025, ReplicaNormalization, "resnet"),
+    "resnet, augmented": Setting(augmented_resnet, 0.025, epochs=30, decay=0.005),
 }
 
 
@@ -126,8 +138,11 @@ def train(name: str, arm: dict[str, Any], k: int, data: Any, seed: int) -> dict[
     if arm.get("averages"):
         job.scale_moving_averages(model, batch)
     adam = arm.get("optimizer") == "adam"
-    rate = keras.optimizers.schedules.CosineDecay(ADAM_RATE if adam else setting.rate, EPOCHS * samples // BASE_BATCH)
-    plain = keras.optimizers.Adam(rate) if adam else keras.optimizers.SGD(rate, momentum=0.9)
+    steps = setting.epochs * samples // BASE_BATCH
+    rate = keras.optimizers.schedules.CosineDecay(ADAM_RATE if adam else setting.rate, steps)
+    make = keras.optimizers.Adam if adam else functools.partial(keras.optimizers.SGD, momentum=0.9)
+    plain = make(rate, weight_decay=setting.decay)
+    plain.exclude_from_weight_decay(var_names=["gamma", "beta"])
     options = {"rule": arm.get("rule")}
     if "warmup" in arm and k > 1:
         options["warmup"] = arm["warmup"]
@@ -139,7 +154,7 @@ def train(name: str, arm: dict[str, Any], k: int, data: Any, seed: int) -> dict[
     # A run that diverges has an accuracy, too.
     callbacks = job.callbacks([distlr.callbacks.BadNumbers(ignore={"loss", "accuracy"})])
     shard = job.shard(train_set, batch, seed=seed)
-    history = model.fit(shard, epochs=EPOCHS, verbose=0, shuffle=False, callbacks=callbacks).history
+    history = model.fit(shard, epochs=setting.epochs, verbose=0, shuffle=False, callbacks=callbacks).history
     test = job.evaluate(model, job.shard(test_set, batch, training=False))
     return {"accuracy": round(test["accuracy"], 4), "train_accuracy": round(history["accuracy"][-1], 4)}
 
