@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import types
+import weakref
 
 import pytest
 import tensorflow as tf
@@ -13,7 +15,7 @@ from distlr.callbacks import Checkpoint
 from distlr.communicators import SingleCommunicator
 from distlr.communicators.horovod import HorovodCommunicator
 from distlr.communicators.horovod_elastic import run_elastic
-from distlr.errors import ConfigurationError, ConfigurationTypeError, RanksChanged
+from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, RanksChanged
 from distlr.job import Job
 
 
@@ -108,3 +110,31 @@ def test_an_old_notice_is_forgotten(listeners, monkeypatch) -> None:
     monkeypatch.setattr(sys.modules["horovod.tensorflow"], "init", lambda: None)
     run_elastic(train, timeout=60, resets=3)
     assert heard == [False, False]
+
+
+def test_what_a_lost_generation_had_made_is_let_go(listeners) -> None:
+    class Model:
+        """Something large."""
+
+    made: list[weakref.ref[Model]] = []
+    left = []
+
+    def train(communicator) -> None:
+        gc.collect()
+        left.append([model() for model in made])
+        model = Model()
+        made.append(weakref.ref(model))
+        if len(made) == 1:
+            raise RanksChanged("other ranks wait")
+
+    run_elastic(train, timeout=60, resets=3)
+    assert left == [[], [None]]
+
+
+def test_too_many_generations_end_with_the_last_ones_reason(listeners) -> None:
+    def train(communicator) -> None:
+        raise RanksChanged("other ranks wait")
+
+    message = r"changed 2 times, and the limit is 1\. The last time: RanksChanged: other ranks wait"
+    with pytest.raises(DistributionError, match=message):
+        run_elastic(train, timeout=60, resets=1)

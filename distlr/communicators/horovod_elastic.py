@@ -79,12 +79,14 @@ def run_elastic(train: Callable[[HorovodCommunicator], T], *, timeout: float, re
             except Exception as error:
                 if not _lost_a_rank(error):
                     raise
-                last = error
-            _log.warning("The ranks of generation %d are no more: %s", generation + 1, _first_line(last))
+                last = _first_line(error)  # not the error itself, whose frames hold the lost generation's model
+            _log.warning("The ranks of generation %d are no more: %s", generation + 1, last)
             notices.changed = False  # not after: what comes while the new ranks form is news to them
             hvd.shutdown()
             hvd.init()
-        raise DistributionError(f"The ranks have changed {resets + 1} times, and the limit is {resets}.") from last
+        raise DistributionError(
+            f"The ranks have changed {resets + 1} times, and the limit is {resets}. The last time: {last}"
+        )
     finally:
         notification_manager.remove_listener(notices)
 
