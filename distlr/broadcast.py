@@ -11,10 +11,12 @@ import distlr._environment  # noqa: F401  (checks the installation first)
 from distlr.communicators import Communicator
 from distlr.communicators.frames import by_rank
 from distlr.communicators.fused import broadcast_arrays
-from distlr.errors import DistributionError
+from distlr.errors import DistributionError, StateError
 from distlr.optimizer import ScaledOptimizer, inner, strategy_of
 
 __all__ = ["broadcast_state", "broadcast_variables", "check_equal"]
+
+_DECIDERS = "states of deciders"
 
 
 def broadcast_state(
@@ -45,12 +47,15 @@ def broadcast_state(
     if optimizer is not None:
         core = inner(optimizer)
         if not optimizer.built:
-            with strategy_of(optimizer).scope():
-                optimizer.build(model.trainable_variables)
+            try:
+                with strategy_of(optimizer).scope():
+                    optimizer.build(model.trainable_variables)
+            except StateError as error:  # of what rank 0 alone has loaded
+                communicator.refuse("broadcast_json", _DECIDERS, error)
         own: dict[str, Any] = {}
         if isinstance(core, ScaledOptimizer):
             # A decider's state that rank 0 alone has loaded is made on every rank, together.
-            for name, initial in communicator.broadcast_json(core.states(), tag="states of deciders").items():
+            for name, initial in communicator.broadcast_json(core.states(), tag=_DECIDERS).items():
                 core.state(name, initial)
             own = core.own_variables()
             exchange = None if core.exchange is None else core.exchange.terms

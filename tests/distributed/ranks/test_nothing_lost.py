@@ -11,7 +11,7 @@ import pytest
 
 import distlr
 from distlr.callbacks import BadNumbers, Checkpoint
-from distlr.errors import NonFiniteError
+from distlr.errors import DistributionError, NonFiniteError, StateError
 
 STEPS, PER_RANK = 6, 4
 
@@ -25,12 +25,14 @@ def data(job, poisoned_rank=None, step=3):
     return x, y
 
 
-def fit(job, arrays, *callbacks, epochs=1):
+def fit(job, arrays, *callbacks, epochs=1, accumulation=None):
     keras.utils.set_random_seed(0)
-    batch = job.batch(PER_RANK, base_batch=PER_RANK, samples_per_epoch=len(arrays[0]))
+    steps = accumulation or 1
+    batch = job.batch(PER_RANK // steps, accumulation=steps, base_batch=PER_RANK, samples_per_epoch=len(arrays[0]))
     with job.scope():
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-        model.compile(job.optimizer(keras.optimizers.SGD(0.01, momentum=0.9), batch), "mse")
+        plain = keras.optimizers.SGD(0.01, momentum=0.9, gradient_accumulation_steps=accumulation)
+        model.compile(job.optimizer(plain, batch), "mse")
     training = job.shard(arrays, batch, shuffle=False)
     model.fit(training, epochs=epochs, callbacks=job.callbacks(list(callbacks)), verbose=0, shuffle=False)
     return model
@@ -82,6 +84,14 @@ def test_a_signal_after_the_last_update_ends_all_once_it_is_written(job, tmp_pat
         fit(job, data(job), Signal(), Checkpoint(directory, every="9ep"))
     assert ended.value.code == 143
     assert f"step-{STEPS:012d}.safetensors" in os.listdir(directory)
+
+
+def test_what_rank_0_cannot_load_is_told_to_all(job, tmp_path_factory) -> None:
+    directory = job.communicator.broadcast_json(str(tmp_path_factory.mktemp("run")), tag="directory")
+    fit(job, data(job), Checkpoint(directory))
+    with pytest.raises(StateError if job.is_root else DistributionError, match="does not fit the optimizer"):
+        fit(job, data(job), Checkpoint(directory), epochs=2, accumulation=2)
+    job.communicator.barrier(tag="all have raised")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
