@@ -91,7 +91,10 @@ class SyncMetrics(JobCallback):
 
     def _beside_metrics(self, logs: dict[str, Any]) -> dict[str, float]:
         """The numbers in this rank's logs that are no results of its metrics."""
-        metrics = (self._current() if self._metrics is None else self._metrics).names()
+        if self._trained is None:
+            self._current()  # else they are those of the training, of before the validation
+        assert self._metrics is not None
+        metrics = self._metrics.names()
         beside = {name: value for name, value in logs.items() if name.removeprefix("val_") not in metrics}
         return {name: float(value) for name, value in beside.items() if isinstance(value, (int, float, np.number))}
 
