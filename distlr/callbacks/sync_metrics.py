@@ -76,13 +76,17 @@ class SyncMetrics(JobCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the results into the logs. Collective."""
         logs = {} if logs is None else logs
-        others = {} if self._spans else self._beside_metrics(logs)
+        others = self._beside_metrics(logs)
         if self._trained is None:  # nothing was validated on this rank
             self._take_training(others)
         if self._spans:
-            self._share_validation(epoch, logs)
+            self._share_validation(epoch, logs, others)
         else:
             self._combine(epoch, logs, others)
+        for name in dict.fromkeys(name for rank in self._others for name in rank):
+            values = [rank[name] for rank in self._others if name in rank]
+            equal = all(value == values[0] for value in values)
+            logs[name] = values[0] if equal else sum(values) / len(values)
         self._in_fit = False
 
     @property
@@ -90,11 +94,13 @@ class SyncMetrics(JobCallback):
         return self.communicator.strategy_spans_ranks
 
     def _beside_metrics(self, logs: dict[str, Any]) -> dict[str, float]:
-        """The numbers in this rank's logs that are no results of its metrics."""
-        if self._trained is None:
-            self._current()  # else they are those of the training, of before the validation
-        assert self._metrics is not None
-        metrics = self._metrics.names()
+        """The numbers in this rank's logs that are no results of its metrics; a strategy's results are equal anyway."""
+        metrics: set[str] = set()
+        if not self._spans:
+            if self._trained is None:
+                self._current()  # else they are those of the training, of before the validation
+            assert self._metrics is not None
+            metrics = self._metrics.names()
         beside = {name: value for name, value in logs.items() if name.removeprefix("val_") not in metrics}
         return {name: float(value) for name, value in beside.items() if isinstance(value, (int, float, np.number))}
 
@@ -137,16 +143,15 @@ class SyncMetrics(JobCallback):
         validated = said.get("validation", [])
         if any(other.arrays for other in validated):
             logs.update({f"val_{name}": value for name, value in now.results(validated).items()})
-        for name in others:
-            values = [rank[name] for rank in self._others if name in rank]
-            logs[name] = sum(values) / len(values)
 
-    def _share_validation(self, epoch: int, logs: dict[str, Any]) -> None:
+    def _share_validation(self, epoch: int, logs: dict[str, Any], others: dict[str, float]) -> None:
         """The results of the validation, which a strategy has computed over all ranks, for those that had none."""
         if self._any_validates:
-            own = numbers({name: value for name, value in logs.items() if name.startswith("val_")})
+            validated = numbers({name: value for name, value in logs.items() if name.startswith("val_")})
             tag = f"validation metrics of epoch {epoch + 1}"
-            logs.update(first_of(exchange_bundles(self.communicator, own, tag=tag)))
+            bundles = exchange_bundles(self.communicator, Bundle(validated.arrays, note=others), tag=tag)
+            logs.update(first_of(bundles))
+            self._others = [rank.note for rank in bundles]
 
     def _current(self) -> EagerMetrics | GraphMetrics:
         """The model's metrics, which are traced anew where they have changed."""

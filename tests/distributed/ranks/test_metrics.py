@@ -248,17 +248,18 @@ class Beside(keras.Model):
     value = 0.0
 
     def train_step(self, data):
-        return {**super().train_step(data), "mine": self.value}
+        return {**super().train_step(data), "mine": keras.ops.convert_to_tensor(self.value)}
 
     def test_step(self, data):
-        return {**super().test_step(data), "mine": 2 * self.value}
+        return {**super().test_step(data), "mine": keras.ops.convert_to_tensor(2 * self.value)}
 
 
 def beside(job, value: float):
-    inputs = keras.Input((FEATURES,))
-    model = Beside(inputs, keras.layers.Dense(1)(inputs))
-    model.value = value
-    model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
+    with job.scope():
+        inputs = keras.Input((FEATURES,))
+        model = Beside(inputs, keras.layers.Dense(1)(inputs))
+        model.value = value
+        model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
     return model
 
 
