@@ -21,7 +21,6 @@ import numpy as np
 from distlr import broadcast as _state
 from distlr.callbacks import BroadcastState, SyncMetrics
 from distlr.communicators import horovod as _backend
-from distlr.communicators.horovod_gradients import check_compression
 from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.job import Job
 from distlr.optimizer import inner
@@ -282,13 +281,13 @@ def broadcast(value: Any, root_rank: int, name: str | None = None) -> Any:
 def load_model(filepath: Any, custom_objects: Any = None, compression: str = Compression.none) -> Any:
     """`keras.models.load_model`, with the optimizer averaging its gradients over the ranks.
 
+    What `DistributedOptimizer` was told besides is not in the file: gradients are averaged, and those of several
+    backward passes as well.
+
     Args:
         filepath: of a model that a plain optimizer or one of distlr's was saved with.
         custom_objects: see Keras.
         compression: `Compression.none` or `Compression.fp16`.
-
-    What `DistributedOptimizer` was told besides is not in the file: gradients are averaged, and those of several
-    backward passes as well.
 
     >>> import distlr.horovod as hvd
     >>> hvd.init()
@@ -304,7 +303,6 @@ def load_model(filepath: Any, custom_objects: Any = None, compression: str = Com
     """
     model = keras.models.load_model(filepath, custom_objects=custom_objects)
     if hasattr(inner(model.optimizer), "exchange"):
-        check_compression(compression)
         _current()._connect(model.optimizer, compression)
     else:  # saved by a plain optimizer
         model.optimizer = DistributedOptimizer(model.optimizer, compression=compression)

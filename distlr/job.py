@@ -599,6 +599,7 @@ class Job:
 
     def _connect(self, optimizer: Any, compression: str = "none") -> None:
         """Has an optimizer that came with a saved model average its gradients over the ranks."""
+        check_compression(compression)
         core = inner(optimizer)
         if self._exchanges_gradients and isinstance(core, ScaledOptimizer):
             core.connect(functools.partial(self._gradients, compression))

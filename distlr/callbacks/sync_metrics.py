@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from distlr.callbacks.base import JobCallback
-from distlr.communicators.fused import Bundle, exchange_bundles, exchange_together, first_of, numbers
+from distlr.communicators.fused import (
+    Bundle,
+    exchange_bundles,
+    exchange_together,
+    first_of,
+    mean_over,
+    number,
+    numbers,
+)
 from distlr.metrics import EagerMetrics, GraphMetrics, check_additive
 from distlr.statistics import exchange_with_statistics, has_statistics
 
@@ -83,10 +91,8 @@ class SyncMetrics(JobCallback):
             self._share_validation(epoch, logs, others)
         else:
             self._combine(epoch, logs, others)
-        for name in dict.fromkeys(name for rank in self._others for name in rank):
-            values = [rank[name] for rank in self._others if name in rank]
-            equal = all(value == values[0] for value in values)
-            logs[name] = values[0] if equal else sum(values) / len(values)
+        means = mean_over([numbers(rank) for rank in self._others])
+        logs.update({name: number(mean) for name, mean in means.items()})
         self._in_fit = False
 
     @property
