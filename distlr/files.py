@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_bytes", "write_json"]
+__all__ = ["is_being_written", "write_bytes", "write_json", "write_parts"]
+
+_being_written: set[str] = set()  # temporary files of this process
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
@@ -22,27 +26,43 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666)
         data: what it is to hold.
         mode: its permissions, before the umask takes its own.
     """
+    write_parts(path, [data], mode=mode)
+
+
+def write_parts(
+    path: str | os.PathLike[str], parts: Sequence[bytes | bytearray | memoryview], *, mode: int = 0o666
+) -> None:
+    """As `write_bytes`, of a content that is in several pieces of memory, one after the other."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = str(target.with_name(f".{target.name}.{secrets.token_hex(4)}"))
+    _being_written.add(temporary)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes it readable by its owner alone; a result file follows the umask as any other does.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, mode & ~umask)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
-    directory = os.open(target.parent, os.O_RDONLY)
+        # The kernel applies the umask, which a process can only read by setting it, for all of its threads.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    finally:
+        _being_written.discard(temporary)
+    directory = os.open(target.parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(directory)  # the rename itself
     finally:
         os.close(directory)
+
+
+def is_being_written(path: str | os.PathLike[str]) -> bool:
+    """Whether a temporary file is one that this process writes now, in any thread, and not one that a crash left."""
+    return str(path) in _being_written
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
