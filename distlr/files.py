@@ -1,16 +1,18 @@
-"""Files that are whole or absent: write, fsync, rename."""
+"""Files that are whole or absent: write, fsync, rename; and files that are read, whatever stands there."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
+import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["is_being_written", "write_bytes", "write_json", "write_parts"]
+__all__ = ["is_being_written", "open_plain", "write_bytes", "write_json", "write_parts"]
 
 _being_written: set[str] = set()  # temporary files of this process
 
@@ -63,6 +65,22 @@ def write_parts(
 def is_being_written(path: str | os.PathLike[str]) -> bool:
     """Whether a temporary file is one that this process writes now, in any thread, and not one that a crash left."""
     return str(path) in _being_written
+
+
+def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file to read its bytes; a pipe is not waited for, and no other program inherits it.
+
+    Raises:
+        OSError: it cannot be opened, or is no plain file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "It is no plain file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
