@@ -12,6 +12,7 @@ versions have none.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -25,8 +26,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from distlr.errors import StateError
-from distlr.files import open_plain, write_parts
+from distlr.directory_lock import DirectoryLock
+from distlr.errors import ConfigurationError, StateError
+from distlr.files import is_being_written, open_plain, write_parts
 from distlr.json_lines import parse_json
 
 __all__ = ["CheckpointDirectory", "read_checkpoint", "write_checkpoint"]
@@ -153,44 +155,135 @@ def _digits(checksum: int) -> str:
 class CheckpointDirectory:
     """The checkpoints of one run, by the optimizer's iterations.
 
+    What writes in it takes its lock first, so that no other job's files are rotated away or mixed with these.
+
     Args:
-        path: the directory; made when it is first written to.
-        keep: how many of the newest files stay.
+        path: the directory; made when it is first locked or written to.
+        keep: how many of the newest files stay, of those that can be read.
     """
 
     def __init__(self, path: str | os.PathLike[str], keep: int) -> None:
         self.path = Path(path)
         self.keep = keep
+        self._lock = DirectoryLock(self.path, "checkpoints")
+        self._warned = False
+
+    def acquire(self, timeout: float | None = None) -> None:
+        """Locks the directory for this process; see `DirectoryLock.acquire`.
+
+        Raises:
+            ConfigurationError: another job uses it, or it cannot be made.
+        """
+        try:
+            self._lock.acquire(timeout)
+        except OSError as error:
+            expected = f"a directory that can be made and written to ({error})"
+            raise ConfigurationError(
+                f"`directory` must be {expected}. Received: directory={str(self.path)!r}. Fix: name another one."
+            ) from error
+
+    def release(self) -> None:
+        """Lets other jobs in."""
+        self._lock.release()
 
     def files(self) -> list[Path]:
-        """The finished ones, newest first."""
+        """The finished ones, newest first; whatever has the name of one."""
         if not self.path.is_dir():
             return []
-        found = [(int(match[1]), entry) for entry in self.path.iterdir() if (match := _NAME.fullmatch(entry.name))]
-        return [entry for _, entry in sorted(found, reverse=True)]
+        return sorted((entry for entry in self.path.iterdir() if _number(entry) is not None), key=_order, reverse=True)
 
     def readable(self) -> Iterator[tuple[Path, dict[str, np.ndarray], dict[str, Any]]]:
-        """Each file that can be read with what is in it, newest first; a word on each that cannot."""
-        for path in self.files():
+        """Each file that can be read with what is in it, newest first; a word on each that cannot.
+
+        What is damaged is renamed where the directory is locked, so that nothing looks at it again.
+        """
+        files, any_read = self.files(), False
+        for path in files:
             try:
                 arrays, run = read_checkpoint(path)
             except StateError as error:
-                _log.warning("%s The checkpoint before it is tried.", error)
+                aside = self._set_aside(path) if isinstance(error, _DamagedError) and self._lock.held else None
+                where = "" if aside is None else f" It is {aside.name} now."
+                _log.warning("%s%s The checkpoint before it is tried.", error, where)
                 continue
+            any_read = True
             yield path, arrays, run
+        if files and not any_read:
+            _log.warning(
+                "None of the checkpoints in %s can be read, so the training begins anew. Fix: where that is not meant, "
+                "end it, and put a good copy there.",
+                self.path,
+            )
 
     def write(self, iterations: int, arrays: Mapping[str, np.ndarray], run: Mapping[str, Any]) -> Path:
         """Writes a checkpoint, and only then removes the oldest."""
+        self.acquire()
         path = self.path / f"step-{iterations:012d}{_SUFFIX}"
+        if path.is_dir() and not path.is_symlink():
+            self._set_aside(path)  # a file cannot take the place of a directory
         write_checkpoint(path, arrays, run)
-        for old in self.files()[self.keep :]:
-            with contextlib.suppress(FileNotFoundError):
-                old.unlink()
+        self._rotate(iterations)
         return path
 
     def clean(self) -> None:
         """Removes what a process that was killed while it wrote has left."""
-        if self.path.is_dir():
-            for entry in self.path.iterdir():
-                if entry.name.startswith(".") and _NAME.match(entry.name[1:]):
-                    entry.unlink()
+        self.acquire()
+        for entry in self.path.iterdir():
+            if entry.name.startswith(".") and _NAME.match(entry.name[1:]) and not is_being_written(entry):
+                self._remove(entry)
+
+    def _rotate(self, iterations: int) -> None:
+        """Removes what is older than the `keep` newest, up to the one just written.
+
+        What cannot be read does not count. Later ones are not this run's, which would have continued them: they could
+        not be read as it began.
+        """
+        kept = 1
+        for old in self.files():
+            if (_number(old) or 0) >= iterations:
+                continue
+            if kept < self.keep:
+                kept += _looks_whole(old)
+            else:
+                self._remove(old)
+
+    def _set_aside(self, path: Path) -> Path | None:
+        """Gives a file a name that none of a checkpoint is; None where it has to stay."""
+        numbers = itertools.count(2)
+        aside = path.with_name(f"{path.name}.damaged")
+        while os.path.lexists(aside):
+            aside = path.with_name(f"{path.name}.damaged-{next(numbers)}")
+        with contextlib.suppress(OSError):
+            return path.rename(aside)
+        return None
+
+    def _remove(self, path: Path) -> None:
+        """Removes a file; one that cannot be, or is none, stays, which is said once."""
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if not self._warned:
+                _log.warning("%s cannot be removed, and stays: %s. Fix: remove it by hand.", path, error)
+            self._warned = True
+
+
+def _number(path: Path) -> int | None:
+    """Of updates, in the name of a checkpoint."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def _order(path: Path) -> tuple[int, str]:
+    return _number(path) or 0, path.name
+
+
+def _looks_whole(path: Path) -> bool:
+    """Whether a file has all of its length, and what a checkpoint says; its values would take too long to read."""
+    try:
+        with open_plain(path):
+            _text(path, has_checksum=True)
+    except (OSError, StateError):
+        return False
+    return True

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from distlr._arguments import positive_integer
 from distlr.communicators import Communicator
+from distlr.directory_lock import release_all
 from distlr.errors import ConfigurationTypeError, received
 from distlr.job import Job
 from distlr.start import init
@@ -70,6 +71,9 @@ def run(train: Callable[[Job], T], *, timeout: float = 600.0, resets: int = 100)
             pinned = True
         keras.utils.clear_session()
         gc.collect()
-        return train(Job(tf.distribute.get_strategy(), "horovod", communicator))
+        try:
+            return train(Job(tf.distribute.get_strategy(), "horovod", communicator))
+        finally:
+            release_all()  # of directories: rank 0 of the next generation may be another process
 
     return run_elastic(generation, timeout=timeout, resets=resets)

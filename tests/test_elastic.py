@@ -15,6 +15,7 @@ from distlr.callbacks import Checkpoint
 from distlr.communicators import SingleCommunicator
 from distlr.communicators.horovod import HorovodCommunicator
 from distlr.communicators.horovod_elastic import run_elastic
+from distlr.directory_lock import DirectoryLock
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, RanksChanged
 from distlr.job import Job
 
@@ -138,3 +139,23 @@ def test_too_many_generations_end_with_the_last_ones_reason(listeners) -> None:
     message = r"changed 2 times, and the limit is 1\. The last time: RanksChanged: other ranks wait"
     with pytest.raises(DistributionError, match=message):
         run_elastic(train, timeout=60, resets=1)
+
+
+def test_directories_are_free_for_the_next_generation_whatever_is_left_of_the_last(
+    listeners, monkeypatch, tmp_path
+) -> None:
+    """Its rank 0 may be another process, which would wait for this one."""
+    monkeypatch.setenv("HOROVOD_ELASTIC", "1")
+    monkeypatch.setattr(distlr.elastic, "pin_gpu", lambda *where: None)
+    locks, files = [DirectoryLock(tmp_path, name) for name in "abc"], []
+
+    def train(job):
+        files.append(sorted(path.name for path in tmp_path.iterdir()))
+        locks[len(files) - 1].acquire()
+        if len(files) < 3:
+            raise RanksChanged("others wait to join")
+        return "done"
+
+    assert distlr.elastic.run(train) == "done"
+    assert files == [[], [], []]
+    assert list(tmp_path.iterdir()) == []

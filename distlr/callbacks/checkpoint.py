@@ -54,6 +54,9 @@ class Checkpoint(JobCallback):
     On another number of workers than the one that wrote it the clock goes on in samples, while the factor and the
     momentum of moving averages are the script's, computed from the base; one line says what changed.
 
+    Rank 0 locks the directory until `fit` ends. A job that finds it locked waits for two minutes at most, and is then
+    refused. A damaged checkpoint is named, and the one before it is continued.
+
     At SIGUSR1 (Slurm's `--signal=USR1@60`) all ranks write a checkpoint after the same step and go on; at SIGTERM they
     write one and the process ends with 143 (128 + 15). A second signal does what it does without distlr. Where the data
     is not from `job.shard` nothing is written in the middle of an epoch: it is trained anew from its start.
@@ -168,7 +171,11 @@ class Checkpoint(JobCallback):
     def _continue(self) -> None:
         """Rank 0 reads the newest checkpoint, and tells the others what is not in the model's variables."""
         said = bundle_from_root(
-            self.communicator, self._load, tag="the checkpoint to continue", what="continue", raised=(StateError,)
+            self.communicator,
+            self._load,
+            tag="the checkpoint to continue",
+            what="continue",
+            raised=(ConfigurationError, StateError),
         )
         if said.note is None:
             return
@@ -180,6 +187,7 @@ class Checkpoint(JobCallback):
             self.decided("resume", self._epoch, f"continues a checkpoint of update {state.iterations}")
 
     def _load(self) -> Bundle:
+        self.directory.acquire(self.communicator.timeout)
         self.directory.clean()
         for path, arrays, run in self.directory.readable():
             if not self.resume:
@@ -265,6 +273,7 @@ class Checkpoint(JobCallback):
         self.model._initial_epoch = None
         if self._count != self._saved_at:
             self._write(steps=self._steps, within_epoch=False)
+        self.directory.release()
         if self._somebody_leaves():
             raise SystemExit(LEFT)
 

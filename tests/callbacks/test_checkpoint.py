@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import gc
 import itertools
 import json
 import logging
@@ -366,6 +368,7 @@ def test_a_run_that_is_complete_trains_no_more(tmp_path) -> None:
     whole = Run(tmp_path)
     again = Run(tmp_path)
     assert again.watch.seen == []
+    assert not (tmp_path / "checkpoints.lock").exists()
     for found, expected in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -375,15 +378,18 @@ def test_a_run_that_is_complete_trains_no_more(tmp_path) -> None:
 
 def test_the_newest_are_kept_and_what_cannot_be_read_is_passed_over(tmp_path, caplog) -> None:
     Run(tmp_path, die_after=30, every="3ba", keep=2)
-    names = sorted(path.name for path in tmp_path.iterdir())
+    names = sorted(path.name for path in tmp_path.glob("step-*"))
     assert names == ["step-000000000027.safetensors", "step-000000000030.safetensors"][-2:] or names == [
         "step-000000000024.safetensors",
         "step-000000000027.safetensors",
     ]
-    (tmp_path / names[-1]).write_bytes(b"\x89HDF\r\n\x1a\n and no more")
+    damaged = bytearray((tmp_path / names[-1]).read_bytes())
+    damaged[len(damaged) // 2] ^= 8
+    (tmp_path / names[-1]).write_bytes(damaged)
     (tmp_path / f".{names[-1]}.abc.safetensors").write_bytes(b"half")
     run = Run(tmp_path, every="3ba", die_after=1)
-    assert "is no checkpoint of distlr" in caplog.text
+    assert f"{names[-1]} is damaged: its checksum is" in caplog.text
+    assert (tmp_path / f"{names[-1]}.damaged").read_bytes() == damaged
     step = int(names[0].split("-")[1].split(".")[0])
     assert run.watch.seen[0][0] == run.model.optimizer.batch.samples_at(step + 1)
     assert not list(tmp_path.glob(".*"))
@@ -428,6 +434,41 @@ def test_whatever_rank_0_cannot_continue_from_is_an_error_of_all_and_nobody_wait
     errors = run_ranks(rank, 2, timeout=5.0)
     assert [type(error) for error in errors] == [MemoryError, StateError]
     assert str(errors[1]) == "[rank 1] Rank 0 could not continue: MemoryError: 4 GiB"
+
+
+def test_a_directory_that_another_job_uses_is_refused_on_every_rank(tmp_path) -> None:
+    """Before the ranks that wait for rank 0 give up."""
+    step = tmp_path / ".step-000000000001.safetensors.0123"
+    step.touch()
+
+    def rank(comm):
+        callback = Checkpoint(tmp_path)
+        callback.bind(comm)
+        with pytest.raises(ConfigurationError) as info:
+            callback._continue()
+        return str(info.value)
+
+    with open(tmp_path / "checkpoints.lock", "w") as file:
+        file.write('{"host": "node7", "pid": 4242, "since": "2026-01-31T12:00:00+00:00"}')
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        errors = run_ranks(rank, 2, timeout=1.0)
+    said = f"{tmp_path} is in use by another job: process 4242 on host node7, since 2026-01-31T12:00:00+00:00"
+    assert errors[0].startswith(said)
+    assert errors[1].startswith(f"[rank 1] Rank 0 could not continue: {said}")
+    assert step.exists()
+
+
+def test_the_next_fit_of_the_process_need_not_wait(tmp_path) -> None:
+    """An error has ended the first, and its objects are there still; in an elastic job that is a generation."""
+    callbacks = [Checkpoint(tmp_path) for _ in range(3)]
+    for callback in callbacks:
+        callback.bind(SingleCommunicator())
+        callback._continue()
+        assert (tmp_path / "checkpoints.lock").exists()
+    del callback, callbacks
+    gc.collect()
+    assert not (tmp_path / "checkpoints.lock").exists()
 
 
 class Loaded:
@@ -522,6 +563,6 @@ def test_a_signal_writes_a_checkpoint(tmp_path, number, ends) -> None:
         assert ended.value.code == 128 + 15
     else:
         model.fit(job.shard((X, Y), batch), **fit)
-    names = sorted(path.name for path in tmp_path.iterdir())
+    names = sorted(path.name for path in tmp_path.glob("step-*"))
     assert names == ["step-000000000020.safetensors", *([] if ends else ["step-000000000028.safetensors"])]
     assert signal.getsignal(number) == before
