@@ -8,8 +8,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from distlr._arguments import counted
 from distlr.control import is_change, trouble_with
-from distlr.run_directory import DECISIONS, LONGEST, RunDirectory
+from distlr.errors import ConfigurationError
+from distlr.json_lines import LONGEST_FILE, Lines
+from distlr.run_directory import DECISIONS, RunDirectory
 
 __all__ = ["Moment", "Place", "again_from", "in_words", "read_changes"]
 
@@ -43,13 +46,26 @@ class Place(NamedTuple):
 
 
 def read_changes(run: RunDirectory) -> list[dict[str, Any]]:
-    """The changes by hand that the run's decisions tell of, in the order of their places."""
+    """The changes by hand that the run's decisions tell of, in the order of their places.
+
+    What cannot be read costs no training, but a warning: a change by hand that is not made again is another run.
+    """
     path = run.path / DECISIONS
-    trouble = trouble_with(path.lstat(), longest=LONGEST) if os.path.lexists(path) else ""
+    trouble = trouble_with(path.lstat(), longest=LONGEST_FILE) if os.path.lexists(path) else ""
+    try:
+        lines = Lines([]) if trouble else run.decision_lines()
+    except ConfigurationError as error:
+        trouble, lines = f"cannot be read: {error.__cause__}", Lines([])
     if trouble:
         _log.warning("%s %s, so none of the changes by hand in it is made again.", path, trouble)
-        return []
-    found = [entry for entry in run.decisions() if entry.get("kind") == "control"]
+    if lines.damaged:
+        _log.warning(
+            "%s cannot be read in %s. A change by hand that stood there is NOT made again. Fix: compare the rate with "
+            "the one that was asked for, and ask once more with `distlr control` where it is another.",
+            path,
+            counted(lines.damaged, "line"),
+        )
+    found = [entry for entry in lines.objects if entry.get("kind") == "control"]
     whole = [entry for entry in found if is_change(entry) and _has_place(entry)]
     if len(whole) < len(found):
         _log.warning("%s: %d lines are no changes by hand, and are left out.", path, len(found) - len(whole))

@@ -82,7 +82,9 @@ def read_lines(path: Path) -> Lines:
     *whole, rest = data.split(b"\n")
     objects = [_object(line) for line in whole if line.strip()]
     good = [value for value in objects if value is not None]
-    return Lines(good, len(objects) - len(good), bool(rest))
+    damaged = len(objects) - len(good)
+    last = _object(rest)  # all of an object is there, or it is none
+    return Lines(good if last is None else [*good, last], damaged, bool(rest))
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

@@ -3,8 +3,12 @@
 RUN_DIR/run.json          the formula, the ranks, the versions
 RUN_DIR/epochs.jsonl      a line an epoch: the rate within it, the logs, whether the replicas agreed
 RUN_DIR/decisions.jsonl   a line a decision: cuts, changes by hand, refused requests
+RUN_DIR/run.lock          who writes here, while a run is under way (`distlr.directory_lock`)
 RUN_DIR/control/          requests to a run that is under way (`distlr.control`)
 RUN_DIR/earlier/          what runs before this one left
+
+A line that a crash or a power cut has damaged costs that line: readers leave it out and say so, and a run that goes on
+keeps the file as it was under another name.
 """
 
 from __future__ import annotations
@@ -12,20 +16,26 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import errno
+import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from distlr._arguments import counted
+from distlr.directory_lock import DirectoryLock
 from distlr.errors import ConfigurationError, received
 from distlr.files import write_bytes, write_json
+from distlr.json_lines import Lines, parse_json, read_file, read_lines
 
 __all__ = ["Run", "RunDirectory", "now"]
 
 RUN, EPOCHS, DECISIONS, EARLIER = "run.json", "epochs.jsonl", "decisions.jsonl", "earlier"
 MODE = 0o644  # of what a restart reads again: nobody else may write it
-LONGEST = 256 * 2**20  # bytes of a file that is read
+
+_log = logging.getLogger("distlr")
 
 
 def now() -> str:
@@ -43,16 +53,18 @@ class Run:
             epochs, the versions.
         epochs: an object an epoch, in order.
         decisions: an object a decision, in order.
+        damage: what of the files could not be read, a sentence each.
     """
 
     name: str
     run: dict[str, Any]
     epochs: list[dict[str, Any]]
     decisions: list[dict[str, Any]]
+    damage: tuple[str, ...] = ()
 
 
 class RunDirectory:
-    """Reads and writes the files of one run. Rank 0 writes; readers may come at any time.
+    """Reads and writes the files of one run. Rank 0 writes, one run at a time; readers may come at any time.
 
     Args:
         path: the directory; made when something is written first.
@@ -60,10 +72,20 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._lock = DirectoryLock(self.path, "run")
+
+    def acquire(self, timeout: float | None = None) -> None:
+        """Locks the directory for this process; see `DirectoryLock.acquire`."""
+        self._lock.acquire(timeout)
+
+    def release(self) -> None:
+        """Lets other jobs in."""
+        self._lock.release()
 
     def begin(self, run: Mapping[str, Any]) -> None:
         """Begins a run. What an earlier one left goes to `earlier/`, under the time at which that one started."""
-        there = [self.path / name for name in (RUN, EPOCHS, DECISIONS) if (self.path / name).exists()]
+        self.acquire()
+        there = [self.path / name for name in (RUN, EPOCHS, DECISIONS) if os.path.lexists(self.path / name)]
         if there:
             started = _started(self.path / RUN)
             place = self.path / EARLIER / started
@@ -84,13 +106,22 @@ class RunDirectory:
             epoch: the first that is trained again.
             keep: says of a decision whether it stays.
         """
-        old = _read_json(self.path / RUN) if (self.path / RUN).is_file() else {}
-        write_json(self.path / RUN, {**run, "started": old.get("started", run["started"])})
+        self.acquire()
+        started = run["started"]
+        if os.path.lexists(self.path / RUN):
+            try:
+                started = _read_json(self.path / RUN).get("started", started)
+            except ConfigurationError as error:
+                _log.warning(
+                    "%s When the run started is lost; the file as it was is %s.", error, _kept(self.path / RUN)
+                )
+        write_json(self.path / RUN, {**run, "started": started})
         self._filter(EPOCHS, lambda line: line["epoch"] < epoch)
         self._filter(DECISIONS, keep)
 
     def end(self) -> None:
         """Notes that the run has come to its end."""
+        self._check_lock()
         write_json(self.path / RUN, {**_read_json(self.path / RUN), "ended": now()})
 
     def add_epoch(self, record: Mapping[str, Any]) -> None:
@@ -102,25 +133,43 @@ class RunDirectory:
         self._append(DECISIONS, record)
 
     def decisions(self) -> list[dict[str, Any]]:
-        """The decisions so far."""
+        """The decisions so far, of those that can be read."""
+        return self.decision_lines().objects
+
+    def decision_lines(self) -> Lines:
+        """The decisions so far, and how many lines are damaged.
+
+        Raises:
+            ConfigurationError: the file cannot be read.
+        """
         return self._lines(DECISIONS)
 
     def read(self) -> Run:
-        """All of it.
+        """All of it; of files that are damaged what can be read.
 
         Raises:
-            ConfigurationError: there is no run, or a file is not what a run writes.
+            ConfigurationError: there is no run, or a file cannot be read.
         """
         if not (self.path / RUN).is_file():
             hint = "write job.callbacks([...], run_dir=...) in the script"
             raise ConfigurationError(received("run_dir", str(self.path), f"a directory with a {RUN}", hint))
-        return Run(self.path.resolve().name, _read_json(self.path / RUN), self._lines(EPOCHS), self._lines(DECISIONS))
+        found = {name: self._lines(name) for name in (EPOCHS, DECISIONS)}
+        damage = tuple(
+            f"{name} cannot be read in {counted(lines.damaged, 'line')}."
+            for name, lines in found.items()
+            if lines.damaged
+        )
+        run, name = _read_json(self.path / RUN), self.path.resolve().name
+        return Run(name, run, found[EPOCHS].objects, found[DECISIONS].objects, damage)
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        self._check_lock()
         # One write of a whole line: a reader sees all of it or nothing, and the next line does not join half of one.
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
         path = self.path / name
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, MODE)
+        # Without a wait where a pipe has the name.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        descriptor = os.open(path, flags, MODE)
         try:
             before = os.fstat(descriptor).st_size
             try:
@@ -134,29 +183,42 @@ class RunDirectory:
         finally:
             os.close(descriptor)
 
-    def _filter(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
-        lines = self._lines(name)
-        try:
-            kept = [line for line in lines if keep(line)]
-        except (KeyError, TypeError) as error:
-            raise ConfigurationError(f"{self.path / name} is not what a run writes: {error!r}.") from error
-        if kept != lines or not _ends_whole(self.path / name):
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            write_bytes(self.path / name, text.encode(), mode=MODE)
+    def _check_lock(self) -> None:
+        if self._lock.lost:
+            raise ConfigurationError(
+                f"{self.path} has the files of a later run of this process. Fix: give each run a run_dir of its own."
+            )
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a file; a last one that a crash cut off is left out."""
-        path = self.path / name
-        if not path.is_file():
-            return []
-        whole, _, _ = _text(path).rpartition("\n")
+    def _filter(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Leaves in a file what is to be kept, and says what of it could not be read."""
+        path, lines = self.path / name, self._lines(name)
+        damaged, kept = lines.damaged, []
+        for line in lines.objects:
+            try:
+                kept += [line] if keep(line) else []
+            except (KeyError, TypeError):
+                damaged += 1
+        if damaged:
+            _log.warning(
+                "%s is not what a run writes in %s, which this run leaves out. The file as it was is %s.",
+                path,
+                counted(damaged, "line"),
+                _kept(path),
+            )
+        elif lines.unfinished:
+            _log.info(
+                "The last line of %s was not finished, as a crash leaves it; where it is half it is cut off.", path
+            )
+        if damaged or lines.unfinished or kept != lines.objects:
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            write_bytes(path, text.encode(), mode=MODE)
+
+    def _lines(self, name: str) -> Lines:
+        """The lines of a file; a last one that a crash cut off is left out."""
         try:
-            found = [json.loads(line) for line in whole.splitlines()]
-        except (ValueError, RecursionError) as error:
-            raise ConfigurationError(f"{path} is not what a run writes: {error}.") from error
-        if not all(isinstance(line, dict) for line in found):
-            raise ConfigurationError(f"{path} is not what a run writes: a line is no object.")
-        return found
+            return read_lines(self.path / name)
+        except OSError as error:
+            raise ConfigurationError(f"{self.path / name} cannot be read: {error}.") from error
 
 
 def _started(path: Path) -> str:
@@ -170,22 +232,24 @@ def _started(path: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
+        value = parse_json(read_file(path))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}.") from error
+    except ValueError as error:
         raise ConfigurationError(f"{path} is not what a run writes: {error}.") from error
     if not isinstance(value, dict):
         raise ConfigurationError(f"{path} is not what a run writes: no object.")
     return value
 
 
-def _text(path: Path) -> str:
+def _kept(path: Path) -> Path:
+    """A copy of a damaged file, which is about to be replaced; what cannot be copied gets another name itself."""
+    names = itertools.chain(
+        [f"{path.name}.damaged"], (f"{path.name}.damaged-{number}" for number in itertools.count(2))
+    )
+    aside = next(place for name in names if not os.path.lexists(place := path.with_name(name)))
     try:
-        if path.stat().st_size > LONGEST:
-            raise ConfigurationError(f"{path} is not what a run writes: over {LONGEST} bytes.")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}.") from error
-
-
-def _ends_whole(path: Path) -> bool:
-    return not path.is_file() or _text(path)[-1:] in ("", "\n")
+        write_bytes(aside, read_file(path), mode=MODE)
+    except OSError:
+        path.rename(aside)
+    return aside

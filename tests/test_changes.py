@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from distlr import run_directory
 from distlr.changes import Moment, Place, again_from, in_words, read_changes
 from distlr.run_directory import RunDirectory
 
@@ -29,6 +30,36 @@ def test_they_come_in_the_order_of_their_places(tmp_path) -> None:
 def test_what_is_no_change_is_left_out(tmp_path, wrong, caplog) -> None:
     assert read(tmp_path, CHANGE, {**CHANGE, **wrong}, {"kind": "plateau"}) == [CHANGE]
     assert "1 lines are no changes by hand, and are left out." in caplog.text
+
+
+@pytest.mark.parametrize("line", [b"\0" * 64, b'{"kind": "contr', b"7", b"\xff", b"[" * 100_000, b'{"clock": 1e999}'])
+def test_a_damaged_line_costs_no_other_change_and_is_said_loudly(tmp_path, line, caplog) -> None:
+    whole = [json.dumps({**CHANGE, "clock": clock}).encode() for clock in (4, 8)]
+    path = tmp_path / "decisions.jsonl"
+    path.write_bytes(b"\n".join([whole[0], line, whole[1], b""]))
+    assert [entry["clock"] for entry in read_changes(RunDirectory(tmp_path))] == [4, 8]
+    assert f"{path} cannot be read in 1 line. A change by hand that stood there is NOT made again. Fix: " in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_half_a_last_line_is_what_a_crash_leaves(tmp_path, caplog) -> None:
+    """Its request is marked as done only after the line is whole, and is read once more."""
+    (tmp_path / "decisions.jsonl").write_text(json.dumps(CHANGE) + '\n{"kind": "contr')
+    assert read_changes(RunDirectory(tmp_path)) == [CHANGE]
+    assert caplog.text == ""
+
+
+def test_decisions_that_cannot_be_read_end_no_training(tmp_path, caplog, monkeypatch) -> None:
+    (tmp_path / "decisions.jsonl").write_text("")
+    (tmp_path / "decisions.jsonl").chmod(0o644)
+
+    def read_lines(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(run_directory, "read_lines", read_lines)
+    assert read_changes(RunDirectory(tmp_path)) == []
+    assert "Input/output error" in caplog.text
+    assert "none of the changes by hand in it is made again" in caplog.text
 
 
 def test_a_run_without_decisions_has_none(tmp_path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import resource
 
 import pytest
@@ -77,20 +79,143 @@ def test_a_line_for_which_there_is_no_room_leaves_nothing_behind(tmp_path, room)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("text", "said"),
     [
-        ("run.json", "{", "is not what a run writes"),
-        ("run.json", "[]", "no object"),
-        ("epochs.jsonl", "1\n", "a line is no object"),
-        ("epochs.jsonl", "[" * 100_000 + "\n", "is not what a run writes"),
-        ("decisions.jsonl", "\udcff\n", "cannot be read"),
+        ("{", "is not what a run writes"),
+        ("", "is not what a run writes"),
+        ("[]", "no object"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"started": 1e999}', "no finite number"),
+        ("\udcff", "is not what a run writes"),
     ],
 )
-def test_what_no_run_has_written(tmp_path, name, text, said) -> None:
+def test_a_run_that_does_not_say_what_it_is(tmp_path, text, said) -> None:
     directory = _written(tmp_path)
-    (directory.path / name).write_text(text, errors="surrogateescape")
+    (directory.path / "run.json").write_text(text, errors="surrogateescape")
     with pytest.raises(ConfigurationError, match=said):
         directory.read()
+
+
+DAMAGE = [
+    b"\0" * 64,
+    b'{"kind": "contr',
+    b"7",
+    b"[1]",
+    b"null",
+    b"\xff",
+    b"[" * 100_000,
+    b'{"clock": 1e999}',
+    b'{"clock": NaN}',
+    b'{"clock": ' + b"9" * 5000 + b"}",
+    b'{"a": "' + b"a" * 2**23 + b'"}',
+    json.dumps({"epoch": 1}).encode("utf-16"),
+]
+
+
+@pytest.mark.parametrize("line", DAMAGE)
+@pytest.mark.parametrize("name", ["epochs.jsonl", "decisions.jsonl"])
+def test_a_damaged_line_costs_that_line_alone(tmp_path, caplog, name, line) -> None:
+    """A reader leaves it out, and a run that goes on, too, which keeps the file as it was."""
+    directory = _written(tmp_path)
+    path = directory.path / name
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    damaged = first + line + b"\n" + second + third
+    path.write_bytes(damaged)
+    run = directory.read()
+    assert run.damage == (f"{name} cannot be read in 1 line.",)
+    assert [entry["epoch"] for entry in (run.epochs if name == "epochs.jsonl" else run.decisions)] == [0, 1, 2]
+    assert path.read_bytes() == damaged
+    directory.go_on(RUN, 3, lambda entry: True)
+    assert path.read_bytes() == first + second + third
+    assert path.with_name(f"{name}.damaged").read_bytes() == damaged
+    assert caplog.text.count(f"{path} is not what a run writes in 1 line, which this run leaves out.") == 1
+    directory.go_on(RUN, 3, lambda entry: True)
+    assert directory.read().damage == ()
+    assert len(caplog.records) == 1
+
+
+def test_lines_of_another_program_are_left_out_by_a_run_that_goes_on(tmp_path) -> None:
+    directory = _written(tmp_path)
+    with open(directory.path / "decisions.jsonl", "a") as file:
+        file.write('{"clock": null}\n')
+    directory.go_on(RUN, 3, lambda entry: entry.get("clock", 0) <= 5)
+    assert [entry["epoch"] for entry in directory.decisions()] == [0, 1, 2]
+    assert '{"clock": null}' in (directory.path / "decisions.jsonl.damaged").read_text()
+
+
+def test_a_last_line_that_lacks_its_end_alone_is_read(tmp_path) -> None:
+    directory = _written(tmp_path)
+    path = directory.path / "epochs.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before[:-1])
+    assert [epoch["epoch"] for epoch in directory.read().epochs] == [0, 1, 2]
+    directory.go_on(RUN, 3, lambda entry: True)
+    assert path.read_bytes() == before
+
+
+def test_what_stands_behind_the_zeros_of_a_power_cut_is_read(tmp_path) -> None:
+    directory = _written(tmp_path)
+    with open(directory.path / "epochs.jsonl", "ab") as file:
+        file.write(b"\0" * 512)
+    directory.add_epoch({"epoch": 3})
+    assert [epoch["epoch"] for epoch in directory.read().epochs] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "a directory"])
+def test_a_run_goes_on_whose_run_json_is_damaged(tmp_path, content, caplog) -> None:
+    directory = _written(tmp_path)
+    path = directory.path / "run.json"
+    path.unlink()
+    if content == "a directory":
+        path.mkdir()
+    elif content is not None:
+        path.write_text(content)
+    directory.go_on(RUN, 3, lambda entry: True)
+    assert directory.read().run == RUN
+    assert len(directory.read().epochs) == 3
+    assert caplog.text.count("When the run started is lost") == (content is not None)
+    assert path.with_name("run.json.damaged").exists() == (content is not None)
+
+
+@pytest.mark.parametrize("name", ["run.json", "epochs.jsonl", "decisions.jsonl"])
+def test_a_pipe_is_waited_for_by_nobody(tmp_path, name) -> None:
+    directory = _written(tmp_path)
+    (directory.path / name).unlink()
+    os.mkfifo(directory.path / name)
+    with pytest.raises(ConfigurationError, match=r"plain file|run\.json"):
+        directory.read()
+    if name == "epochs.jsonl":
+        with pytest.raises(OSError, match="No such device"):
+            directory.add_epoch({"epoch": 3})
+    directory.begin(RUN)
+    assert directory.read().epochs == []
+
+
+def test_a_later_run_of_the_process_has_the_directory_for_itself(tmp_path) -> None:
+    """Their lines would mix in one file."""
+    first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    first.begin(RUN)
+    first.add_epoch({"epoch": 0, "who": "first"})
+    second.begin({**RUN, "who": "second"})
+    for write in (first.end, lambda: first.add_epoch({"epoch": 1}), lambda: first.add_decision({})):
+        with pytest.raises(ConfigurationError, match=r"files of a later run.*Fix: give each run a run_dir of its own"):
+            write()
+    second.add_epoch({"epoch": 0, "who": "second"})
+    run = first.read()
+    assert (run.run, run.epochs) == ({**RUN, "who": "second"}, [{"epoch": 0, "who": "second"}])
+    second.release()
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_another_jobs_directory_is_not_written_to(tmp_path) -> None:
+    directory = _written(tmp_path)
+    directory.release()
+    before = directory.read()
+    with open(directory.path / "run.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigurationError, match="is in use by another job"):
+            directory.acquire(0.0)
+    assert directory.read() == before
 
 
 def test_a_directory_without_a_run(tmp_path) -> None:

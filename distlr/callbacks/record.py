@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -16,6 +17,8 @@ import tensorflow as tf
 
 from distlr._version import __version__
 from distlr.callbacks.base import JobCallback
+from distlr.communicators.root import from_root
+from distlr.errors import ConfigurationError
 from distlr.journal import KEPT
 from distlr.optimizer import ScaledOptimizer
 from distlr.run_directory import RunDirectory, now
@@ -32,7 +35,8 @@ class Record(JobCallback):
     """Writes the run's formula, epochs and decisions into its directory, on rank 0; `job.callbacks(run_dir=)` adds it.
 
     The files are those of `RunDirectory`. A run that is continued takes back what it trains again, apart from changes
-    by hand, which are made again; a new run puts what it finds aside.
+    by hand, which are made again; a new run puts what it finds aside. Rank 0 locks the directory until `fit` ends; who
+    finds it locked waits for two minutes at most, and is then refused.
 
     Args:
         run_dir: the run's directory.
@@ -68,8 +72,11 @@ class Record(JobCallback):
         self._lost = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Begins to listen."""
+        """Takes the directory for this run, and begins to listen. Collective."""
         self._begins, self._begun = True, False
+        from_root(
+            self.communicator, self._take, tag="the run's directory", what="use run_dir", raised=(ConfigurationError,)
+        )
         if self.communicator.is_root and not self._listening:
             self._listening = True
             self.journal.listen(self._heard)
@@ -110,6 +117,11 @@ class Record(JobCallback):
         """Notes the end; not of a run that a signal or an error ended, and that will go on."""
         if self._begun and self.communicator.is_root:
             self._write(self.directory.end)
+        self.directory.release()
+
+    def _take(self) -> None:
+        with contextlib.suppress(OSError):  # which costs the record, and is said when that begins
+            self.directory.acquire(self.communicator.timeout)
 
     def _begin(self, epoch: int) -> bool:
         """Whether the run's files have begun; else nothing is added to what another run may have left."""

@@ -109,7 +109,7 @@ def _agreement(known: list[Stretch]) -> list[str]:
 
 
 def _warnings(run: Run, known: list[Stretch]) -> list[str]:
-    found = []
+    found = list(run.damage)
     apart = [one for one in known if one.equal is False]
     if apart:
         found.append(f"The replicas did not apply the same rates in {_epochs(apart)}.")

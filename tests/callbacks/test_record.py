@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 
 import keras
@@ -13,6 +14,8 @@ import distlr
 from distlr.callbacks import ReduceLROnPlateau
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.record import Record
+from distlr.communicators import run_ranks
+from distlr.errors import ConfigurationError
 from distlr.optimizer.gate import global_norm
 from distlr.run_directory import RunDirectory
 
@@ -180,6 +183,30 @@ def test_files_that_cannot_begin_cost_the_record_and_not_the_run(recording, tmp_
     assert caplog.text.count("cannot be written") == 1
     left = [path.read_text() for path in tmp_path.rglob("*.jsonl")]
     assert left == ['{"epoch": 0}\n']
+
+
+def test_a_directory_that_another_job_uses_is_refused_on_every_rank_before_the_first_step(tmp_path) -> None:
+    def rank(comm):
+        record = Record(tmp_path)
+        record.bind(comm)
+        with pytest.raises(ConfigurationError) as info:
+            record.on_train_begin()
+        return str(info.value)
+
+    with open(tmp_path / "run.lock", "w") as file:
+        file.write('{"host": "node7", "pid": 4242, "since": "2026-01-31T12:00:00+00:00"}')
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        errors = run_ranks(rank, 2, timeout=1.0)
+    said = f"{tmp_path} is in use by another job: process 4242 on host node7, since 2026-01-31T12:00:00+00:00"
+    assert errors[0].startswith(said)
+    assert errors[1].startswith(f"[rank 1] Rank 0 could not use run_dir: {said}")
+
+
+def test_the_end_of_a_run_leaves_no_lock_and_a_second_one_need_not_wait(recording, tmp_path) -> None:
+    for _ in range(2):
+        _fit(recording, tmp_path, epochs=1)
+        assert not (tmp_path / "a" / "run" / "run.lock").exists()
 
 
 def test_a_fit_that_trains_nothing_writes_nothing_twice(recording, tmp_path) -> None:

@@ -177,6 +177,17 @@ def test_a_line_that_no_run_wrote_is_not_made_again(recording, tmp_path, change,
     assert "lines are no changes by hand" in caplog.text
 
 
+def test_a_damaged_record_costs_neither_the_training_nor_the_other_changes(recording, tmp_path, caplog) -> None:
+    run(recording, tmp_path, {11: HALF}, dies_at=14)
+    path = tmp_path / "run" / "decisions.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(b'{"kind": "contr\n' + b"\0" * 64 + b"\n\xff\n" + before)
+    again = run(recording, tmp_path)
+    np.testing.assert_allclose(again.rates()[-1], 0.05, rtol=1e-6)
+    assert caplog.text.count("A change by hand that stood there is NOT made again") == 1
+    assert path.with_name("decisions.jsonl.damaged").read_bytes().endswith(before)
+
+
 def test_decisions_that_others_may_write_are_not_made_again(recording, tmp_path, caplog) -> None:
     run(recording, tmp_path, {11: HALF}, dies_at=14)
     path = tmp_path / "run" / "decisions.jsonl"

@@ -75,6 +75,16 @@ def test_a_run_that_is_under_way(run_dirs, capsys) -> None:
     assert "5 of 12 epochs so far" in (run_dirs[0] / "report.html").read_text(encoding="utf-8")
 
 
+def test_damaged_lines_cost_those_lines_and_the_page_says_so(run_dirs, capsys) -> None:
+    path = run_dirs[0] / "epochs.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:5], b"\0" * 9, b"\n", b"\xff\n", *lines[5:]]))
+    assert report(run_dirs[0], "--quiet") == 0
+    page = (run_dirs[0] / "report.html").read_text(encoding="utf-8")
+    assert "Warning: epochs.jsonl cannot be read in 2 lines." in page
+    assert "12 epochs" in page
+
+
 def _fails(capsys, *words: object) -> str:
     assert report(*words) == 2
     said = capsys.readouterr()
@@ -89,7 +99,7 @@ def test_what_cannot_be_is_one_line(run_dirs, tmp_path, capsys) -> None:
     assert "a directory with a run.json" in _fails(capsys, run_dirs[0], tmp_path)
     assert "choose --output" in _fails(capsys, run_dirs[0], "--output", tmp_path)
     assert "choose --output" in _fails(capsys, run_dirs[0], "--output", run_dirs[0] / "run.json" / "report.html")
-    (run_dirs[1] / "epochs.jsonl").write_text("[1]\n")
+    (run_dirs[1] / "run.json").write_text("[1]\n")
     assert "is not what a run writes" in _fails(capsys, *run_dirs)
     assert not (run_dirs[0] / "report.html").exists()
 
