@@ -58,7 +58,7 @@ def test_the_tries_are_bounded(tmp_path) -> None:
 def test_what_ends_the_script_ends_the_job(tmp_path, number, arrives_as) -> None:
     """A closed terminal as well: the job must not go on without anybody to watch it."""
     job = f"trap 'echo {arrives_as} > {tmp_path}/heard; exit 9' {arrives_as}; echo $$ > {tmp_path}/pid; "
-    process = supervise("bash", "-c", job + "while true; do sleep 0.05; done")
+    process = supervise("bash", "-c", job + "for i in {1..400}; do sleep 0.05; done")
     pid = int(wait_for(tmp_path / "pid"))
     process.send_signal(number)
     assert ended(process)[0] == 9
