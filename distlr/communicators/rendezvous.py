@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from distlr._arguments import digits
 from distlr.communicators.frames import name_ranks
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
 
@@ -33,7 +34,7 @@ def check_addresses(workers: Any) -> list[str]:
         raise ConfigurationTypeError(received("workers", workers, 'a list such as ["host1:12345", "host2:12345"]'))
     for address in workers:
         host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        if not host or not 0 < (digits(port) or 0) < 65536:
             raise ConfigurationError(received("workers", address, 'made of "host:port"', 'write "host1:12345"'))
         if host.startswith("[") and not socket.has_dualstack_ipv6():
             expected = "an IPv4 address or a name: this machine does not listen to IPv6 and IPv4 at once"
