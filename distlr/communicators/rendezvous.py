@@ -100,7 +100,7 @@ def meeting(workers: Sequence[str], rank: int, timeout: float, secret: str = "")
     if not connections:
         yield
         return
-    with guarded(connections, rank):
+    with guarded(connections, rank, timeout):
         yield
 
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
@@ -26,17 +27,18 @@ _ENDED = b"ended "
 
 
 @contextlib.contextmanager
-def guarded(connections: Mapping[int, socket.socket], rank: int) -> Iterator[None]:
-    """Ends this process, with a message, if a worker ends before TensorFlow has started on it.
+def guarded(connections: Mapping[int, socket.socket], rank: int, timeout: float) -> Iterator[None]:
+    """Ends this process, with a message, if a worker ends before TensorFlow has started on it, or too late.
 
     Args:
         connections: to rank 0, or on rank 0 to each other rank, by rank; they are closed here.
         rank: this worker's.
+        timeout: seconds that TensorFlow may take.
     """
     reading, writing = os.pipe()
     pairs = [f"{other}:{connection.fileno()}" for other, connection in connections.items()]
     numbers = [connection.fileno() for connection in connections.values()]
-    words = [sys.executable, "-S", "-E", __file__, str(os.getpid()), str(rank), str(reading), *pairs]
+    words = [sys.executable, "-S", "-E", __file__, str(os.getpid()), str(rank), str(timeout), str(reading), *pairs]
     guard = subprocess.Popen(words, pass_fds=[reading, *numbers], stdin=subprocess.DEVNULL)
     os.close(reading)
     for connection in connections.values():
@@ -50,7 +52,7 @@ def guarded(connections: Mapping[int, socket.socket], rank: int) -> Iterator[Non
         guard.wait()
 
 
-def _watch(parent: int, rank: int, pipe: int, connections: dict[int, socket.socket]) -> None:
+def _watch(parent: int, rank: int, timeout: float, pipe: int, connections: dict[int, socket.socket]) -> None:
     """Returns once TensorFlow has started here, or this worker has ended; ends it where another one has."""
 
     def end(what: str) -> NoReturn:
@@ -65,10 +67,12 @@ def _watch(parent: int, rank: int, pipe: int, connections: dict[int, socket.sock
         sys.exit(1)
 
     signal.signal(signal.SIGTERM, lambda *_: end("SIGTERM came"))
-    waiting = dict(connections)
+    waiting, deadline = dict(connections), time.monotonic() + timeout
     while True:
         numbers = {other: connection.fileno() for other, connection in waiting.items()}
-        ready, _, _ = select.select([pipe, *numbers.values()], [], [])
+        ready, _, _ = select.select([pipe, *numbers.values()], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            end(f"{timeout:g} s passed")
         if pipe in ready:
             if os.read(pipe, len(_STARTED)) == _STARTED:
                 _send(connections, _STARTED)
@@ -96,7 +100,7 @@ def _send(connections: Mapping[int, socket.socket], message: bytes) -> None:
 
 
 if __name__ == "__main__":
-    _, parent_text, rank_text, pipe_text, *pairs = sys.argv
+    _, parent, rank, timeout, pipe, *pairs = sys.argv
     numbers = [pair.split(":") for pair in pairs]
     connections = {int(other): socket.socket(fileno=int(number)) for other, number in numbers}
-    _watch(int(parent_text), int(rank_text), int(pipe_text), connections)
+    _watch(int(parent), int(rank), float(timeout), int(pipe), connections)

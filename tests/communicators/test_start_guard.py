@@ -19,7 +19,7 @@ WORKER = """
 import json, os, signal, sys, time
 from distlr.communicators.rendezvous import meeting
 workers, rank, what = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-with meeting(workers, rank, 20, "secret"):
+with meeting(workers, rank, float(sys.argv[4]), "secret"):
     if what == "wait":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print("met", flush=True)
@@ -33,11 +33,11 @@ print("started", flush=True)
 """
 
 
-def start(*whats: str) -> list[subprocess.Popen[str]]:
+def start(*whats: str, timeout: float = 20) -> list[subprocess.Popen[str]]:
     workers = json.dumps(free_addresses(len(whats)))
     return [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, workers, str(rank), what],
+            [sys.executable, "-c", WORKER, workers, str(rank), what, str(timeout)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -86,3 +86,9 @@ def test_a_signal_to_the_group_ends_a_worker_that_waits() -> None:
     for rank, (status, _, errors) in enumerate(ended(processes)):
         assert status == -signal.SIGKILL
         assert "SIGTERM came" in errors if rank == 1 else "Rank 1 ended" in errors
+
+
+def test_the_start_is_bounded() -> None:
+    for rank, (status, _, errors) in enumerate(ended(start("wait", "wait", timeout=2))):
+        assert status == -signal.SIGKILL
+        assert f"[rank {rank}] 2 s passed before" in errors or "ended before" in errors
