@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Collection, Iterable
 from typing import Any, SupportsFloat, SupportsIndex, cast
 
@@ -15,6 +16,7 @@ from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 __all__ = [
     "INT64_END",
     "counted",
+    "digits",
     "finite_real",
     "integer",
     "not_negative_real",
@@ -38,6 +40,17 @@ def integer(value: object) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def digits(text: str) -> int | None:
+    """The number that a text from outside has in one to nine ASCII digits; None for any other text.
+
+    Python's own `int` also takes signs, underscores and the digits of other scripts, and raises at thousands of digits.
+
+    >>> digits("4"), digits("1_0"), digits("9" * 5000)
+    (4, None, None)
+    """
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
 def whole_number(argument: str, value: object) -> int:

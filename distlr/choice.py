@@ -10,7 +10,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distlr._arguments import one_of
+from distlr._arguments import digits, integer, one_of
 from distlr.communicators.engines import ENGINES
 from distlr.communicators.launches import Launch, detect, place_on_host, tf_config_workers
 from distlr.communicators.rendezvous import check_addresses
@@ -182,11 +182,8 @@ def _asked_replicas(simulate: int | None, environ: Mapping[str, str]) -> int | N
     name, value = ("simulate", simulate) if simulate is not None else (SIMULATE, environ.get(SIMULATE) or None)
     if value is None:
         return None
-    try:
-        replicas = int(value)
-    except (TypeError, ValueError):
-        replicas = 0
-    if isinstance(value, (bool, float)) or not 1 <= replicas <= 1024:
+    replicas = (digits(value.strip()) if isinstance(value, str) else integer(value)) or 0
+    if not 1 <= replicas <= 1024:
         hint = f"write {name}=4 to train on four simulated replicas, or leave it out"
         raise ConfigurationError(received(name, value, "a number of replicas from 1 to 1024", hint))
     return replicas

@@ -17,7 +17,10 @@ __all__ = [
     "ReplicaDivergenceError",
     "StateError",
     "received",
+    "shown",
 ]
+
+_SHOWN = 1000  # characters of a value
 
 
 class DistlrError(Exception):
@@ -171,6 +174,16 @@ class CollectiveTimeoutError(DistributionError):
     by_engine = False
 
 
+def shown(value: object) -> str:
+    """A value for a message: its `repr`, or the beginning of it where it is long.
+
+    >>> shown("a"), shown("9" * 5000)[-8:]
+    ("'a'", '99999...')
+    """
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def received(argument: str, value: object, expected: str, hint: str = "") -> str:
     """Formats the message for a bad argument: what is expected, what came, what to do.
 
@@ -183,5 +196,5 @@ def received(argument: str, value: object, expected: str, hint: str = "") -> str
     >>> received("warmup", "5", "a duration", "write '5ep' for 5 epochs")
     "`warmup` must be a duration. Received: warmup='5'. To mend it: write '5ep' for 5 epochs."
     """
-    text = f"`{argument}` must be {expected}. Received: {argument}={value!r}."
+    text = f"`{argument}` must be {expected}. Received: {argument}={shown(value)}."
     return f"{text} To mend it: {hint}." if hint else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +13,8 @@ from distlr.choice import ENGINE, SIMULATE, Choice, choose
 from distlr.communicators import connect
 from distlr.communicators.engines import ENGINES
 from distlr.communicators.launches import place_on_host
-from distlr.communicators.rendezvous import meet
+from distlr.communicators.rendezvous import is_on_this_machine, meeting
+from distlr.communicators.signed_messages import SECRET
 from distlr.communicators.strategy import StrategyCommunicator
 from distlr.errors import ConfigurationTypeError, received
 from distlr.job import Job
@@ -28,6 +30,8 @@ from distlr.strategies import (
 )
 
 __all__ = ["ENGINE", "SIMULATE", "init"]
+
+_log = logging.getLogger("distlr")
 
 
 def init(
@@ -74,7 +78,7 @@ def init(
     environ = os.environ if environ is None else environ
     choice = choose(engine, strategy=strategy, simulate=simulate, workers=workers, environ=environ)
     if choice.backend == "multi-worker":
-        return _spanning(choice, strategy, timeout)
+        return _spanning(choice, strategy, timeout, environ.get(SECRET, ""))
     if choice.backend in ENGINES:
         return _connected(choice, timeout)
     if strategy is not None:
@@ -100,7 +104,7 @@ def _connected(choice: Choice, timeout: float) -> Job:
     return Job(tf.distribute.get_strategy(), choice.backend, communicator)
 
 
-def _spanning(choice: Choice, strategy: tf.distribute.Strategy | None, timeout: float) -> Job:
+def _spanning(choice: Choice, strategy: tf.distribute.Strategy | None, timeout: float, secret: str) -> Job:
     """A job on a multi-worker strategy: the one given, or a new one, once all of its workers have met."""
     addresses, rank = list(choice.addresses), choice.rank
     if strategy is not None:
@@ -111,7 +115,14 @@ def _spanning(choice: Choice, strategy: tf.distribute.Strategy | None, timeout: 
         local_rank, local_size = place_on_host(addresses, rank)
         if local_size > 1:  # alone on its host a worker has all of the host's GPUs
             pin_gpu(local_rank, local_size)
-        meet(addresses, rank, timeout)
-        made = connect_workers(addresses, rank, timeout)
+        if not secret and rank == 0 and not is_on_this_machine(addresses):
+            _log.warning(
+                "The workers meet without a secret, so whoever can reach %s can keep them from it. Fix: set %s to the "
+                "same random text on all workers, as this project's launchers do.",
+                addresses[0],
+                SECRET,
+            )
+        with meeting(addresses, rank, timeout, secret):
+            made = connect_workers(addresses, rank, timeout)
     bound(made, timeout, rank)
     return Job(made, choice.backend, StrategyCommunicator(made, addresses, rank, timeout))

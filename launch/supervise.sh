@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Starts a job anew whenever it dies, from its last checkpoint (distlr.callbacks.Checkpoint):
 #   launch/supervise.sh [--tries 10] [--pause 5] launch/horovodrun.sh -np 8 train.py [arguments]
-# It ends with 0 when the job does; with the job's own status after so many tries; or, after SIGTERM or SIGINT, which it
-# passes on to all of the job's processes, with the job's status then. The pause in seconds doubles from try to try, up to
-# five minutes. A try that lasted an hour or longer begins the count anew: the job was well.
+# It ends with 0 when the job does; with the job's own status after so many tries; or, after SIGTERM, SIGINT, SIGQUIT or
+# SIGHUP (the terminal was closed), with the job's status then: all processes of the job get the signal, SIGTERM for
+# SIGHUP, so that they write a checkpoint. SIGUSR1, which asks for a checkpoint, goes to those processes that listen to it.
+# The pause in seconds doubles from try to try, up to five minutes. A try that lasted an hour or longer begins the count
+# anew: the job was well.
 set -euo pipefail
 
 tries=10 pause=5
@@ -15,25 +17,32 @@ while [[ $# -gt 1 ]]; do
     esac
     shift 2
 done
-if [[ $# -eq 0 || $1 == -* || ! $tries =~ ^[1-9][0-9]*$ || ! $pause =~ ^[0-9]+$ ]]; then
+if [[ $# -eq 0 || $1 == -* || ! $tries =~ ^[1-9][0-9]{0,8}$ || ! $pause =~ ^[0-9]{1,6}$ ]]; then
     echo "usage: $0 [--tries N] [--pause SECONDS] command [arguments]" >&2
     exit 2
 fi
+pause=$((10#$pause)) # "08" is eight, and no octal number
 
-job='' stopping=''
+job='' running='' stopping=''
 end() {
     stopping=$1
     [[ -z $job ]] || kill -s "$1" -- "-$job" 2>/dev/null || true
 }
-trap 'end TERM' TERM
+trap 'end TERM' TERM HUP
 trap 'end INT' INT
+trap 'end QUIT' QUIT
+trap '[[ -z $running ]] || kill -s USR1 -- "-$job" 2>/dev/null || true' USR1
+# Whatever else ends this script ends the job with it.
+trap '[[ -z $job ]] || kill -KILL -- "-$job" 2>/dev/null || true' EXIT
 
 set -m # each job is a process group of its own
 failed=0 wait_for=$pause
 while true; do
     start=$SECONDS
-    "$@" &
+    # A process that does not listen to SIGUSR1 (horovodrun) would be ended by it, unless it begins with it ignored.
+    (trap '' USR1 && exec "$@") &
     job=$!
+    running=1
     [[ -z $stopping ]] || end "$stopping" # it came before `job` was known
     status=0
     while true; do # a signal ends `wait` before the job has ended
@@ -42,7 +51,7 @@ while true; do
         kill -0 "$job" 2>/dev/null || break
     done
     kill -KILL -- "-$job" 2>/dev/null || true # what is left of it
-    job=''
+    job='' running=''
     [[ $status -ne 0 ]] || exit 0
     [[ -z $stopping ]] || exit "$status"
     ((SECONDS - start < 3600)) || failed=0 wait_for=$pause
@@ -58,5 +67,6 @@ while true; do
     wait "$job" || true
     job=''
     [[ -z $stopping ]] || exit "$status"
-    wait_for=$((wait_for * 2 < 300 ? wait_for * 2 : 300))
+    longer=$((wait_for * 2 < 300 ? wait_for * 2 : 300))
+    wait_for=$((longer > pause ? longer : pause))
 done

@@ -2,6 +2,7 @@
 # Starts a script on the workers of a tf.distribute.MultiWorkerMirroredStrategy:
 #   launch/tf_config.sh -n 2 script.py [arguments]              two workers on this machine
 #   launch/tf_config.sh --workers host1:12345,host2:12345 --index 0 script.py [arguments]    one worker, on each host
+# The workers of several hosts know each other by a secret: give all of them the same random text, DISTLR_SECRET=...
 # PYTHON picks the interpreter. Under Slurm: DISTLR_ENGINE=multi-worker sbatch ... launch/slurm.sbatch script.py
 set -euo pipefail
 

@@ -85,6 +85,10 @@ def test_the_workers_and_this_process_place_among_them() -> None:
     [
         ({}, {ENGINE: "gloo"}, ConfigurationError, "`engine` must be one of"),
         ({}, {SIMULATE: "many"}, ConfigurationError, "DISTLR_SIMULATE"),
+        ({}, {SIMULATE: "1_0"}, ConfigurationError, "DISTLR_SIMULATE='1_0'"),
+        ({}, {SIMULATE: "\u0664"}, ConfigurationError, "DISTLR_SIMULATE"),
+        ({}, {SIMULATE: "9" * 5000}, ConfigurationError, "DISTLR_SIMULATE"),
+        ({"simulate": "1_0"}, {}, ConfigurationError, "simulate='1_0'"),
         ({}, {**OPEN_MPI, SIMULATE: "4"}, DistributionError, "simulate 4 replicas in each: 2 separate trainings"),
         ({}, {ENGINE: "multi-worker"}, DistributionError, "neither TF_CONFIG nor Slurm"),
         ({}, {"TF_CONFIG": "{"}, ConfigurationError, "TF_CONFIG cannot be used"),

@@ -193,3 +193,14 @@ def test_colours_differ_for_all_readers(scheme, page) -> None:
     for matrix in DEFICIENCIES.values():
         seen = [_lab(np.array(matrix) @ colour) for colour in colours]
         assert min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2)) > 12  # CIE 1976
+
+
+def test_many_decisions_cost_as_much_each_as_few(load_helper, sample) -> None:
+    operations_of = load_helper(pathlib.Path(__file__).with_name("_operations.py")).operations_of
+    costs = []
+    for count in (100, 400):
+        epochs = [{"epoch": i, "lr_multiplier": 0.5**i, "learning_rate": 0.1} for i in range(count)]
+        decisions = [{"epoch": i, "at": i + 0.5, "multiplier": 0.5} for i in range(count)]
+        run = dataclasses.replace(sample.cosine(), epochs=epochs, decisions=decisions)
+        costs.append(operations_of(lambda run=run: charts([run])))
+    assert costs[1] < 6 * costs[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from distlr._signal_names import signal_name
+from distlr.communicators.signed_messages import SECRET
 
 __all__ = ["GRACE", "free_addresses", "run_workers"]
 
@@ -38,13 +40,14 @@ def run_workers(count: int, words: Sequence[str], environ: Mapping[str, str], gr
         grace: seconds that the others have, once one has failed, before they are killed.
     """
     addresses = free_addresses(count)
+    shared = {SECRET: secrets.token_hex(16), **environ, "DISTLR_ENGINE": "multi-worker"}
     ended: queue.Queue[tuple[int, int]] = queue.Queue()
     processes: list[subprocess.Popen[Any]] = []
     before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         for rank in range(count):
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
-            variables = {**environ, "TF_CONFIG": json.dumps(config), "DISTLR_ENGINE": "multi-worker"}
+            variables = {**shared, "TF_CONFIG": json.dumps(config)}
             process = subprocess.Popen(words, env=variables)
             processes.append(process)
             threading.Thread(target=lambda p=process, r=rank: ended.put((r, p.wait())), daemon=True).start()

@@ -24,7 +24,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from distlr.errors import ConfigurationError
+from distlr._arguments import digits
+from distlr.errors import ConfigurationError, shown
 
 __all__ = ["Launch", "detect", "place_on_host", "tf_config_workers"]
 
@@ -106,12 +107,13 @@ def _number(environ: Mapping[str, str], name: str) -> int:
             f"{name} is not set, although other variables of the same launcher are. To mend it: set it, or "
             "unset the others to run as a single process."
         )
-    if not re.fullmatch(r"\s*[0-9]+\s*", text, re.ASCII):
+    number = digits(text.strip())
+    if number is None:
         raise ConfigurationError(
-            f"{name} must be an integer of at least 0. Received: {name}={text!r}. To mend it: start the job "
+            f"{name} must be an integer of at least 0. Received: {name}={shown(text)}. To mend it: start the job "
             "with its launcher, or unset the variable to run as a single process."
         )
-    return int(text)
+    return number
 
 
 def _check_below(name: str, value: int, bound_name: str, bound: int) -> None:
@@ -132,7 +134,7 @@ def _from_slurm(environ: Mapping[str, str]) -> Launch:
     rank, size = _number(environ, "SLURM_PROCID"), _number(environ, "SLURM_STEP_NUM_TASKS")
     _check_below("SLURM_PROCID", rank, "SLURM_STEP_NUM_TASKS", size)
     local_rank = _number(environ, "SLURM_LOCALID")
-    tasks = _tasks_per_node(environ)
+    tasks = _tasks_per_node(environ, size)
     node = _number(environ, "SLURM_NODEID") if len(tasks) > 1 else 0
     name = "SLURM_STEP_TASKS_PER_NODE"
     _check_below("SLURM_NODEID", node, f"the number of nodes in {name}", len(tasks))
@@ -140,19 +142,21 @@ def _from_slurm(environ: Mapping[str, str]) -> Launch:
     return Launch("srun", rank, size, local_rank, tasks[node])
 
 
-def _tasks_per_node(environ: Mapping[str, str]) -> list[int]:
-    """Expands Slurm's notation: "2(x3),1" is 2, 2, 2, 1."""
+def _tasks_per_node(environ: Mapping[str, str], size: int) -> list[int]:
+    """Expands Slurm's notation: "2(x3),1" is 2, 2, 2, 1. Each node has a task, so there are at most `size` nodes."""
     name = "SLURM_STEP_TASKS_PER_NODE"
     text = environ.get(name, "")
     counts: list[int] = []
     for item in text.split(","):
         match = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", item.strip(), re.ASCII)
-        if match is None:
+        tasks, nodes = (None, None) if match is None else (digits(match[1]), digits(match[2] or "1"))
+        if tasks is None or nodes is None or len(counts) + nodes > size:
             raise ConfigurationError(
-                f"{name} must be like '4' or '2(x3),1' inside an srun step. Received: {name}={text!r}. To "
-                "mend it: start the job with srun, or unset SLURM_STEP_ID to run as a single process."
+                f"{name} must be like '4' or '2(x3),1' inside an srun step, for at most {size} nodes. Received: "
+                f"{name}={shown(text)}. To mend it: start the job with srun, or unset SLURM_STEP_ID to run as a single "
+                "process."
             )
-        counts += [int(match[1])] * int(match[2] or 1)
+        counts += [tasks] * nodes
     return counts
 
 
@@ -185,7 +189,7 @@ def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | Non
         return None
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _bad_tf_config(text, f"it must be JSON ({error})") from error
     cluster = _section(config, "cluster", text)
     everyone: list[str] = []
@@ -208,8 +212,8 @@ def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | Non
     if cluster.get("ps"):
         raise _bad_tf_config(text, "parameter servers update the weights at different times on each worker")
     count = len(cluster.get(role, []))
-    if isinstance(index, str) and re.fullmatch(r"[0-9]+", index, re.ASCII):
-        index = int(index)
+    if isinstance(index, str):
+        index = digits(index)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
         raise _bad_tf_config(text, f"task.index must be an int below the {count} of cluster.{role}")
     return everyone, starts[role] + index
@@ -225,6 +229,6 @@ def _section(config: Any, name: str, text: str) -> dict[str, Any]:
 def _bad_tf_config(text: str, problem: str) -> ConfigurationError:
     example = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
     return ConfigurationError(
-        f"TF_CONFIG cannot be used: {problem}. Received: TF_CONFIG={text!r}. To mend it: set it as in "
+        f"TF_CONFIG cannot be used: {problem}. Received: TF_CONFIG={shown(text)}. To mend it: set it as in "
         f"'{example}', or unset it to run as a single process."
     )

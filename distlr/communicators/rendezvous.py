@@ -1,30 +1,42 @@
 """Workers meet before TensorFlow starts: a wrong list of workers is an error within a bounded time, on all of them.
 
 TensorFlow itself waits for a worker that does not come for up to an hour, and takes any list. No TensorFlow here.
+
+The ports are open to whoever can reach them, so that nothing that comes over them is trusted (`signed_messages`): many
+connections are read at once, each for a bounded time, and what a stranger sends is passed over. What differs between
+workers that know the job's secret is an error; without a secret a stranger can pretend to be such a worker.
 """
 
 from __future__ import annotations
 
+import asyncio
+import collections
 import contextlib
-import json
+import errno
+import ipaddress
 import os
-import select
+import secrets
 import socket
+import threading
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
+from distlr._arguments import digits
 from distlr.communicators.frames import name_ranks
+from distlr.communicators.signed_messages import LONGEST, SECRET, Messenger
+from distlr.communicators.start_guard import guarded
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
 
-__all__ = ["check_addresses", "meet"]
+__all__ = ["check_addresses", "is_on_this_machine", "meet", "meeting"]
 
 _RETRY = 0.1  # seconds between two attempts to connect
 _GRACE = 10.0  # seconds in which somebody who has connected must speak
 _LINGER = 2.0  # seconds for which a problem is told to those that come
-_LONGEST = 2**20  # bytes of a message
-_MAGIC = "distlr"
+_SHOWN = 1000  # characters of what another process said
+_CONNECTIONS = 256  # that are read at the same time; then the oldest goes
+
+_Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def check_addresses(workers: Any) -> list[str]:
@@ -33,7 +45,7 @@ def check_addresses(workers: Any) -> list[str]:
         raise ConfigurationTypeError(received("workers", workers, 'a list such as ["host1:12345", "host2:12345"]'))
     for address in workers:
         host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        if not host or not 0 < (digits(port) or 0) < 65536:
             raise ConfigurationError(received("workers", address, 'made of "host:port"', 'write "host1:12345"'))
         if host.startswith("[") and not socket.has_dualstack_ipv6():
             expected = "an IPv4 address or a name: this machine does not listen to IPv6 and IPv4 at once"
@@ -49,7 +61,16 @@ def check_addresses(workers: Any) -> list[str]:
     return list(workers)
 
 
-def meet(workers: Sequence[str], rank: int, timeout: float) -> None:
+def is_on_this_machine(workers: Sequence[str]) -> bool:
+    """Whether every address of the list is one of the loopback interface, which other machines cannot reach.
+
+    >>> is_on_this_machine(["localhost:1", "127.0.0.1:2", "[::1]:3"]), is_on_this_machine(["localhost:1", "host:1"])
+    (True, False)
+    """
+    return all(_is_loopback(_host(address)) for address in workers)
+
+
+def meet(workers: Sequence[str], rank: int, timeout: float, secret: str = "") -> None:
     """Returns once all workers have come, with the same list, and each can be reached where the list says.
 
     Rank 0 listens; the others come to it, and it calls each back at its own address. Everything is closed again then:
@@ -59,151 +80,317 @@ def meet(workers: Sequence[str], rank: int, timeout: float) -> None:
         workers: "host:port" of each, as `check_addresses` gave it.
         rank: this worker's place in the list.
         timeout: seconds to wait for the others.
+        secret: what all workers of the job share; with an empty one a stranger can pretend to be a worker.
 
     Raises:
         DistributionError: on every worker that has come: which workers are missing, have another list, cannot be
             reached, or take themselves for another.
     """
-    if len(workers) == 1:
-        return
-    deadline = time.monotonic() + timeout
-    with _listening(workers, rank) as listener:
-        problem = _gather(listener, workers, deadline) if rank == 0 else _join(listener, workers, rank, deadline)
-    if problem:
-        raise DistributionError(f"[rank {rank}] The workers did not meet: {problem}")
+    for connection in _meet(workers, rank, timeout, secret).values():
+        connection.close()
 
 
 @contextlib.contextmanager
-def _listening(workers: Sequence[str], rank: int) -> Iterator[socket.socket]:
-    port = int(workers[rank].rpartition(":")[2])
-    # Where both can be had, the others come by IPv6 or by IPv4, as the list says.
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
+def meeting(workers: Sequence[str], rank: int, timeout: float, secret: str = "") -> Iterator[None]:
+    """As `meet`; and while what stands in the context starts TensorFlow, a worker that ends is noticed by the others.
+
+    TensorFlow would wait for it, deaf to signals, so that their processes are ended, with a message that names it.
+    """
+    connections = _meet(workers, rank, timeout, secret)
+    if not connections:
+        yield
+        return
+    with guarded(connections, rank, timeout):
+        yield
+
+
+def _meet(workers: Sequence[str], rank: int, timeout: float, secret: str) -> dict[int, socket.socket]:
+    """The open connection to rank 0, or on rank 0 to each other rank, by rank."""
+    if len(workers) == 1:
+        return {}
+    place = _FirstWorker if rank == 0 else _OtherWorker
+    worker = place(workers, rank, time.monotonic() + timeout, Messenger(secret))
+    problem = _run(worker.meet())
+    if problem:
+        for connection in worker.connections.values():
+            connection.close()
+        raise DistributionError(f"[rank {rank}] The workers did not meet: {problem}")
+    return worker.connections
+
+
+def _run(coroutine: Coroutine[Any, Any, str]) -> str:
+    """What a coroutine gives; beside the event loop of a notebook in a thread of its own."""
     try:
-        listener = socket.create_server(("", port), family=family, backlog=len(workers) + 8, dualstack_ipv6=both)
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    results: list[str] = []
+    thread = threading.Thread(target=lambda: results.append(asyncio.run(coroutine)))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+class _Worker:
+    """One worker at the meeting: it listens at its own address.
+
+    Args:
+        workers: see `meet`; likewise `rank`.
+        deadline: until when it waits for the others, by the monotonic clock.
+        messenger: reads and writes the job's messages.
+    """
+
+    def __init__(self, workers: Sequence[str], rank: int, deadline: float, messenger: Messenger) -> None:
+        self.workers, self.rank, self.deadline, self.messenger = list(workers), rank, deadline, messenger
+        self.connections: dict[int, socket.socket] = {}
+        self._tasks: collections.deque[asyncio.Task[None]] = collections.deque()
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self.deadline - time.monotonic())
+
+    @contextlib.asynccontextmanager
+    async def _listening(self, handle: _Handler) -> Any:
+        """Gives each connection to the handler, many at the same time, and closes it after that."""
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._tasks.append(task)
+            if len(self._tasks) > _CONNECTIONS:
+                self._tasks.popleft().cancel()
+            try:
+                await handle(reader, writer)
+            except asyncio.CancelledError:
+                pass  # too many connections, or the meeting is over
+            finally:
+                writer.close()
+                if task in self._tasks:
+                    self._tasks.remove(task)
+
+        servers = []
+        try:
+            for listener in _listeners(self.workers, self.rank):
+                servers.append(await asyncio.start_server(serve, sock=listener, limit=LONGEST))
+            yield
+        finally:
+            for server in servers:
+                server.close()
+            for task in self._tasks:
+                task.cancel()
+
+    async def _connect(self, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Tries until the deadline."""
+        host, port = _host(address), int(address.rpartition(":")[2])
+        while True:
+            try:
+                attempt = asyncio.open_connection(host, port, limit=LONGEST)
+                return await asyncio.wait_for(attempt, max(_RETRY, self.seconds_left))
+            except asyncio.TimeoutError:
+                raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+            except OSError:
+                if self.seconds_left <= _RETRY:
+                    raise
+                await asyncio.sleep(_RETRY)
+
+    def _keep(self, rank: int, writer: asyncio.StreamWriter) -> None:
+        """Keeps a connection beyond the meeting: its stream is closed then, and this copy of it is not."""
+        self.connections[rank] = socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
+
+
+class _FirstWorker(_Worker):
+    """Rank 0, to which the others come."""
+
+    def __init__(self, workers: Sequence[str], rank: int, deadline: float, messenger: Messenger) -> None:
+        super().__init__(workers, rank, deadline, messenger)
+        self._came: dict[int, tuple[asyncio.StreamWriter, str]] = {}  # by rank, with the token of its hello
+        self._calling: set[int] = set()
+        self._problem = ""
+        self._decided = asyncio.Event()
+
+    async def meet(self) -> str:
+        """What is wrong, on all that have come; an empty text where all may start."""
+        async with self._listening(self._greet):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._decided.wait(), self.seconds_left)
+            if self._problem:
+                await asyncio.sleep(_LINGER)  # those that come a little later hear of it, too
+            elif len(self._came) < len(self.workers) - 1:
+                self._problem = self._missing()
+            for rank, (writer, token) in self._came.items():
+                self._tell(writer, token)
+                if not self._problem:
+                    self._keep(rank, writer)
+            await asyncio.sleep(0)  # what was written is sent as the streams are closed
+        return self._problem
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hears who has come, and holds the connection until it is decided."""
+        nonce = secrets.token_hex(16)
+        self.messenger.send(writer, {"nonce": nonce})
+        hello = await self.messenger.receive(reader, min(_GRACE, self.seconds_left))
+        if hello is None or hello.get("nonce") != nonce or not isinstance(hello.get("token"), str):
+            return  # a scan of the port, a worker that ended, a stranger
+        token = hello["token"]
+        problem = self._problem or await self._check(hello)
+        if problem:
+            self._problem = self._problem or problem
+            self._tell(writer, token)
+            self._decided.set()
+            return
+        self._came[hello["rank"]] = writer, token
+        if len(self._came) == len(self.workers) - 1:
+            self._decided.set()
+        await reader.read()  # until the meeting is over
+
+    async def _check(self, hello: dict[str, Any]) -> str:
+        """What is wrong with a worker that has come; an empty text where nothing is."""
+        rank = hello.get("rank")
+        if hello.get("workers") != self.workers:
+            who, list_of_other = _printable(rank), _printable(hello.get("workers"))
+            return (
+                f"rank {who} has another list of workers. Rank 0: {self.workers}. Rank {who}: {list_of_other}. Fix: "
+                "give every worker the same list."
+            )
+        if type(rank) is not int or not 0 < rank < len(self.workers) or rank in self._came or rank in self._calling:
+            return f"two workers take themselves for rank {_printable(rank)}. Fix: start each worker of the list once."
+        self._calling.add(rank)
+        address = self.workers[rank]
+        try:
+            reader, writer = await self._connect(address)
+        except OSError as error:
+            return f"rank {rank} came, but cannot be reached at {address} ({error}). Fix: correct its address."
+        with contextlib.closing(writer):
+            self.messenger.send(writer, {"call": hello["token"]})
+            answer = await self.messenger.receive(reader, _GRACE)
+        if answer == {"rank": rank, "token": hello["token"]}:
+            return ""
+        return f"somebody else than rank {rank} answers at {address}. Fix: correct its address."
+
+    def _tell(self, writer: asyncio.StreamWriter, token: str) -> None:
+        self.messenger.send(writer, {"token": token, "problem": self._problem})
+
+    def _missing(self) -> str:
+        missing = sorted(set(range(1, len(self.workers))) - set(self._came))
+        where = ", ".join(self.workers[rank] for rank in missing[:8])
+        problem = f"{name_ranks(missing)} did not come to {self.workers[0]} in time ({where})."
+        if self.messenger.refused:
+            problem += (
+                f" {self.messenger.refused} messages were not signed with this job's secret. Fix: if they are the "
+                f"workers', start all of them with the same {SECRET}."
+            )
+        return problem
+
+
+class _OtherWorker(_Worker):
+    """A rank that goes to rank 0, answers its call, and hears what it found wrong."""
+
+    def __init__(self, workers: Sequence[str], rank: int, deadline: float, messenger: Messenger) -> None:
+        super().__init__(workers, rank, deadline, messenger)
+        self._token = secrets.token_hex(16)
+
+    async def meet(self) -> str:
+        """What is wrong; an empty text where all may start."""
+        unreachable = f"rank 0 cannot be reached at {self.workers[0]}. Fix: start it, and correct its address."
+        async with self._listening(self._answer):
+            try:
+                reader, writer = await self._connect(self.workers[0])
+            except OSError:
+                return unreachable
+            with contextlib.closing(writer):
+                return await self._ask(reader, writer, unreachable)
+
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unreachable: str) -> str:
+        question = await self.messenger.receive(reader, min(_GRACE, self.seconds_left))
+        if question is None:
+            return self._unanswered(unreachable)
+        hello = {"rank": self.rank, "token": self._token, "workers": self.workers, "nonce": question.get("nonce")}
+        self.messenger.send(writer, hello)
+        # Rank 0 calls back, and then says what is wrong, or at once. It waits no longer than until its own deadline.
+        verdict = await self.messenger.receive(reader, self.seconds_left + _GRACE + _LINGER)
+        if verdict is None or verdict.get("token") != self._token:
+            return self._unanswered("rank 0 ended. Look at what it said.")
+        problem = verdict.get("problem")
+        if problem == "":
+            self._keep(0, writer)
+            return ""
+        return "".join(letter if letter.isprintable() else "?" for letter in str(problem))
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        call = await self.messenger.receive(reader, _GRACE)
+        if call is not None and call.get("call") == self._token:
+            self.messenger.send(writer, {"rank": self.rank, "token": self._token})
+
+    def _unanswered(self, problem: str) -> str:
+        if not self.messenger.refused:
+            return problem
+        return (
+            f"what answers at {self.workers[0]} does not know this job's secret. Fix: start all workers with the same "
+            f"{SECRET}."
+        )
+
+
+def _listeners(workers: Sequence[str], rank: int) -> Iterator[socket.socket]:
+    """Sockets that listen where the list says, or everywhere, where its name is not that of an interface."""
+    address = workers[rank]
+    port = int(address.rpartition(":")[2])
+    try:
+        yield from _listen_at(_own_addresses(workers, rank), port) or _listen_everywhere(port)
     except OSError as error:
         why = os.strerror(error.errno or 0)
         raise DistributionError(
-            f"[rank {rank}] Port {port} of this machine cannot be opened for worker {rank}, {workers[rank]} "
-            f"({why}). To mend it: give each worker a free port of its own, and start each once."
+            f"[rank {rank}] Port {port} of this machine cannot be opened for worker {rank}, {address} ({why}). Fix: "
+            "give each worker a free port of its own, and start each once."
         ) from error
-    with listener:
-        yield listener
 
 
-def _gather(listener: socket.socket, workers: Sequence[str], deadline: float) -> str:
-    """Rank 0: waits for all, calls each back, and tells all what was found wrong; "" where nothing was."""
-    came: dict[int, socket.socket] = {}
-    problem = ""
-    with contextlib.ExitStack() as stack:
-        while len(came) < len(workers) - 1:
-            connection = _accept(listener, deadline)
-            if connection is None and problem:
-                break
-            if connection is None:
-                missing = sorted(set(range(1, len(workers))) - set(came))
-                where = ", ".join(workers[rank] for rank in missing[:8])
-                problem = f"{name_ranks(missing)} did not come to {workers[0]} in time ({where})."
-                break
-            stack.enter_context(connection)
-            hello = _receive(connection, min(deadline, time.monotonic() + _GRACE))
-            if hello is None:
-                continue  # a scan of the port, or a worker that ended
-            found = "" if problem else _greet(hello, workers, came, deadline)
-            if found:
-                # Those that come a little later hear of it, too.
-                problem, deadline = found, min(deadline, time.monotonic()) + _LINGER
-            if problem:
-                _send(connection, {"problem": problem})
-            else:
-                came[hello["rank"]] = connection
-        for connection in came.values():
-            _send(connection, {"problem": problem})
-    return problem
+def _own_addresses(workers: Sequence[str], rank: int) -> list[str]:
+    """The addresses to listen at; none where only listening everywhere is sure to be heard.
 
-
-def _greet(hello: dict[str, Any], workers: Sequence[str], came: dict[int, socket.socket], deadline: float) -> str:
-    """What is wrong with a worker that has come; "" where nothing is."""
-    rank = hello.get("rank")
-    if hello.get("workers") != list(workers):
-        return (
-            f"rank {rank} has another list of workers. Rank 0: {list(workers)}. Rank {rank}: {hello.get('workers')}. "
-            "To mend it: give every worker the same list."
-        )
-    if not isinstance(rank, int) or not 0 < rank < len(workers) or rank in came:
-        return f"two workers take themselves for rank {rank}. To mend it: start each worker of the list once."
+    Many machines know their own name as one of the loopback interface, at which the others could not reach them.
+    """
     try:
-        with _connect(workers[rank], deadline) as back:
-            _send(back, {"token": hello.get("token")})
-            if _receive(back, time.monotonic() + _GRACE) == {"rank": rank}:
-                return ""
-    except OSError as error:
-        return f"rank {rank} came, but cannot be reached at {workers[rank]} ({error}). To mend it: correct its address."
-    return f"somebody else than rank {rank} answers at {workers[rank]}. To mend it: correct its address."
-
-
-def _join(listener: socket.socket, workers: Sequence[str], rank: int, deadline: float) -> str:
-    """Another rank: goes to rank 0, answers its call, and hears what it found wrong."""
-    token = uuid.uuid4().hex
-    unreachable = f"rank 0 cannot be reached at {workers[0]}. To mend it: start it, and correct its address."
-    try:
-        connection = _connect(workers[0], deadline)
+        entries = socket.getaddrinfo(_host(workers[rank]), None, type=socket.SOCK_STREAM)
     except OSError:
-        return unreachable
-    with connection:
-        _send(connection, {"rank": rank, "token": token, "workers": list(workers)})
-        # Rank 0 calls back, and then says what is wrong, or at once. It waits no longer than until its own deadline.
-        while True:
-            ready, _, _ = select.select([connection, listener], [], [], max(0.0, deadline + _GRACE - time.monotonic()))
-            if not ready:
-                return unreachable
-            if connection in ready:
-                verdict = _receive(connection, deadline + _GRACE)
-                return "rank 0 ended. Look at what it said." if verdict is None else str(verdict.get("problem"))
-            called = _accept(listener, deadline)
-            if called is not None:
-                with called:
-                    if (_receive(called, time.monotonic() + _GRACE) or {}).get("token") == token:
-                        _send(called, {"rank": rank})
+        return []
+    addresses = sorted({str(entry[4][0]) for entry in entries})
+    on_loopback = any(_is_loopback(address) for address in addresses)
+    return [] if on_loopback and not is_on_this_machine(workers) else addresses
 
 
-def _connect(address: str, deadline: float) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    while True:
+def _listen_at(addresses: Sequence[str], port: int) -> list[socket.socket]:
+    listeners = []
+    for address in addresses:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
-            left = max(_RETRY, deadline - time.monotonic())
-            return socket.create_connection((host.strip("[]"), int(port)), timeout=left)
-        except OSError:
-            if time.monotonic() + _RETRY >= deadline:
+            listeners.append(socket.create_server((address, port), family=family, backlog=_CONNECTIONS))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                for listener in listeners:
+                    listener.close()
                 raise
-            time.sleep(_RETRY)
+    return listeners
 
 
-def _accept(listener: socket.socket, deadline: float) -> socket.socket | None:
-    listener.settimeout(max(0.0, deadline - time.monotonic()) or 1e-3)
+def _listen_everywhere(port: int) -> list[socket.socket]:
+    # Where both can be had, the others come by IPv6 or by IPv4, as the list says.
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return [socket.create_server(("", port), family=family, backlog=_CONNECTIONS, dualstack_ipv6=both)]
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        return listener.accept()[0]
-    except OSError:
-        return None
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
-def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # the other side is gone, which it finds out itself
-        connection.sendall(json.dumps({_MAGIC: message}).encode() + b"\n")
-
-
-def _receive(connection: socket.socket, deadline: float) -> dict[str, Any] | None:
-    """One message; None where none came, or something else."""
-    line = b""
-    try:
-        while not line.endswith(b"\n") and len(line) < _LONGEST:
-            connection.settimeout(max(0.0, deadline - time.monotonic()) or 1e-3)
-            part = connection.recv(4096)
-            if not part:
-                return None
-            line += part
-        message = json.loads(line)
-    except (OSError, ValueError):
-        return None
-    said = message.get(_MAGIC) if isinstance(message, dict) else None
-    return said if isinstance(said, dict) else None
+def _printable(value: object) -> str:
+    """What came from another process, for a log: no escape codes, no new lines, and not all of it where it is long."""
+    text = ascii(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -12,6 +12,8 @@ __all__ = ["Names"]
 
 _SAME = {"tensorflow.keras": "keras", "tensorflow.python.keras": "keras", "horovod.keras": "horovod.tensorflow.keras"}
 
+_LONGEST = 500  # characters of a name
+
 Value = str | ast.expr | None  # a module or what is imported from one; an expression; unknown
 
 
@@ -27,7 +29,9 @@ class _Scope:
         home: _Scope = self
         while name in home.outer and home.parent is not None:
             home = home.parent
-        home.values.setdefault(name, []).append(value)
+        values = home.values.setdefault(name, [])
+        if len(values) < 2 and value not in values:  # with two it stands for nothing known
+            values.append(value)
 
     def find(self, name: str) -> list[Value]:
         scope: _Scope | None = self
@@ -48,6 +52,7 @@ class Names(ast.NodeVisitor):
 
     def __init__(self, tree: ast.Module) -> None:
         self._scopes: dict[ast.AST, _Scope] = {}
+        self._resolved: dict[ast.AST, str | None] = {}
         self._scope = _Scope(None)
         self.visit(tree)
 
@@ -63,7 +68,7 @@ class Names(ast.NodeVisitor):
 
     def spelled(self, node: ast.AST) -> str | None:
         """The dotted name, as it is imported."""
-        return self._resolve(node, frozenset())
+        return self._resolve(node)
 
     def value(self, node: ast.expr) -> ast.expr:
         """The expression that a name was assigned, once; the node itself for anything else."""
@@ -76,21 +81,34 @@ class Names(ast.NodeVisitor):
             node = found[0]
         return node
 
-    def _resolve(self, node: ast.AST, seen: frozenset[ast.AST]) -> str | None:
-        if node in seen:
-            return None
-        seen |= {node}
-        if isinstance(node, ast.Attribute):
-            base = self._resolve(node.value, seen)
-            return None if base is None else f"{base}.{node.attr}"
-        if isinstance(node, ast.Call):
-            base = self._resolve(node.func, seen)
-            return None if base is None else f"{base}()"
-        if isinstance(node, ast.Name) and node in self._scopes:
-            values = set(self._scopes[node].find(node.id))
-            value = values.pop() if len(values) == 1 else None
-            return self._resolve(value, seen) if isinstance(value, ast.expr) else value
-        return None
+    def _resolve(self, node: ast.AST) -> str | None:
+        """Follows names to what they were assigned; each node is resolved once, however long the script is."""
+        trail: dict[ast.AST, str] = {}  # the nodes passed, and what each adds to the name of the next
+        name: str | None = None
+        while node not in trail:
+            if node in self._resolved:
+                name = self._resolved[node]
+                break
+            if isinstance(node, ast.Attribute):
+                trail[node], node = f".{node.attr}", node.value
+            elif isinstance(node, ast.Call):
+                trail[node], node = "()", node.func
+            else:
+                value = self._known(node)
+                trail[node] = ""
+                if not isinstance(value, ast.expr):
+                    name = value
+                    break
+                node = value
+        for passed, addition in reversed(trail.items()):
+            name = None if name is None or len(name) > _LONGEST else name + addition
+            self._resolved[passed] = name
+        return name
+
+    def _known(self, node: ast.AST) -> Value:
+        """What a name stands for, where it stands for one thing."""
+        values = self._scopes[node].find(node.id) if isinstance(node, ast.Name) and node in self._scopes else []
+        return values[0] if len(values) == 1 else None
 
     # -- reading the module ------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
@@ -177,11 +178,12 @@ def _curve(value: Any) -> list[Point]:
 def _multipliers(run: Run, index: int) -> Series:
     """Stairs. The multiplier of a record is the one at the epoch's end, before what is decided there."""
     factors = [(mark.at, number(mark.decision.get("multiplier"))) for mark in marks([run])]
-    changes = [(at, factor) for at, factor in factors if at is not None and factor]
+    changes = [(at, factor) for at, factor in factors if at is not None and factor]  # in order
+    times = [at for at, _ in changes]
     points: list[Point] = []
     for i, epoch in enumerate(run.epochs):
         begin, value = epoch_of(epoch, i), number(epoch.get(_MULTIPLIER))
-        within = [(at, factor) for at, factor in changes if begin < at < begin + 1]
+        within = changes[bisect.bisect_right(times, begin) : bisect.bisect_left(times, begin + 1)]
         steps: list[Point] = [(begin + 1, value)]
         for at, factor in reversed(within):
             steps.append((at, value))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from distlr.errors import DistributionError
 from distlr.strategies.batches import split_batches
 
 __all__ = ["MultiWorker", "addresses_of", "connect_workers", "mend", "slurm_workers"]
 
-_FIRST_PORT, _PORTS_A_JOB, _PORTS = 12_000, 16, 1_000  # below the range from which systems give ports away
+_SLURM_PORTS = range(12_000, 32_000)  # below the range from which systems give ports away
 
 _OFF = tf.data.experimental.AutoShardPolicy.OFF
 
@@ -101,6 +103,7 @@ def connect_workers(addresses: Sequence[str], rank: int, timeout: float) -> tf.d
         num_accelerators={"GPU": len(gpus)},
         rpc_layer="grpc",
     )
+    _bear_suspension(addresses, timeout)
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=kinds.NCCL if gpus else kinds.RING, timeout_seconds=timeout
     )
@@ -111,6 +114,21 @@ def connect_workers(addresses: Sequence[str], rank: int, timeout: float) -> tf.d
             f"[rank {rank}] TensorFlow had started before it could be told of the other workers ({error}). To mend it: "
             "call distlr.init before the first TensorFlow operation."
         ) from error
+
+
+def _bear_suspension(addresses: Sequence[str], timeout: float) -> None:
+    """Takes no worker for lost that does not answer for a while: `timeout` seconds, in place of TensorFlow's ten.
+
+    Schedulers suspend processes (SIGSTOP), and a process of Python's may be busy for some seconds.
+    """
+    # Where the module of this message stands differs by TensorFlow's version.
+    jobs = tf.compat.v1.ConfigProto().experimental.coordination_config.coordinated_job_list
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        coordinated_jobs=[jobs.add(name="worker", num_tasks=len(addresses))],
+        heartbeat_timeout_in_ms=round(timeout * 1000),
+    )
 
 
 def mend(strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
@@ -132,16 +150,36 @@ def addresses_of(strategy: tf.distribute.Strategy) -> tuple[list[str], int]:
     return found, starts.get(resolver.task_type, 0) + (resolver.task_id or 0) if found else 0
 
 
-def slurm_workers(tasks: int) -> list[str]:
-    """The addresses of the tasks of the Slurm step, in the order of its ranks; the ports follow from the job's number.
+def slurm_workers(tasks: int, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The addresses of the tasks of the Slurm step, in the order of its ranks.
+
+    The ports follow from the numbers of job, restart and step, by a digest: two jobs on one node have other ports, but
+    for one pair in some hundreds, of which one job ends with an error that says so.
 
     Args:
         tasks: how many there are.
+        environ: with Slurm's variables.
     """
-    first = _FIRST_PORT + int(os.environ.get("SLURM_JOB_ID", 0)) % _PORTS * _PORTS_A_JOB
     # It lists a node's tasks by their GPUs; as many as tasks, so that none is left out. It sets nothing here.
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-        {"worker": tasks}, port_base=first, gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False
+        {"worker": tasks},
+        port_base=first_slurm_port(tasks, environ),
+        gpus_per_node=tasks,
+        gpus_per_task=1,
+        auto_set_gpu=False,
     )
     workers: list[str] = resolver.cluster_spec().as_dict()["worker"]
     return workers
+
+
+def first_slurm_port(tasks: int, environ: Mapping[str, str]) -> int:
+    """The first of the ports that a node's tasks count up from, the same on all nodes of the step.
+
+    Args:
+        tasks: of the step: as many as there may be on one node.
+        environ: with Slurm's variables.
+    """
+    names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
+    digest = hashlib.sha256(" ".join(environ.get(name, "0") for name in names).encode()).digest()
+    blocks = max(1, len(_SLURM_PORTS) // tasks)
+    return _SLURM_PORTS[int.from_bytes(digest[:8], "big") % blocks * tasks]

@@ -35,7 +35,7 @@ class Watchdog:
             self._begun = tf.Variable(0, trainable=False, dtype=tf.int64, aggregation=first)
             self._ended = tf.Variable(0, trainable=False, dtype=tf.int64, aggregation=first)
         self._thread: threading.Thread | None = None
-        self._seen, self._since = (0, 0), 0.0
+        self._seen, self._looked, self._waited = (0, 0), 0.0, 0.0
 
     def watched(self, reduce: Callable[..., list[Any]], tensors: Sequence[tf.Tensor]) -> list[Any]:
         """In a replica: `reduce(tensors, options=)` without TensorFlow's own bound, counted.
@@ -63,16 +63,25 @@ class Watchdog:
         """How many such waits have begun, and how many have ended."""
         return int(self._begun.numpy()), int(self._ended.numpy())
 
+    @property
+    def pause(self) -> float:
+        """Seconds between two looks at the counts."""
+        return min(5.0, self.timeout / 10)
+
     def is_stuck(self, now: float) -> bool:
         """Whether one has begun and not ended, and nothing has moved for the whole time, as far as it was asked.
+
+        Between two looks at most two pauses count: the rest is time in which this process was suspended, and so, where
+        a scheduler does that, were the others.
 
         Args:
             now: seconds, by a clock that never goes back.
         """
         counts = self.counts()
-        if counts != self._seen or counts[0] == counts[1]:
-            self._seen, self._since = counts, now
-        return now - self._since > self.timeout
+        passed, self._looked = min(now - self._looked, 2 * self.pause), now
+        is_waiting = counts == self._seen and counts[0] != counts[1]
+        self._seen, self._waited = counts, self._waited + passed if is_waiting else 0.0
+        return self._waited > self.timeout
 
     def end(self) -> None:
         """Ends the collectives: the update raises, and so does all that would wait for workers after it."""
@@ -89,7 +98,7 @@ def _watch(reference: weakref.ref[Watchdog]) -> None:
         if watchdog.is_stuck(time.monotonic()):
             watchdog.end()
             return
-        pause = min(5.0, watchdog.timeout / 10)
+        pause = watchdog.pause
         del watchdog  # which may end with its strategy
         time.sleep(pause)
 

@@ -140,6 +140,18 @@ BAD = {
         ["task.index", "below the 3 of cluster.worker"],
     ),
     "index missing": (tf_config("worker", None, worker=WORKERS), ["task.index"]),
+    "size of many digits": (env(OMPI, 0, "9" * 5000, 0, 1), ["OMPI_COMM_WORLD_SIZE='999", "integer"]),
+    "digits of another script": (env(HVD, "\u0661", 2, 0, 1), ["HOROVOD_RANK="]),
+    "underscored": (env(HVD, 1, "1_0", 0, 1), ["HOROVOD_SIZE='1_0'"]),
+    "Slurm nodes beyond the tasks": (step(0, 2, 0, 0, "2(x999999999)"), ["SLURM_STEP_TASKS_PER_NODE=", "2 nodes"]),
+    "Slurm tasks of many digits": (step(0, 2, 0, 0, "9" * 5000), ["SLURM_STEP_TASKS_PER_NODE='999"]),
+    "a Slurm command": (step(0, 2, 0, 0, "$(id)"), ["SLURM_STEP_TASKS_PER_NODE='$(id)'"]),
+    "deep TF_CONFIG": ({"TF_CONFIG": "[" * 100_000}, ["TF_CONFIG='[[[", "must be JSON"]),
+    "index of many digits": (tf_config("worker", "9" * 5000, worker=WORKERS), ["task.index"]),
+    "infinite index": (
+        {"TF_CONFIG": '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1e400}}'},
+        ["task.index"],
+    ),
     "parameter server": (tf_config("ps", 0, ps=["p:1"], worker=WORKERS), ["task.type", "'ps'"]),
 }
 
@@ -150,3 +162,4 @@ def test_malformed(environ, parts):
         detect(environ)
     for part in [*parts, "To mend it: "]:
         assert part in str(info.value)
+    assert len(str(info.value)) < 2000

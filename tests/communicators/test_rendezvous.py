@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import pathlib
 import socket
 import threading
 import time
@@ -11,16 +13,17 @@ import pytest
 
 from distlr.cli.local_workers import free_addresses
 from distlr.communicators.rendezvous import check_addresses, meet
+from distlr.communicators.signed_messages import Messenger
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError
 
 
-def _meet(places: Sequence[tuple[Sequence[str], int]], timeout: float) -> list[str]:
-    """What each of these workers hears: "" where all met."""
+def _meet(places: Sequence[tuple[Sequence[str], int]], timeout: float, secrets: Sequence[str] = ()) -> list[str]:
+    """What each of these workers hears: "" where all met. `secrets`: of each of them."""
     heard = [""] * len(places)
 
     def worker(number: int, workers: Sequence[str], rank: int) -> None:
         try:
-            meet(workers, rank, timeout)
+            meet(workers, rank, timeout, secrets[number] if secrets else "")
         except DistributionError as error:
             heard[number] = str(error)
 
@@ -126,6 +129,138 @@ def test_what_is_no_worker_is_passed_over(workers) -> None:
     assert heard == [""]
 
 
+def _forged(**hello: object) -> bytes:
+    return Messenger().encode({"token": "t", "nonce": "n", "workers": [], **hello})
+
+
+HOSTILE = [
+    b"",
+    b"\n",
+    b"[" * 200_000 + b"\n",
+    b"9" * 200_000 + b"\n",
+    b"x" * 3_000_000,
+    b"\xff\xfe\x00\n",
+    b"GET / HTTP/1.0\r\n\r\n",
+    b'{"distlr": 3, "signature": 4}\n',
+    b'{"distlr": "[[[[", "signature": ""}\n',
+    _forged(rank=1),
+    _forged(rank="\x1b[31mred\nline"),
+    _forged(rank=[1]),
+    _forged(rank=10**300),
+    _forged(rank=True, workers=None),
+    Messenger().encode({"call": "t"}),
+    Messenger().encode({"token": "t", "problem": "\x1b[31mforged"}),
+]
+
+
+def _disturb(addresses: Sequence[str], stop: threading.Event, count: int = 200) -> threading.Thread:
+    """Sends `count` hostile messages to the addresses, in turn; every third connection says nothing and stays open."""
+
+    def run() -> None:
+        with contextlib.ExitStack() as stack:
+            for number in range(count):
+                if stop.is_set():
+                    return
+                host, _, port = addresses[number % len(addresses)].rpartition(":")
+                with contextlib.suppress(OSError):
+                    connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=1))
+                    connection.settimeout(1)
+                    if number % 3:
+                        connection.sendall(HOSTILE[number % len(HOSTILE)])
+                time.sleep(0.005)
+            stop.wait(20)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("first", [0, 2], ids=["rank 0 waits for the others", "the others wait for rank 0"])
+def test_strangers_do_not_keep_workers_from_meeting(workers, first) -> None:
+    """While one worker waits for the others, and while all meet."""
+    stop, heard = threading.Event(), []
+    secrets = ["of the job"] * 3
+    waiting = threading.Thread(target=lambda: heard.extend(_meet([(workers, first)], 30, secrets)), daemon=True)
+    disturber = _disturb(workers, stop)
+    waiting.start()
+    time.sleep(1)
+    others = [rank for rank in range(3) if rank != first]
+    assert _meet([(workers, rank) for rank in others], 30, secrets) == ["", ""]
+    waiting.join(60)
+    stop.set()
+    disturber.join(30)
+    assert heard == [""]
+
+
+def test_what_a_stranger_says_is_printable_in_a_log(workers) -> None:
+    """Without a secret a forged hello is an error; its text must not reach a terminal raw."""
+    heard: list[str] = []
+    waiting = threading.Thread(target=lambda: heard.extend(_meet([(workers, 0)], 10)), daemon=True)
+    waiting.start()
+    host, _, port = workers[0].rpartition(":")
+    with _connected(host, int(port)) as connection, connection.makefile("rwb") as stream:
+        nonce = Messenger().decode(stream.readline())["nonce"]
+        hello = {"token": "t", "nonce": nonce, "rank": "\x1b[31m\n", "workers": ["\x1b]0;title\x07" * 500]}
+        stream.write(Messenger().encode(hello))
+        stream.flush()
+        waiting.join(30)
+    assert "has another list of workers" in heard[0]
+    assert heard[0].isprintable()
+    assert len(heard[0]) < 3000
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=10)
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_a_hello_that_was_recorded_is_worth_nothing(workers) -> None:
+    """Signed with the job's secret, but for another meeting: it answers no question of this one."""
+    secrets = ["of the job"] * 3
+    recorded = Messenger("of the job").encode({"rank": 1, "token": "old", "nonce": "old", "workers": ["another:1"]})
+    heard: list[str] = []
+    waiting = threading.Thread(target=lambda: heard.extend(_meet([(workers, 0)], 20, secrets)), daemon=True)
+    waiting.start()
+    host, _, port = workers[0].rpartition(":")
+    with _connected(host, int(port)) as connection:
+        connection.sendall(recorded)
+        assert _meet([(workers, 1), (workers, 2)], 20, secrets) == ["", ""]
+    waiting.join(30)
+    assert heard == [""]
+
+
+def test_workers_of_two_secrets_do_not_meet_and_hear_why(workers) -> None:
+    first, second = _meet([(workers[:2], 0), (workers[:2], 1)], 2, ["one", "two"])
+    assert "rank 1 did not come" in first
+    assert "does not know this job's secret" in second or "not signed with this job's secret" in second
+
+
+def test_workers_of_this_machine_listen_on_it_alone() -> None:
+    workers = [address.replace("localhost", "127.0.0.1") for address in free_addresses(2)]
+    listening: list[str] = []
+
+    def look() -> None:
+        """The state of TCP sockets in Linux: a listening one has the state 0A."""
+        port = f"{int(workers[0].rpartition(':')[2]):04X}"
+        deadline = time.monotonic() + 5
+        while not listening and time.monotonic() < deadline:
+            for table in ("tcp", "tcp6"):
+                rows = [row.split() for row in pathlib.Path("/proc/net", table).read_text().splitlines()[1:]]
+                listening.extend(row[1] for row in rows if row[1].endswith(f":{port}") and row[3] == "0A")
+            time.sleep(0.02)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    _meet([(workers, 0)], 1)
+    looking.join(10)
+    assert [address.partition(":")[0] for address in listening] == ["0100007F"]
+
+
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
@@ -136,6 +271,9 @@ def test_what_is_no_worker_is_passed_over(workers) -> None:
         (["a:b"], ConfigurationError, "host:port"),
         (["a:0"], ConfigurationError, "host:port"),
         (["a:65536"], ConfigurationError, "host:port"),
+        (["a:+1"], ConfigurationError, "host:port"),
+        (["a:\u0661\u0662"], ConfigurationError, "host:port"),
+        (["a:" + "9" * 5000], ConfigurationError, "host:port"),
         ([None], ConfigurationError, "host:port"),
         (["a:1", "b:1", "a:1"], ConfigurationError, "stands twice"),
     ],

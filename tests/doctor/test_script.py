@@ -363,3 +363,29 @@ def test_a_script_is_never_run(tmp_path, capsys) -> None:
     path.write_text("print('run')\nraise SystemExit(3)\n")
     read(path)
     assert capsys.readouterr().out == ""
+
+
+CHAINS = {
+    "the same line": "x = 1\n",
+    "names": "x{i} = 1\n",
+    "calls": "print(x)\n",
+    "a chain": "x{i} = x{before}\nx{i}.fit()\n",
+}
+
+
+@pytest.mark.parametrize("line", CHAINS.values(), ids=CHAINS)
+def test_a_long_script_costs_as_much_a_line_as_a_short_one(tmp_path, load_helper, line) -> None:
+    operations_of = load_helper(Path(__file__).parents[1] / "_operations.py").operations_of
+    costs = []
+    for count in (200, 800):
+        script = tmp_path / f"{count}.py"
+        script.write_text("".join(line.format(i=i, before=i - 1) for i in range(count)))
+        costs.append(operations_of(lambda script=script: read(script)))
+    assert costs[1] < 5 * costs[0]
+
+
+def test_a_name_is_followed_however_long_the_way(tmp_path) -> None:
+    script = tmp_path / "train.py"
+    names = "".join(f"hvd{i + 1} = hvd{i}\n" for i in range(3000))
+    script.write_text(f"import horovod.tensorflow.keras as hvd0\n{names}opt = hvd3000.DistributedOptimizer(1)\n")
+    assert any("averages nothing" in finding.found for finding in read(script))

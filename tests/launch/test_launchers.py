@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 
 import pytest
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
-HOSTS = [["-H", "a:1,b:1"], ["--hosts", "a:1,b:1"], ["-hostfile", "names"], ["--hostfile", "names"]]
+HOSTS = [
+    ["-H", "a:1,b:1"],
+    ["-Ha:1,b:1"],
+    ["--host", "a:1,b:1"],
+    ["--hosts=a:1,b:1"],
+    ["-hostfile", "names"],
+    ["--hostfile", "names.py"],
+]
 
 
 def handed_on(tmp_path: pathlib.Path, launcher: str, *options: str) -> str:
@@ -38,3 +46,17 @@ def test_hosts_are_several_machines_however_they_are_written(tmp_path, launcher,
     assert f"-np 2 {' '.join(options)} " in words
     assert "--network-interface" not in words
     assert words.endswith("train.py --epochs 3 oversubscribe=\n")
+
+
+def test_a_script_that_finds_the_hosts_is_not_the_one_to_start(tmp_path) -> None:
+    words = handed_on(tmp_path, "horovodrun", "--min-np", "1", "--host-discovery-script", "hosts.py")
+    assert re.search(r"--host-discovery-script hosts.py \S*python\S* train.py --epochs 3", words)
+    assert "--network-interface" not in words
+
+
+@pytest.mark.parametrize("launcher", ["horovodrun", "mpirun"])
+def test_a_value_that_speaks_of_a_host_names_none(tmp_path, launcher) -> None:
+    option = {"horovodrun": ["--timeline-filename", "ghost.json"], "mpirun": ["-x", "DATA=host.py"]}[launcher]
+    words = handed_on(tmp_path, launcher, *option)
+    assert f"{' '.join(option)} " in words
+    assert "train.py --epochs 3 oversubscribe=1" in words

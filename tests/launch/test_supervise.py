@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -48,6 +49,53 @@ def test_the_tries_are_bounded(tmp_path) -> None:
     assert code == 9
     assert (tmp_path / "runs").read_text().split() == ["run"] * 3
     assert "that was try 3 of 3, and the last" in output
+
+
+@pytest.mark.parametrize(
+    ("number", "arrives_as"),
+    [(signal.SIGHUP, "TERM"), (signal.SIGTERM, "TERM"), (signal.SIGINT, "INT"), (signal.SIGQUIT, "QUIT")],
+)
+def test_what_ends_the_script_ends_the_job(tmp_path, number, arrives_as) -> None:
+    """A closed terminal as well: the job must not go on without anybody to watch it."""
+    job = f"trap 'echo {arrives_as} > {tmp_path}/heard; exit 9' {arrives_as}; echo $$ > {tmp_path}/pid; "
+    process = supervise("bash", "-c", job + "for i in {1..400}; do sleep 0.05; done")
+    pid = int(wait_for(tmp_path / "pid"))
+    process.send_signal(number)
+    assert ended(process)[0] == 9
+    assert wait_for(tmp_path / "heard") == arrives_as
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_request_for_a_checkpoint_goes_to_those_that_listen(tmp_path) -> None:
+    """SIGUSR1 ends neither the script nor a process of the job that does not listen, as horovodrun does not."""
+    deaf = [sys.executable, "-c", "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"]
+    listener = [
+        sys.executable,
+        "-c",
+        "import pathlib, signal, sys, time\n"
+        "folder, heard = pathlib.Path(sys.argv[1]), []\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))\n"
+        "(folder / 'ready').write_text('1')\n"
+        "while not heard: time.sleep(0.02)\n"
+        "(folder / 'heard').write_text('1')",
+        str(tmp_path),
+    ]
+    process = supervise("--tries", "1", *deaf, *listener)
+    wait_for(tmp_path / "ready")
+    process.send_signal(signal.SIGUSR1)
+    assert ended(process)[0] == 0
+    assert wait_for(tmp_path / "heard") == "1"
+
+
+def test_numbers_are_decimal(tmp_path) -> None:
+    code, output = ended(supervise("--tries", "2", "--pause", "00", "sh", "-c", "exit 9"))
+    assert (code, "try 2 of 2 in 0 s" in output) == (9, True)
+    process = supervise("--tries", "2", "--pause", "08", "sh", "-c", f"echo run >> {tmp_path}/runs; exit 9")
+    wait_for(tmp_path / "runs")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert "in 8 s" in ended(process)[1]
 
 
 @pytest.mark.parametrize("while_pausing", [False, True])
@@ -96,7 +144,10 @@ def test_what_the_job_leaves_behind_is_ended(tmp_path) -> None:
     pytest.fail(f"process {pid} is still there")
 
 
-@pytest.mark.parametrize("words", [[], ["--tries", "0", "true"], ["--pause", "x", "true"], ["--unknown", "1", "true"]])
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--tries", "0", "true"], ["--pause", "x", "true"], ["--unknown", "1", "true"], ["--tries", "9" * 20, "true"]],
+)
 def test_the_usage(words) -> None:
     code, output = ended(supervise(*words))
     assert code == 2

@@ -45,18 +45,30 @@ def test_a_wait_that_does_not_end_is_ended(ended) -> None:
 
 def test_only_a_wait_in_which_nothing_moves_for_the_whole_time_is_stuck() -> None:
     dog = Watchdog(10.0, rank=1)
-    assert not dog.is_stuck(1000.0)  # nothing has begun
+
+    def stuck_at(first: int, last: int) -> list[bool]:
+        return [dog.is_stuck(float(second)) for second in range(first, last + 1)]  # a look each second
+
+    assert not any(stuck_at(1000, 1020))  # nothing has begun
     dog._begun.assign_add(1)
-    assert not dog.is_stuck(1001.0)
-    assert not dog.is_stuck(1011.0)
+    assert not any(stuck_at(1021, 1031))
     dog._ended.assign_add(1)
     dog._begun.assign_add(1)  # the next wait, in the moment in which the last one ended
-    assert not dog.is_stuck(1012.0)
-    assert not dog.is_stuck(1022.0)
-    assert dog.is_stuck(1022.1)
+    assert not any(stuck_at(1032, 1042))
+    assert dog.is_stuck(1043.0)
     dog._ended.assign_add(1)
-    assert not dog.is_stuck(1023.0)
-    assert not dog.is_stuck(9999.0)  # an epoch's validation, or a checkpoint
+    assert not any(stuck_at(1044, 1099))  # an epoch's validation, or a checkpoint
+
+
+def test_time_in_which_the_process_was_suspended_does_not_count() -> None:
+    """SIGSTOP for an hour in an update that waits: at SIGCONT the others, suspended too, need their time to go on."""
+    dog = Watchdog(10.0, rank=1)
+    dog._begun.assign_add(1)
+    assert not dog.is_stuck(1000.0)
+    assert not dog.is_stuck(1001.0)
+    assert not dog.is_stuck(4601.0)
+    assert not any(dog.is_stuck(4601.0 + second) for second in range(1, 8))
+    assert dog.is_stuck(4610.0)
 
 
 def test_the_thread_ends_with_the_watchdog() -> None:

@@ -1,0 +1,79 @@
+"""Messages between the workers of one job over plain sockets: a line of JSON each, signed where they share a secret.
+
+Nothing that comes is trusted: it is read within a bounded time, up to a bounded length, and it is only JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["SECRET", "Messenger"]
+
+SECRET = "DISTLR_SECRET"
+"""The environment variable with the secret that all workers of a job share."""
+
+LONGEST = 2**20
+"""Bytes of a message, with which workers of some ten thousand addresses can name them all."""
+
+_MAGIC = "distlr"
+
+
+class Messenger:
+    """Writes and reads the messages of one job.
+
+    A message is `{"distlr": text, "signature": HMAC-SHA256 of the text}`, the text being JSON itself. What answers a
+    question repeats a random number of the question's, so that a message that was recorded earlier is worth nothing.
+
+    Args:
+        secret: what all workers share; with an empty one every well-formed message is taken.
+    """
+
+    def __init__(self, secret: str = "") -> None:
+        self.secret = secret
+        self.refused = 0
+        """How many messages were not signed with the secret."""
+
+    def encode(self, message: Mapping[str, Any]) -> bytes:
+        """A message as the line that is sent."""
+        text = json.dumps(message)
+        return json.dumps({_MAGIC: text, "signature": self._signature(text)}).encode() + b"\n"
+
+    def decode(self, line: bytes) -> dict[str, Any] | None:
+        """The message of a line; None where it is none, or is not signed with the secret.
+
+        >>> ours, theirs = Messenger("secret"), Messenger("another")
+        >>> ours.decode(ours.encode({"rank": 1})), ours.decode(theirs.encode({"rank": 1})), ours.decode(b"GET /")
+        ({'rank': 1}, None, None)
+        """
+        try:
+            envelope = json.loads(line)
+            text, signature = envelope[_MAGIC], envelope["signature"]
+            if not (isinstance(text, str) and isinstance(signature, str)):
+                return None
+            if not hmac.compare_digest(signature.encode(), self._signature(text).encode()):
+                self.refused += 1
+                return None
+            message = json.loads(text)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return message if isinstance(message, dict) else None
+
+    async def receive(self, reader: asyncio.StreamReader, seconds: float) -> dict[str, Any] | None:
+        """The next message of a connection; None where none comes in time, or something else."""
+        try:
+            return self.decode(await asyncio.wait_for(reader.readuntil(b"\n"), max(0.0, seconds)))
+        except (asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
+            return None
+
+    def send(self, writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
+        """Sends a message, for as long as the other side is there, which finds out itself when it is not."""
+        if not writer.is_closing():
+            writer.write(self.encode(message))
+
+    def _signature(self, text: str) -> str:
+        return hmac.new(self.secret.encode(), text.encode(), hashlib.sha256).hexdigest() if self.secret else ""
