@@ -55,7 +55,9 @@ def _weight_digests(model: Any) -> dict[str, str]:
     }
 
 
-def compare_ranks(communicator: Communicator, states: Sequence[dict[str, Any]], model: Any, *, when: str) -> None:
+def compare_ranks(
+    communicator: Communicator, states: Sequence[dict[str, Any]], model: Any, *, when: str, advice: str = ""
+) -> None:
     """Raises where the ranks' states differ; every rank has the same states, so all raise or none does.
 
     Args:
@@ -63,6 +65,7 @@ def compare_ranks(communicator: Communicator, states: Sequence[dict[str, Any]], 
         states: what `rank_state` gave, by rank.
         model: whose weights they are.
         when: what was compared, for the message.
+        advice: what to do besides.
 
     Raises:
         ReplicaDivergenceError: with a line a field: which ranks have which value.
@@ -79,9 +82,10 @@ def compare_ranks(communicator: Communicator, states: Sequence[dict[str, Any]], 
             if len({digests.get(name) for digests in named}) > 1
         ]
     table = "\n  ".join(lines)
+    found = "look for what changes the rate or the weights on some ranks only"
     raise ReplicaDivergenceError(
         f"[rank {communicator.rank}] The ranks are no longer one training at {when}. They differ in:\n  {table}\nTo "
-        "mend it: go back to the last checkpoint, and look for what changes the rate or the weights on some ranks only."
+        f"mend it: go back to the last checkpoint, and {found}.{advice}"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from distlr.broadcast import broadcast_state
 from distlr.callbacks.base import JobCallback
+from distlr.digest import compare_ranks, rank_state
 
 __all__ = ["BroadcastState"]
 
@@ -20,7 +21,8 @@ class BroadcastState(JobCallback):
     rank on purpose where the script seeds them so (dropout draws another mask on each rank), and of metrics.
 
     It comes last, so that rank 0 has loaded by then what a callback loads. It also refuses ranks
-    that built different models, have different numbers of steps an epoch, or other callbacks that talk to each other.
+    that built different models or have different numbers of steps an epoch. Once the training has ended it compares the
+    ranks a last time: a callback may change the weights in `on_train_end`.
 
     `job.callbacks` adds it on several ranks. Here they are threads:
 
@@ -39,15 +41,23 @@ class BroadcastState(JobCallback):
     True
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.callbacks: list[str] = []
-
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Compares and broadcasts. Collective."""
         params = self.params or {}
-        terms = {"steps an epoch": params.get("steps"), "epochs": params.get("epochs"), "callbacks": self.callbacks}
+        terms = {"steps an epoch": params.get("steps"), "epochs": params.get("epochs")}
         broadcast_state(self.communicator, self.model, self.model.optimizer, terms)
         # What a restoring callback sets for `fit`, on the one rank that has read the file.
         first = self.communicator.broadcast_json(getattr(self.model, "_initial_epoch", None), tag="the first epoch")
         self.model._initial_epoch = first
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Compares the ranks after the last callback. Collective."""
+        local_state = rank_state(self.model, self.model.optimizer)
+        all_ranks = self.communicator.gather_json(local_state, tag="replicas after fit's last callback")
+        compare_ranks(
+            self.communicator,
+            all_ranks,
+            self.model,
+            when="the end of fit, after its last callback",
+            advice=" A callback that changes weights as the training ends must be given on every rank.",
+        )
