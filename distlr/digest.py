@@ -17,9 +17,16 @@ from distlr.optimizer import ScaledOptimizer, inner, rate_of
 __all__ = ["compare_ranks", "rank_state", "weights_digests"]
 
 
-def weights_digests(model: Any, strategy: tf.distribute.Strategy) -> list[str]:
-    """SHA-256 of all weights, one digest for each replica of this process, over that replica's own copy."""
-    copies = [strategy.experimental_local_results(variable.value) for variable in model.weights]
+def weights_digests(model: Any, strategy: tf.distribute.Strategy, *, trained_alone: bool = False) -> list[str]:
+    """SHA-256 of all weights, one digest for each replica of this process, over that replica's own copy.
+
+    Args:
+        model: whose weights.
+        strategy: whose replicas.
+        trained_alone: leave out the weights that are not trained.
+    """
+    weights = model.trainable_weights if trained_alone else model.weights
+    copies = [strategy.experimental_local_results(variable.value) for variable in weights]
     replicas = max(map(len, copies), default=1)
     hashes = [hashlib.sha256() for _ in range(replicas)]
     for own in copies:
@@ -29,8 +36,8 @@ def weights_digests(model: Any, strategy: tf.distribute.Strategy) -> list[str]:
     return [replica.hexdigest() for replica in hashes]
 
 
-def rank_state(model: Any, optimizer: Any) -> dict[str, Any]:
-    """What must be equal on every rank, as JSON: numbers with all their bits, and digests."""
+def rank_state(model: Any, optimizer: Any, *, trained_alone: bool = False) -> dict[str, Any]:
+    """What must be equal on every rank, as JSON: numbers with all their bits, and digests; see `weights_digests`."""
     optimizer = inner(optimizer)
     state: dict[str, Any]
     if isinstance(optimizer, ScaledOptimizer):
@@ -44,7 +51,7 @@ def rank_state(model: Any, optimizer: Any) -> dict[str, Any]:
         }
     else:
         state = {"iterations": int(optimizer.iterations.numpy()), "learning rate": rate_of(optimizer).hex()}
-    return state | {"weights": weights_digests(model, model.distribute_strategy)}
+    return state | {"weights": weights_digests(model, model.distribute_strategy, trained_alone=trained_alone)}
 
 
 def _weight_digests(model: Any) -> dict[str, str]:

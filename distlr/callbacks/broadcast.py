@@ -6,9 +6,10 @@ from typing import Any
 
 from distlr.broadcast import broadcast_state
 from distlr.callbacks.base import JobCallback
+from distlr.communicators import Communicator
 from distlr.digest import compare_ranks, rank_state
 
-__all__ = ["BroadcastState"]
+__all__ = ["BroadcastState", "compare_at_end"]
 
 
 class BroadcastState(JobCallback):
@@ -52,12 +53,26 @@ class BroadcastState(JobCallback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Compares the ranks after the last callback. Collective."""
-        local_state = rank_state(self.model, self.model.optimizer)
-        all_ranks = self.communicator.gather_json(local_state, tag="replicas after fit's last callback")
-        compare_ranks(
-            self.communicator,
-            all_ranks,
-            self.model,
-            when="the end of fit, after its last callback",
-            advice=" A callback that changes weights as the training ends must be given on every rank.",
-        )
+        compare_at_end(self.communicator, self.model)
+
+
+def compare_at_end(communicator: Communicator, model: Any, *, trained_alone: bool = False) -> None:
+    """Refuses ranks that a callback made different as the training ended. Collective.
+
+    Args:
+        communicator: the job's.
+        model: that was trained.
+        trained_alone: leave out the weights that are not trained.
+
+    Raises:
+        ReplicaDivergenceError: on every rank.
+    """
+    local_state = rank_state(model, model.optimizer, trained_alone=trained_alone)
+    all_ranks = communicator.gather_json(local_state, tag="replicas after fit's last callback")
+    compare_ranks(
+        communicator,
+        all_ranks,
+        model,
+        when="the end of fit, after its last callback",
+        advice=" A callback that changes weights as the training ends must be given on every rank.",
+    )

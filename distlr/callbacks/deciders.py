@@ -45,7 +45,7 @@ _BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", 
 
 
 def configurations(callbacks: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """What must be the same on every rank: the known deciders and distlr's callbacks, with what they decide by, as JSON.
+    """What must be the same on every rank, as JSON: known deciders and distlr's callbacks, with what they decide by.
 
     By their class; a second one of a class is "... (2)".
 

@@ -38,6 +38,8 @@ class ReplicaGuard(JobCallback):
     ['Audit', 'FollowEpochs', 'LearningRateLogger', 'BadNumbers', 'ReplicaGuard']
     """
 
+    trained_alone = False  # whether weights that are not trained may differ
+
     def __init__(self, every: int | None = None) -> None:
         super().__init__()
         self.every = None if every is None else positive_integer("every", every)
@@ -120,7 +122,8 @@ class ReplicaGuard(JobCallback):
         requested = exchange is not None and exchange.requested("stop")
         stop = bool(self.model.stop_training or self._stop_at_end or requested)
         asked = bool(self._stop_at_end or requested or (stop and not self._agreed()))
-        local = {"stop": stop, "asked": asked, "state": rank_state(self.model, self.model.optimizer)}
+        state = rank_state(self.model, self.model.optimizer, trained_alone=self.trained_alone)
+        local = {"stop": stop, "asked": asked, "state": state}
         all_ranks = self.communicator.gather_json(local, tag=f"replicas at {when}")
         compare_ranks(self.communicator, [rank["state"] for rank in all_ranks], self.model, when=when)
         if at_end and any(rank["stop"] for rank in all_ranks):

@@ -16,10 +16,10 @@ __all__ = ["SameCallbacks"]
 class SameCallbacks(JobCallback):
     """Refuses, before the first step and on every rank, deciders that only some ranks have.
 
-    A rank that alone stops, cuts the rate or restores weights ends as another model than the others. Compared are
-    distlr's callbacks, which talk to the other ranks, and those of Keras that decide, by what they decide by
-    (`EarlyStopping`, `ReduceLROnPlateau`, `LearningRateScheduler`, `SwapEMAWeights`, `TerminateOnNaN`). What only writes
-    or prints may be on one rank alone. Of a class that is not known the effect is compared, by `ReplicaGuard`.
+    A rank that alone stops, cuts the rate or restores weights ends as another model than the others. It compares
+    distlr's callbacks, which talk to the other ranks, and those of Keras that decide (`EarlyStopping`,
+    `ReduceLROnPlateau`, `LearningRateScheduler`, `SwapEMAWeights`, `TerminateOnNaN`), with what they decide by. What
+    only writes or prints may be on one rank alone. Of a class that is not known `ReplicaGuard` compares the effect.
 
     `job.callbacks` adds it on several ranks. Here they are threads, of which one alone stops early:
 
