@@ -30,7 +30,7 @@ def _begin(by_rank: list[list[Any]]) -> list[Any]:
 
     def begin(comm: Any) -> Any:
         guard = ReplicaGuard()
-        guard.set_model(keras.Model())
+        guard.set_model(models[comm.rank])
         same = SameCallbacks([*by_rank[comm.rank], guard])
         same.bind(comm)
         guard.bind(comm)
@@ -40,6 +40,7 @@ def _begin(by_rank: list[list[Any]]) -> list[Any]:
             return str(error)
         return guard._others_may_stop, guard.stops_within_epoch
 
+    models = _models(len(by_rank))
     return run_ranks(begin, len(by_rank), timeout=20.0)
 
 
