@@ -66,7 +66,7 @@ class ReplicaGuard(JobCallback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Notes the epoch, for the tags; Keras would end one after its first step that a callback stops here."""
         self._epoch = epoch
-        if self.model.stop_training:
+        if self.model.stop_training and self.communicator.size > 1:
             self._ask_to_stop()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
