@@ -60,6 +60,8 @@ class ReplicaGuard(JobCallback):
             any_may_stop: whether a callback of any rank may stop within an epoch; the same on all ranks.
         """
         self._stop_at_end = False
+        if self.exchange is not None:
+            self.exchange.take_back("stop")  # of a `fit` that an error ended
         self._others_may_stop = any_may_stop and not self.stops_within_epoch
         self._look_after_each_step(self._others_may_stop and self.exchange is not None)
 
