@@ -87,38 +87,55 @@ def broadcast_variables(communicator: Communicator, variables: Sequence[Any], *,
             variable.assign(new)
 
 
-def check_equal(communicator: Communicator, parts: dict[str, Any], *, tag: str) -> None:
+def check_equal(communicator: Communicator, parts: dict[str, Any], *, tag: str, note: Any = None) -> list[Any]:
     """Refuses, on every rank, what differs by rank. Collective; the values themselves travel only if they differ.
 
     Args:
         communicator: the job's.
         parts: JSON values by the name that a message gives them.
         tag: names the call; the same on all ranks.
+        note: a JSON value that may differ by rank.
+
+    Returns:
+        Every rank's note.
     """
     texts = {name: json.dumps(part, sort_keys=True, default=str) for name, part in parts.items()}
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
-    if len(set(communicator.gather_json(digest, tag=tag))) == 1:
-        return
+    all_ranks = communicator.gather_json({"digest": digest, "note": note}, tag=tag)
+    if len({rank["digest"] for rank in all_ranks}) == 1:
+        return [rank["note"] for rank in all_ranks]
     everyone = communicator.gather_json(texts, tag=f"{tag}, which differs")
     different = [name for name in texts if len({said.get(name) for said in everyone}) > 1]
     shown = []
     for name in different:
-        values = [_first_difference(everyone, name, said) for said in everyone]
-        shown.append(f"{name}: {by_rank(values, 'with')}")
+        values = [json.loads(said.get(name, "null")) for said in everyone]
+        shown.append(f"{name}: {by_rank([_difference(values, value) for value in values], 'with')}")
+    advice = "run the same script with the same arguments on every rank"
+    if "callbacks" in different:
+        advice += "; give job.callbacks the same list on every rank (what writes files it leaves to rank 0 by itself)"
     raise DistributionError(
         f"[rank {communicator.rank}] The ranks are not about to train the same: they differ in {'; '.join(shown)}. To "
-        "mend it: run the same script with the same arguments on every rank."
+        f"mend it: {advice}."
     )
 
 
-def _first_difference(everyone: list[dict[str, str]], name: str, own: dict[str, str]) -> str:
-    """One rank's value; of a list, the first entry in which any two ranks differ, and its length."""
-    value = json.loads(own.get(name, "null"))
+def _difference(values: Sequence[Any], value: Any) -> str:
+    """One rank's value, in short where any two ranks differ in a part of it.
+
+    Of a list that is the first entry in which they differ, and its length; of a dict the entries in which they differ.
+
+    Args:
+        values: by rank.
+        value: of the rank.
+    """
+    if all(isinstance(other, dict) for other in values):
+        common = [name for name in value if all(other.get(name, ...) == value[name] for other in values)]
+        different = {name: part for name, part in value.items() if name not in common}
+        return json.dumps(different) if different else "none"
     if not isinstance(value, list):
         return json.dumps(value)
-    lists = [json.loads(other.get(name, "[]")) for other in everyone]
-    lengths = {len(entries) for entries in lists}
-    for i in range(min(lengths)):
+    lists = [other if isinstance(other, list) else [] for other in values]
+    for i in range(min(map(len, lists))):
         if len({json.dumps(entries[i]) for entries in lists}) > 1:
             return f"number {i + 1} of {len(value)}: {value[i]}"
     return f"{len(value)} of them"

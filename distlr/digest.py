@@ -17,9 +17,16 @@ from distlr.optimizer import ScaledOptimizer, inner, rate_of
 __all__ = ["compare_ranks", "rank_state", "weights_digests"]
 
 
-def weights_digests(model: Any, strategy: tf.distribute.Strategy) -> list[str]:
-    """SHA-256 of all weights, one digest for each replica of this process, over that replica's own copy."""
-    copies = [strategy.experimental_local_results(variable.value) for variable in model.weights]
+def weights_digests(model: Any, strategy: tf.distribute.Strategy, *, trained_alone: bool = False) -> list[str]:
+    """SHA-256 of all weights, one digest for each replica of this process, over that replica's own copy.
+
+    Args:
+        model: whose weights.
+        strategy: whose replicas.
+        trained_alone: leave out the weights that are not trained.
+    """
+    weights = model.trainable_weights if trained_alone else model.weights
+    copies = [strategy.experimental_local_results(variable.value) for variable in weights]
     replicas = max(map(len, copies), default=1)
     hashes = [hashlib.sha256() for _ in range(replicas)]
     for own in copies:
@@ -29,8 +36,8 @@ def weights_digests(model: Any, strategy: tf.distribute.Strategy) -> list[str]:
     return [replica.hexdigest() for replica in hashes]
 
 
-def rank_state(model: Any, optimizer: Any) -> dict[str, Any]:
-    """What must be equal on every rank, as JSON: numbers with all their bits, and digests."""
+def rank_state(model: Any, optimizer: Any, *, trained_alone: bool = False) -> dict[str, Any]:
+    """What must be equal on every rank, as JSON: numbers with all their bits, and digests; see `weights_digests`."""
     optimizer = inner(optimizer)
     state: dict[str, Any]
     if isinstance(optimizer, ScaledOptimizer):
@@ -44,7 +51,7 @@ def rank_state(model: Any, optimizer: Any) -> dict[str, Any]:
         }
     else:
         state = {"iterations": int(optimizer.iterations.numpy()), "learning rate": rate_of(optimizer).hex()}
-    return state | {"weights": weights_digests(model, model.distribute_strategy)}
+    return state | {"weights": weights_digests(model, model.distribute_strategy, trained_alone=trained_alone)}
 
 
 def _weight_digests(model: Any) -> dict[str, str]:
@@ -55,7 +62,9 @@ def _weight_digests(model: Any) -> dict[str, str]:
     }
 
 
-def compare_ranks(communicator: Communicator, states: Sequence[dict[str, Any]], model: Any, *, when: str) -> None:
+def compare_ranks(
+    communicator: Communicator, states: Sequence[dict[str, Any]], model: Any, *, when: str, advice: str = ""
+) -> None:
     """Raises where the ranks' states differ; every rank has the same states, so all raise or none does.
 
     Args:
@@ -63,6 +72,7 @@ def compare_ranks(communicator: Communicator, states: Sequence[dict[str, Any]], 
         states: what `rank_state` gave, by rank.
         model: whose weights they are.
         when: what was compared, for the message.
+        advice: what to do besides.
 
     Raises:
         ReplicaDivergenceError: with a line a field: which ranks have which value.
@@ -79,9 +89,10 @@ def compare_ranks(communicator: Communicator, states: Sequence[dict[str, Any]], 
             if len({digests.get(name) for digests in named}) > 1
         ]
     table = "\n  ".join(lines)
+    found = "look for what changes the rate or the weights on some ranks only"
     raise ReplicaDivergenceError(
         f"[rank {communicator.rank}] The ranks are no longer one training at {when}. They differ in:\n  {table}\nTo "
-        "mend it: go back to the last checkpoint, and look for what changes the rate or the weights on some ranks only."
+        f"mend it: go back to the last checkpoint, and {found}.{advice}"
     )
 
 

@@ -12,6 +12,7 @@ rate is what you give: already multiplied by `size()`. distlr's own front door (
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,8 @@ import keras
 import numpy as np
 
 from distlr import broadcast as _state
-from distlr.callbacks import BroadcastState, SyncMetrics
+from distlr.callbacks import BroadcastState, ReplicaGuard, SyncMetrics
+from distlr.callbacks.broadcast import compare_at_end
 from distlr.communicators import horovod as _backend
 from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.job import Job
@@ -312,6 +314,9 @@ def load_model(filepath: Any, custom_objects: Any = None, compression: str = Com
 class BroadcastGlobalVariablesCallback(BroadcastState):
     """Rank 0's model and optimizer on every rank before the first step; see `distlr.callbacks.BroadcastState`.
 
+    At each epoch's end and after `fit`'s last callback it compares the ranks' rates, clocks and trained weights, and
+    makes the stop of one rank the stop of all.
+
     Args:
         root_rank: 0.
         device: without effect.
@@ -333,11 +338,50 @@ class BroadcastGlobalVariablesCallback(BroadcastState):
         super().__init__()
         _check_root(root_rank)
         self.bind(_current().communicator)
+        self._guard = _LastGuard()
+        self._guard.bind(self.communicator)
 
     def set_model(self, model: Any) -> None:
         """Refuses, too, what `job.callbacks` would refuse."""
         super().set_model(model)
         _current().audit().set_model(model)
+        self._guard.set_model(model)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Compares and broadcasts. Collective."""
+        super().on_train_begin(logs)
+        self._guard.come_last()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Nothing: callbacks behind this one may change the weights yet."""
+
+
+class _LastGuard(ReplicaGuard):
+    """Compares the ranks after all callbacks of a `fit`, whose list the drop-in does not see.
+
+    Keras puts its own History behind the user's callbacks. Of each rank's own may be the weights that are not trained,
+    as with Horovod.
+    """
+
+    trained_alone = True
+
+    def come_last(self) -> None:
+        """Has this `fit`'s History call it."""
+        history = getattr(self.model, "history", None)
+        if self.communicator.size == 1 or history is None:  # None where a loop of one's own calls the callbacks
+            return
+        record = functools.partial(type(history).on_epoch_end, history)
+
+        def on_epoch_end(epoch: int, logs: Any = None) -> None:
+            record(epoch, logs)
+            self._epoch = epoch
+            self.on_epoch_end(epoch, logs)
+
+        def on_train_end(logs: Any = None) -> None:
+            del history.on_epoch_end, history.on_train_end  # the class' own come back
+            compare_at_end(self.communicator, self.model, trained_alone=True)
+
+        history.on_epoch_end, history.on_train_end = on_epoch_end, on_train_end
 
 
 class MetricAverageCallback(SyncMetrics):

@@ -29,6 +29,7 @@ from distlr.moving_averages import scale_moving_averages
 from distlr.optimizer import ScaledOptimizer, adopt, inner, start_line
 from distlr.position import Position
 from distlr.scaling import Rule
+from distlr.statistics import exchange_with_statistics, has_statistics
 
 __all__ = ["Job"]
 
@@ -242,6 +243,8 @@ class Job:
             self._optimizer = inner(adopted)
         if self.is_root:
             _log.info("%s", start_line(inner(adopted).explain(), self.replicas, self.backend))
+        else:
+            inner(adopted).say_nothing()
         return adopted
 
     def scale_moving_averages(
@@ -485,6 +488,10 @@ class Job:
             model: compiled in the job's scope.
             data: what `job.shard(..., training=False)` gave.
 
+        Raises:
+            ReplicaDivergenceError: the ranks' weights differ, so there is no one result. (Batch normalization's moving
+                statistics become their mean before, as in `fit`.)
+
         >>> import distlr, keras, numpy as np
         >>> job = distlr.init(environ={})
         >>> batch = job.batch(per_replica=8, base_batch=8)
@@ -494,12 +501,20 @@ class Job:
         >>> job.evaluate(model, job.shard((np.ones((10, 2)), np.ones(10)), batch, training=False))
         {'loss': 1.0}
         """
-        own: dict[str, float] = model.evaluate(data, verbose=0, return_dict=True)
+        if self.size > 1 and has_statistics(model):
+            # Each rank has its own; with different models there would be no one result.
+            tag = "statistics for job.evaluate"
+            exchange_with_statistics(self.communicator, model, Bundle({}), tag=tag)
+        local_result: dict[str, float] = model.evaluate(data, verbose=0, return_dict=True)
         if self.size == 1:
-            return own
+            return local_result
+        state = {"weights": weights_digests(model, self.strategy)}
+        share = numbers(local_result) if self._spans else Bundle(read_states(model.metrics).arrays)
+        bundles = exchange_bundles(self.communicator, Bundle(share.arrays, note=state), tag="job.evaluate")
+        compare_ranks(self.communicator, [bundle.note for bundle in bundles], model, when="job.evaluate")
         if self._spans:
-            return first_of(exchange_bundles(self.communicator, numbers(own), tag="job.evaluate"))
-        return self._combined(model.metrics, model.get_metrics_result, "job.evaluate")
+            return first_of(bundles)
+        return results(model.metrics, bundles, model.get_metrics_result)
 
     def broadcast(self, model: Any, optimizer: Any = None) -> None:
         """Gives every rank rank 0's weights and optimizer variables, before the first step. Collective.

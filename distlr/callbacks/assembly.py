@@ -12,6 +12,7 @@ import keras
 from distlr.callbacks.audit import Audit
 from distlr.callbacks.bad_numbers import BadNumbers
 from distlr.callbacks.base import JobCallback
+from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.logger import LearningRateLogger
@@ -77,6 +78,8 @@ def assembled(
     _check_plateaus([policy.key for policy in plateaus])
     if not watches_numbers(given):
         given.append(BadNumbers(ignore={policy.monitor for policy in plateaus if policy.on_nan != "raise"}))
+    if BaseRates.is_needed(given):
+        given.append(BaseRates(given))
     follow = FollowEpochs(positions)
     given += [audit, follow]
     if run_dir is not None:

@@ -6,8 +6,10 @@ from typing import Any
 
 from distlr.broadcast import broadcast_state
 from distlr.callbacks.base import JobCallback
+from distlr.communicators import Communicator
+from distlr.digest import compare_ranks, rank_state
 
-__all__ = ["BroadcastState"]
+__all__ = ["BroadcastState", "compare_at_end"]
 
 
 class BroadcastState(JobCallback):
@@ -20,7 +22,8 @@ class BroadcastState(JobCallback):
     rank on purpose where the script seeds them so (dropout draws another mask on each rank), and of metrics.
 
     It comes last, so that rank 0 has loaded by then what a callback loads. It also refuses ranks
-    that built different models, have different numbers of steps an epoch, or other callbacks that talk to each other.
+    that built different models or have different numbers of steps an epoch. Once the training has ended it compares the
+    ranks a last time: a callback may change the weights in `on_train_end`.
 
     `job.callbacks` adds it on several ranks. Here they are threads:
 
@@ -39,15 +42,37 @@ class BroadcastState(JobCallback):
     True
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.callbacks: list[str] = []
-
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Compares and broadcasts. Collective."""
         params = self.params or {}
-        terms = {"steps an epoch": params.get("steps"), "epochs": params.get("epochs"), "callbacks": self.callbacks}
+        terms = {"steps an epoch": params.get("steps"), "epochs": params.get("epochs")}
         broadcast_state(self.communicator, self.model, self.model.optimizer, terms)
         # What a restoring callback sets for `fit`, on the one rank that has read the file.
         first = self.communicator.broadcast_json(getattr(self.model, "_initial_epoch", None), tag="the first epoch")
         self.model._initial_epoch = first
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Compares the ranks after the last callback. Collective."""
+        compare_at_end(self.communicator, self.model)
+
+
+def compare_at_end(communicator: Communicator, model: Any, *, trained_alone: bool = False) -> None:
+    """Refuses ranks that a callback made different as the training ended. Collective.
+
+    Args:
+        communicator: the job's.
+        model: that was trained.
+        trained_alone: leave out the weights that are not trained.
+
+    Raises:
+        ReplicaDivergenceError: on every rank.
+    """
+    local_state = rank_state(model, model.optimizer, trained_alone=trained_alone)
+    all_ranks = communicator.gather_json(local_state, tag="replicas after fit's last callback")
+    compare_ranks(
+        communicator,
+        all_ranks,
+        model,
+        when="the end of fit, after its last callback",
+        advice=" A callback that changes weights as the training ends must be given on every rank.",
+    )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from distlr._arguments import positive_integer
 from distlr.callbacks.base import JobCallback
+from distlr.communicators.frames import name_ranks
 from distlr.digest import compare_ranks, rank_state
-from distlr.errors import ConfigurationError
 
 __all__ = ["ReplicaGuard"]
+
+_log = logging.getLogger("distlr")
 
 
 class ReplicaGuard(JobCallback):
@@ -21,6 +24,8 @@ class ReplicaGuard(JobCallback):
 
     The same gather makes the stop of one rank the stop of all. In the middle of an epoch a stop (of
     `TerminateOnNaN`, for example) travels with the next update's gradients, so that all ranks stop at the same step.
+    Where nothing travels with them (a plain Keras optimizer under a strategy that spans the ranks) all ranks stop at
+    the epoch's end.
 
     Args:
         every: compare every so many batches too; None for the epoch's end alone.
@@ -33,10 +38,14 @@ class ReplicaGuard(JobCallback):
     ['Audit', 'FollowEpochs', 'LearningRateLogger', 'BadNumbers', 'ReplicaGuard']
     """
 
+    trained_alone = False  # whether weights that are not trained may differ
+
     def __init__(self, every: int | None = None) -> None:
         super().__init__()
         self.every = None if every is None else positive_integer("every", every)
-        self.stops_within_epoch = False
+        self.stops_within_epoch = False  # whether a callback of this rank may
+        self._others_may_stop = False
+        self._stop_at_end = False
         self._epoch = 0
 
     @property
@@ -44,45 +53,104 @@ class ReplicaGuard(JobCallback):
         """Tells Keras whether the device may run ahead of the batches' callbacks."""
         return not (self.every or self.stops_within_epoch)
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Refuses what could end one worker in the middle of an epoch, and leave the others waiting."""
-        alone = self.exchange is None and self.communicator.strategy_spans_ranks
-        if self.stops_within_epoch and alone and self.communicator.size > 1:
-            raise ConfigurationError(
-                f"[rank {self.communicator.rank}] A callback that looks at each batch may stop one worker in the "
-                "middle of an epoch, and nothing tells the others: a request to stop travels with the gradients of "
-                "distlr's optimizer. To mend it: optimizer = job.optimizer(optimizer, batch)."
-            )
+    def watch_steps(self, any_may_stop: bool) -> None:
+        """Looks after each step for a stop that another rank asks for; `SameCallbacks` calls it as a `fit` begins.
+
+        Args:
+            any_may_stop: whether a callback of any rank may stop within an epoch; the same on all ranks.
+        """
+        self._stop_at_end = False
+        if self.exchange is not None:
+            self.exchange.take_back("stop")  # of a `fit` that an error ended
+        self._others_may_stop = any_may_stop and not self.stops_within_epoch
+        self._look_after_each_step(self._others_may_stop and self.exchange is not None)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Notes the epoch, for the tags."""
+        """Notes the epoch, for the tags; Keras would end one after its first step that a callback stops here."""
         self._epoch = epoch
+        if self.model.stop_training and self.communicator.size > 1:
+            self._ask_to_stop()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Compares where it is time, and passes a stop on."""
         if self.every and (batch + 1) % self.every == 0:
             self._compare(f"batch {batch + 1} of epoch {self._epoch + 1}")
-        exchange = self.exchange
-        if not self.stops_within_epoch or exchange is None:
+        if not self.stops_within_epoch:
             return
-        if exchange.agreed_on("stop"):
+        if self.exchange is not None and self.exchange.agreed_on("stop"):
             self.model.stop_training = True
         elif self.model.stop_training:
-            # Alone it would leave the others waiting in the next step: it asks, and goes on until all stop.
-            exchange.request("stop")
-            self.model.stop_training = False
+            self._ask_to_stop()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Compares, and agrees on stopping. Collective."""
         self._compare(f"epoch {epoch + 1}", at_end=True)
 
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Gives Keras' step back."""
+        self._look_after_each_step(False)
+
+    def _ask_to_stop(self) -> None:
+        """Alone a rank that stops would leave the others waiting in the next step: it asks, and goes on until all stop.
+
+        Where no rank looks after each step, all stop at the epoch's end.
+        """
+        self.model.stop_training = False
+        if self.exchange is not None and (self.stops_within_epoch or self._others_may_stop):
+            self.exchange.request("stop")
+        elif not self._stop_at_end:
+            self._stop_at_end = True
+            _log.warning(
+                "[rank %d] A callback asked to stop in epoch %d, and nothing tells the other ranks before its end: all "
+                "stop there.",
+                self.communicator.rank,
+                self._epoch + 1,
+            )
+
+    def _look_after_each_step(self, look: bool) -> None:
+        """Puts a look at the others' requests behind Keras' step, or takes it away.
+
+        Where no callback of this rank looks at the batches Keras runs ahead of its callbacks, and had decided so before
+        the ranks met. A look from a callback would come at another step on each rank.
+        """
+        model = self.model
+        if isinstance(model.train_function, _WatchedStep):
+            model.train_function = model.train_function.step
+        if look:
+            model.train_function = _WatchedStep(model.train_function, model, self.exchange)
+
     def _compare(self, when: str, at_end: bool = False) -> None:
         exchange = self.exchange
-        stop = bool(self.model.stop_training or (exchange is not None and exchange.requested("stop")))
-        own = {"stop": stop, "state": rank_state(self.model, self.model.optimizer)}
-        said = self.communicator.gather_json(own, tag=f"replicas at {when}")
-        compare_ranks(self.communicator, [rank["state"] for rank in said], self.model, when=when)
-        if at_end and any(rank["stop"] for rank in said):
+        requested = exchange is not None and exchange.requested("stop")
+        stop = bool(self.model.stop_training or self._stop_at_end or requested)
+        asked = bool(self._stop_at_end or requested or (stop and not self._agreed()))
+        state = rank_state(self.model, self.model.optimizer, trained_alone=self.trained_alone)
+        local = {"stop": stop, "asked": asked, "state": state}
+        all_ranks = self.communicator.gather_json(local, tag=f"replicas at {when}")
+        compare_ranks(self.communicator, [rank["state"] for rank in all_ranks], self.model, when=when)
+        if at_end and any(rank["stop"] for rank in all_ranks):
+            self._say_who_stops([number for number, rank in enumerate(all_ranks) if rank["asked"]])
             self.model.stop_training = True
+            self._stop_at_end = False
             if exchange is not None:
                 exchange.take_back("stop")
+
+    def _agreed(self) -> bool:
+        return self.exchange is not None and bool(self.exchange.agreed_on("stop"))
+
+    def _say_who_stops(self, ranks: list[int]) -> None:
+        if self.communicator.is_root and 0 < len(ranks) < self.communicator.size:
+            _log.info("Epoch %d: a callback on %s alone stops the training of all.", self._epoch + 1, name_ranks(ranks))
+
+
+class _WatchedStep:
+    """Keras' step, and after it a look at whether any rank asked to stop."""
+
+    def __init__(self, step: Any, model: Any, exchange: Any) -> None:
+        self.step, self._model, self._exchange = step, model, exchange
+
+    def __call__(self, iterator: Any) -> Any:
+        logs = self.step(iterator)
+        if self._exchange.agreed_on("stop"):
+            self._model.stop_training = True
+        return logs

@@ -10,14 +10,16 @@ import keras
 
 from distlr.callbacks.audit import Audit
 from distlr.callbacks.bad_numbers import BadNumbers
-from distlr.callbacks.base import JobCallback
+from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.broadcast import BroadcastState
 from distlr.callbacks.checkpoint import Checkpoint
+from distlr.callbacks.deciders import WRITERS
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.logger import LearningRateLogger
 from distlr.callbacks.plateau import ReduceLROnPlateau
 from distlr.callbacks.record import Record
+from distlr.callbacks.same_callbacks import SameCallbacks
 from distlr.callbacks.scalars import Scalars
 from distlr.callbacks.steering import Steering
 from distlr.callbacks.sync_metrics import SyncMetrics
@@ -33,7 +35,7 @@ _log = logging.getLogger("distlr")
 
 # A saver must see what the deciders of the same epoch changed, or a restart loses the last cut.
 _STAGES: tuple[tuple[type, ...], ...] = (
-    (Audit, FollowEpochs),
+    (Audit, FollowEpochs, SameCallbacks, BaseRates),
     (SyncMetrics, SyncStatistics),
     (LearningRateLogger,),
     (BadNumbers,),
@@ -51,7 +53,6 @@ _STAGES: tuple[tuple[type, ...], ...] = (
     (BroadcastState,),
 )
 _USERS_STAGE = 4  # a callback that is not known may decide
-_WRITERS = (_KERAS.ModelCheckpoint, _KERAS.BackupAndRestore, _KERAS.TensorBoard, _KERAS.CSVLogger)
 
 
 def ordered(callbacks: Sequence[Any]) -> list[Any]:
@@ -100,37 +101,20 @@ def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]
     >>> from distlr.testing import run_ranks
     >>> given = [LearningRateLogger(), _KERAS.CSVLogger("log.csv")]
     >>> run_ranks(lambda comm: [type(callback).__name__ for callback in for_ranks(given, comm)], size=2)
-    [['LearningRateLogger', 'CSVLogger', 'SyncMetrics', 'ReplicaGuard', 'BroadcastState'],
-    ['LearningRateLogger', 'SyncMetrics', 'ReplicaGuard', 'BroadcastState']]
+    [['LearningRateLogger', 'CSVLogger', 'SyncMetrics', 'ReplicaGuard', 'BroadcastState', 'SameCallbacks'],
+    ['LearningRateLogger', 'SyncMetrics', 'ReplicaGuard', 'BroadcastState', 'SameCallbacks']]
     """
-    written = [callback for callback in callbacks if isinstance(callback, _WRITERS)]
+    written = [callback for callback in callbacks if isinstance(callback, WRITERS)]
     kept = [callback for callback in callbacks if communicator.is_root or callback not in written]
     added: list[Any] = [SyncMetrics()]
     if not any(isinstance(callback, ReplicaGuard) for callback in kept):
         added.append(ReplicaGuard())
-    broadcast = BroadcastState()
-    added.append(broadcast)
-    for callback in [*kept, *added]:
-        if isinstance(callback, ReplicaGuard):
-            callback.stops_within_epoch = any(map(_watches_batches, callbacks))
-    # Each of these talks to the other ranks, so all must have the same.
-    broadcast.callbacks = [type(callback).__name__ for callback in kept if isinstance(callback, JobCallback)]
+    added.append(BroadcastState())
     if communicator.is_root:
         names = ", ".join(type(callback).__name__ for callback in added)
         quiet = ", ".join(type(callback).__name__ for callback in written)
         _log.info("On %d ranks: %s added%s.", communicator.size, names, f"; {quiet} on rank 0 alone" if quiet else "")
-    return [*kept, *added]
-
-
-def _watches_batches(callback: Any) -> bool:
-    """Whether a callback may stop the training in the middle of an epoch: it looks at each batch, in step with it."""
-    own = isinstance(callback, JobCallback) and type(callback).__module__.startswith("distlr.")
-    if getattr(callback, "async_safe", False) or own:
-        return False  # distlr's own do not stop one rank alone
-    return any(
-        getattr(type(callback), name, None) is not getattr(keras.callbacks.Callback, name)
-        for name in ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
-    )
+    return [*kept, *added, SameCallbacks([*kept, *added])]
 
 
 def _stage(callback: Any) -> int:

@@ -216,10 +216,13 @@ def check_same(parts: Sequence[Part], rank: int) -> None:
         )
     if not equal_updates:
         said = [f"{part.updates} updates" for part in parts]
+        fewest = [rank for rank, part in enumerate(parts) if part.updates == min(other.updates for other in parts)]
         raise DistributionError(
             f"The ranks' data ended at different batches before {labels[0]} ({here}): {by_rank(said, 'after')}. "
             "The weights are no longer those of one training. To mend it: feed each rank with job.shard(data, "
-            "batch), or give every rank the same number of steps."
+            "batch), or give every rank the same number of steps. If their data is equally long, something on "
+            f"{name_ranks(fewest)} alone ended the epoch, such as a callback that set model.stop_training: give the "
+            "callbacks to job.callbacks, which lets all ranks stop together."
         )
     if any(part.terms != parts[0].terms for part in parts):
         said = [", ".join(f"{key}={value!r}" for key, value in part.terms.items()) for part in parts]

@@ -108,6 +108,8 @@ class Adoption:
         self.waits_for_agreement = False
         self.in_graph = False  # whether the last update was in a graph
         self.readings: dict[bool, Any] = {}  # its graphs that read the formula, without and with a climb
+        self.speaks = True  # whether this process says what is done to the rate
+        self.said_units = False
         self.building = False
         self.held: Any = None  # what `saving` loaded before the optimizer was built
         self.held_states: dict[str, np.ndarray] = {}

@@ -19,6 +19,12 @@ __all__ = ["FormulaRate", "Reading"]
 
 _log = logging.getLogger("distlr")
 
+_SCHEDULE_IS_ZERO = (
+    "The rate cannot be set to {:g} now: the schedule is 0 at this point, and distlr keeps its shape by multiplying. "
+    "To mend it: set the rate before the schedule reaches 0, or give the schedule a floor (for example `alpha` of "
+    "CosineDecay)."
+)
+
 
 class Reading(NamedTuple):
     """What an optimizer's formula says of the next update, all at one moment.
@@ -52,7 +58,8 @@ class FormulaRate:
     def learning_rate(self) -> Any:
         """The rate of the next update. Assigning sets the rate *now*; the schedule keeps its shape.
 
-        `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`, and assigning `x` makes `multiplier` what gives `x`.
+        `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`, and assigning `x` makes `multiplier` what gives `x`:
+        `x` is the rate as it is applied, after scaling (`set_base_rate` takes one for the base batch).
         Outside a graph it is a float that also has `assign` and `numpy`; in a graph a tensor of Keras' float type.
 
         Raises:
@@ -82,8 +89,11 @@ class FormulaRate:
             with tf.control_dependencies([tf.debugging.assert_positive(full, "the schedule is 0 here")]):
                 self._distlr.multiplier.assign(tf.cast(value, tf.float64) / full)
             return
+        if isinstance(value, LearningRate) and float(value) == self.reading().rate:
+            return  # a reading of what it is already, in fewer digits than the multiplier has
         self.set_rate(float(value))
-        if self.in_warmup:
+        self._say_units(float(value))
+        if self.in_warmup and self._distlr.speaks:
             _log.info(
                 "The rate was set to %g during warmup; it goes on climbing with the warmup from there.",
                 float(value),
@@ -104,12 +114,42 @@ class FormulaRate:
         """
         full = float(self._without_multiplier(None))
         if full == 0.0:
-            raise ConfigurationError(
-                f"The rate cannot be set to {value:g} now: the schedule is 0 at this point, and distlr keeps "
-                "its shape by multiplying. To mend it: set the rate before the schedule reaches 0, or give the "
-                "schedule a floor (for example `alpha` of CosineDecay)."
-            )
+            raise ConfigurationError(_SCHEDULE_IS_ZERO.format(value))
         self._distlr.multiplier.assign(value / full)
+
+    @property
+    def base_rate(self) -> float:
+        """The rate of the next update in units of the base batch: `schedule(t) * multiplier`, as on one device.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> optimizer = job.optimizer(keras.optimizers.SGD(0.5), job.batch(per_replica=8, base_batch=4))
+        >>> optimizer.base_rate, float(optimizer.learning_rate)
+        (0.5, 1.0)
+        """
+        return self._base_schedule() * self.multiplier
+
+    def set_base_rate(self, value: float) -> None:
+        """Sets the rate in units of the base batch: `value * factor(k) * warmup(t)` is applied, and the warmup goes on.
+
+        Args:
+            value: at least 0.
+
+        Raises:
+            ConfigurationError: the schedule is 0 now.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> optimizer = job.optimizer(keras.optimizers.SGD(0.5), job.batch(per_replica=8, base_batch=4))
+        >>> optimizer.set_base_rate(0.25)
+        >>> float(optimizer.learning_rate)
+        0.5
+        """
+        check_rate(value)
+        base = self._base_schedule()
+        if base == 0.0:
+            raise ConfigurationError(_SCHEDULE_IS_ZERO.format(value))
+        self._distlr.multiplier.assign(value / base)
 
     def multiply_rate(self, factor: float) -> None:
         """Multiplies the rate from the next update on; plateau cuts and changes by hand go through here.
@@ -303,6 +343,29 @@ class FormulaRate:
     def own_variables(self) -> dict[str, Any]:
         """The variables that distlr added, by name: the multiplier, the clock, and what `state` made."""
         return dict(sorted(self._distlr.named.items()))
+
+    def say_nothing(self) -> None:
+        """Leaves what is to be said of the rate to rank 0."""
+        self._distlr.speaks = False
+
+    def _base_schedule(self) -> float:
+        """The schedule alone, now."""
+        scaled = self._distlr.scaled
+        return float(self._without_multiplier(None) if scaled is None else scaled.base_at(self._time()))
+
+    def _say_units(self, value: float) -> None:
+        """Says once that a rate that is assigned is not scaled."""
+        adoption = self._distlr
+        if adoption.scaled is None or adoption.scaled.factor == 1.0 or not adoption.speaks or adoption.said_units:
+            return
+        adoption.said_units = True
+        _log.info(
+            "learning_rate was set to %g: the rate as it is applied now, which is %g for the base batch. A rate that "
+            "was written for the base batch is set by optimizer.learning_rate = rate * %g.",
+            value,
+            self.base_rate,
+            adoption.scaled.factor,
+        )
 
     def _now(self) -> tuple[tf.Tensor, ...]:
         """The tensors of a `Reading`."""

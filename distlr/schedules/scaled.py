@@ -94,6 +94,10 @@ class Scaled(Schedule):
             return self._warmup.at(t) * self.factor
         return self._inner(t) * self.factor
 
+    def base_at(self, t: tf.Tensor) -> tf.Tensor:
+        """The schedule without factor and warmup, the rate for the base batch, at time `t` of the chosen clock."""
+        return self._inner(t)
+
     def time(self, step: tf.Tensor, samples: tf.Tensor) -> tf.Tensor:
         """The time of the chosen clock: `samples / base_batch`, in base steps, or Keras' own `step`.
 

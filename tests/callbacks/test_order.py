@@ -24,7 +24,9 @@ from distlr.callbacks import (
     SyncStatistics,
 )
 from distlr.callbacks.base import JobCallback
+from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.order import for_ranks, ordered
+from distlr.callbacks.same_callbacks import SameCallbacks
 from distlr.communicators import run_ranks
 from distlr.errors import ConfigurationError
 
@@ -42,7 +44,7 @@ class Saver(K.ModelCheckpoint):
 def _stages(tmp_path: Any) -> list[list[Any]]:
     strategy = tf.distribute.get_strategy()
     return [
-        [Audit(strategy), FollowEpochs([])],
+        [Audit(strategy), FollowEpochs([]), SameCallbacks([]), BaseRates([])],
         [SyncMetrics(), SyncStatistics()],
         [LearningRateLogger()],
         [BadNumbers()],
@@ -119,7 +121,7 @@ def test_several_ranks_get_what_they_need_and_rank_0_alone_writes_files(tmp_path
     assert [type(callback) for callback in first[:4]] == [*map(type, writers), Decider]
     assert [type(callback) for callback in second[:1]] == [Decider]
     for callbacks in (first[4:], second[1:]):
-        assert [type(callback) for callback in callbacks] == [SyncMetrics, ReplicaGuard, BroadcastState]
+        assert [type(callback) for callback in callbacks] == [SyncMetrics, ReplicaGuard, BroadcastState, SameCallbacks]
 
 
 def test_a_guard_of_the_users_is_the_one(tmp_path) -> None:

@@ -247,6 +247,100 @@ def test_a_model_that_was_loaded_is_connected(job, same_on_all, tmp_path_factory
     assert loaded.optimizer.exchange is not None
 
 
+# -- on one rank alone -------------------------------------------------------------------------------------
+
+K = keras.callbacks
+DECIDERS = {
+    "EarlyStopping": lambda: K.EarlyStopping("loss", patience=2, restore_best_weights=True),
+    "ReduceLROnPlateau": lambda: K.ReduceLROnPlateau("loss"),
+    "LearningRateScheduler": lambda: K.LearningRateScheduler(lambda epoch: 0.1),
+    "SwapEMAWeights": K.SwapEMAWeights,
+    "TerminateOnNaN": K.TerminateOnNaN,
+    "ReduceLROnPlateau of distlr": lambda: distlr.callbacks.ReduceLROnPlateau("loss"),
+}
+
+
+@pytest.mark.parametrize("name", DECIDERS)
+def test_a_decider_on_one_rank_alone_is_refused_before_training_on_every_rank(job, name) -> None:
+    model = made(job)
+    given = [DECIDERS[name]()] if job.rank == job.size - 1 else []
+    with pytest.raises(DistributionError, match=rf'with none; rank {job.size - 1} with .*"{name.split()[0]}"'):
+        fit(job, model, given)
+    assert model.optimizer.samples_seen == 0
+
+
+def test_deciders_of_other_patience_are_refused_with_both_numbers(job) -> None:
+    model = made(job)
+    patience = 5 if job.rank == 0 else 3
+    with pytest.raises(DistributionError, match=r'"patience": 5.*"patience": 3'):
+        fit(job, model, [K.EarlyStopping("loss", patience=patience)])
+    assert model.optimizer.samples_seen == 0
+
+
+def test_a_logger_on_rank_0_alone_that_looks_at_batches_trains(job, same_on_all) -> None:
+    seen = []
+    logger = K.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))
+    model = made(job)
+    fit(job, model, [logger] if job.is_root else [])
+    assert same_on_all(int(model.optimizer.iterations.numpy())) == 3 * EPOCHS
+    assert len(seen) == (3 * EPOCHS if job.is_root else 0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_by_a_callback_that_one_rank_alone_has_stops_all_at_the_same_step(job, same_on_all, rank) -> None:
+    model = made(job)
+    stop = At(3, lambda model: setattr(model, "stop_training", True))
+    history = fit(job, model, [stop] if job.rank == rank else [])
+    # Asked for after the 4th step, it travels with the 5th.
+    assert same_on_all([int(model.optimizer.iterations.numpy()), len(history.history["loss"])]) == [5, 2]
+    assert type(model.train_function).__name__ != "_WatchedStep"
+    assert len(fit(job, model).history["loss"]) == EPOCHS
+
+
+def test_a_stop_as_an_epoch_begins_on_one_rank_alone_stops_all(job, same_on_all) -> None:
+    def stop(epoch, logs):
+        if epoch == 1:
+            model.stop_training = True
+
+    model = made(job)
+    history = fit(job, model, [K.LambdaCallback(on_epoch_begin=stop)] if job.is_root else [])
+    # No rank looks at its batches, so nothing tells the others before the epoch's end.
+    assert same_on_all([int(model.optimizer.iterations.numpy()), len(history.history["loss"])]) == [6, 2]
+
+
+def test_weights_that_one_rank_restores_as_the_training_ends_are_found(job) -> None:
+    model = made(job)
+    first = model.get_weights()
+    restore = K.LambdaCallback(on_train_end=lambda logs: model.set_weights(first))
+    with pytest.raises(ReplicaDivergenceError, match=r"(?s)end of fit.*weights: rank.*kernel"):
+        fit(job, model, [restore] if job.rank == 1 else [])
+
+
+def test_evaluate_refuses_two_models(job) -> None:
+    model = made(job)
+    fit(job, model, epochs=1)
+    same = job.evaluate(model, data(job))["loss"]
+    if job.rank == 1:
+        _last_bit(model)
+    with pytest.raises(ReplicaDivergenceError, match=r"(?s)at job\.evaluate.*rank 1 with"):
+        job.evaluate(model, data(job))
+    assert math.isfinite(same)
+
+
+def test_evaluate_takes_the_mean_of_moving_statistics(job, spans) -> None:
+    """The errors of a model that subtracts the mean over the ranks of what each has seen."""
+    with job.scope():
+        norm = keras.layers.BatchNormalization(center=False, scale=False, epsilon=0.0)
+        model = keras.Sequential([keras.Input((1,)), norm])
+        model.compile("sgd", loss="mse")
+    if not spans:
+        norm.moving_mean.assign([2.0 * job.rank])
+    x = np.full((2, 1), 10.0, "float32")
+    dataset = own_share(tf.data.Dataset.from_tensor_slices((x, 0 * x)).batch(2))
+    mean = 0.0 if spans else job.size - 1.0
+    assert job.evaluate(model, dataset)["loss"] == pytest.approx((10.0 - mean) ** 2, rel=1e-5)
+
+
 # -- half of distlr ----------------------------------------------------------------------------------------
 
 

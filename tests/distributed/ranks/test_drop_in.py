@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import distlr.horovod as hvd
-from distlr.errors import ConfigurationError, DistributionError
+from distlr.errors import ConfigurationError, DistributionError, ReplicaDivergenceError
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +159,52 @@ def test_gradients_accumulate_inside_a_loss_scale() -> None:
     for value in (1.0, 2.0):
         optimizer.apply([tf.constant([value])], [variable])
     np.testing.assert_allclose(variable.numpy(), [-3.0])
+
+
+# -- on one rank alone -------------------------------------------------------------------------------------
+
+
+def _fit(callbacks, *, normalized: bool = False, epochs: int = 4):
+    """Three steps an epoch; Horovod's callbacks first, as in its examples."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.BatchNormalization()] if normalized else []
+    model = keras.Sequential([keras.Input((2,)), *layers, keras.layers.Dense(1)])
+    model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(0.01)), "mse")
+    x = np.random.default_rng(hvd.rank()).normal(size=(6, 2)).astype("float32")
+    first = hvd.callbacks.BroadcastGlobalVariablesCallback(0)
+    history = model.fit(
+        x, x[:, :1], batch_size=2, epochs=epochs, verbose=0, shuffle=False, callbacks=[first, *callbacks]
+    )
+    return model, history
+
+
+class _StopsAfter(keras.callbacks.Callback):
+    def __init__(self, epoch: int, restores: bool = False) -> None:
+        super().__init__()
+        self.epoch, self.restores = epoch, restores
+
+    def on_train_begin(self, logs=None):
+        self.weights = self.model.get_weights()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = epoch == self.epoch
+
+    def on_train_end(self, logs=None):
+        if self.restores:
+            self.model.set_weights(self.weights)
+
+
+def test_a_stop_on_one_rank_alone_stops_all(same_on_all) -> None:
+    model, history = _fit([_StopsAfter(1)] if hvd.rank() == 0 else [])
+    assert same_on_all([len(history.epoch), int(model.optimizer.iterations.numpy())]) == [2, 6]
+    assert "on_epoch_end" not in vars(history)
+
+
+def test_weights_that_one_rank_alone_restores_are_found() -> None:
+    with pytest.raises(ReplicaDivergenceError, match=r"(?s)end of fit.*weights: "):
+        _fit([_StopsAfter(1, restores=True)] if hvd.rank() == 0 else [])
+
+
+def test_moving_statistics_of_each_ranks_own_are_no_divergence(same_on_all) -> None:
+    model, _ = _fit([], normalized=True)
+    same_on_all([weight.numpy().tolist() for weight in model.trainable_weights])
