@@ -25,6 +25,7 @@ from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.metrics import are_distributed, read_states, results
+from distlr.metrics_check import check_counted, checked
 from distlr.moving_averages import scale_moving_averages
 from distlr.optimizer import ScaledOptimizer, adopt, inner, start_line
 from distlr.position import Position
@@ -461,8 +462,8 @@ class Job:
         """The value of each Keras metric over all ranks' samples, by its name. Collective.
 
         The metrics' states are summed, not their results, so ranks of unequal shards give what one process would. A
-        metric whose states are no sums says in its class how they combine, `distlr_combine = "max"` or "min"; where
-        it does not, `fit` refuses it and this call cannot tell.
+        metric whose states are no sums says in its class how they combine, `distlr_combine = "max"` or "min". Of a
+        class that is not Keras' and says nothing this call cannot tell: it adds them up, and says so once.
 
         Args:
             metrics: Keras', that each rank has updated with its own samples; they keep their states.
@@ -476,6 +477,8 @@ class Job:
         >>> run_ranks(accuracy, size=2)  # one sample and wrong, three and right
         [{'accuracy': 0.75}, {'accuracy': 0.75}]
         """
+        if self.replicas > 1:
+            check_counted(metrics, is_root=self.is_root)
         return self._combined(metrics, lambda: {metric.name: metric.result() for metric in metrics}, "job.result")
 
     def evaluate(self, model: Any, data: tf.data.Dataset) -> dict[str, float]:
@@ -494,7 +497,10 @@ class Job:
         >>> job.evaluate(model, job.shard((np.ones((10, 2)), np.ones(10)), batch, training=False))
         {'loss': 1.0}
         """
-        own: dict[str, float] = model.evaluate(data, verbose=0, return_dict=True)
+        by_strategy = self.strategy.num_replicas_in_sync > 1
+        checks = checked(model, is_root=self.is_root, by_strategy=by_strategy)
+        with checks if self.replicas > 1 else contextlib.nullcontext():
+            own: dict[str, float] = model.evaluate(data, verbose=0, return_dict=True)
         if self.size == 1:
             return own
         if self._spans:

@@ -12,6 +12,7 @@ from distlr.callbacks.audit import Audit
 from distlr.callbacks.bad_numbers import BadNumbers
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.broadcast import BroadcastState
+from distlr.callbacks.check_metrics import CheckMetrics
 from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.guard import ReplicaGuard
@@ -34,7 +35,7 @@ _log = logging.getLogger("distlr")
 # A saver must see what the deciders of the same epoch changed, or a restart loses the last cut.
 _STAGES: tuple[tuple[type, ...], ...] = (
     (Audit, FollowEpochs),
-    (SyncMetrics, SyncStatistics),
+    (CheckMetrics, SyncMetrics, SyncStatistics),
     (LearningRateLogger,),
     (BadNumbers,),
     (
