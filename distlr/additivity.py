@@ -190,7 +190,7 @@ def _labels(generator: np.random.Generator, shape: list[int], dtype: tf.DType, f
         labels = generator.integers(0, classes, shape[:-1] if wide else shape)
         return np.eye(classes)[labels] if wide else labels
     values = generator.uniform(0.05, 0.95, shape)
-    return values / values.sum(axis=-1, keepdims=True) if wide else values
+    return np.asarray(values / values.sum(axis=-1, keepdims=True) if wide else values)
 
 
 def _uniform(
@@ -222,7 +222,7 @@ def _off(first: np.ndarray, second: np.ndarray, both: np.ndarray, tolerance: flo
     """Where the sum is surely another one; a number that is not finite says nothing."""
     with np.errstate(all="ignore"):
         parts = np.abs(first) + np.abs(second) + np.abs(both)
-        return np.isfinite(parts) & (np.abs(first + second - both) > tolerance * parts + 1e-12)
+        return np.asarray(np.isfinite(parts) & (np.abs(first + second - both) > tolerance * parts + 1e-12))
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> bool:

@@ -65,6 +65,7 @@ class Job:
         self._optimizer: Any = None  # the first that was adopted; the others end with their models
         self._positions: list[Position] = []
         self._padding = 0
+        self._told_of_padding = False
         self._exchanges = 0
 
     # -- where am I ----------------------------------------------------------------------------------
@@ -282,7 +283,8 @@ class Job:
         Args:
             data: an unbatched `tf.data.Dataset`, not sharded and not shuffled, or a tuple of arrays.
             batch: the global batch.
-            training: False for validation data: not shuffled, nothing dropped.
+            training: False for validation data: not shuffled, nothing dropped. Where the replicas do not divide the
+                samples it ends with samples of weight 0, of each of which `model.predict` gives a row, too.
             shuffle: True for all samples (of a data set whose length is unknown, a buffer of 10,000), a number for a
                 buffer of that size, False for the order given.
             seed: of the order. Without one rank 0 draws it (from Python's `random`, which
@@ -313,10 +315,11 @@ class Job:
             )
             self._positions.append(position)
         else:
-            dataset, padding = pipelines.validation(
+            dataset, paddings = pipelines.validation(
                 data, batch, rank=self.rank, size=self.size, local_replicas=self.local_replicas
             )
-            self._padding = max(self._padding, padding)
+            self._padding = max(self._padding, paddings[self.rank])
+            self._tell_of_padding(paddings)
         return pipelines.own_share(dataset) if self._spans else dataset
 
     def callbacks(self, callbacks: Sequence[Any] = (), *, run_dir: str | os.PathLike[str] | None = None) -> list[Any]:
@@ -592,6 +595,20 @@ class Job:
         ['0000000000000000']
         """
         return self._gathered(inner(optimizer).rate_digests(), "rate digests")
+
+    def _tell_of_padding(self, paddings: Sequence[int]) -> None:
+        """Says once what `model.predict` gives of padded data: it knows no weights."""
+        if not any(paddings) or self._told_of_padding:
+            return
+        self._told_of_padding = True
+        if self.is_root:
+            where = ", ".join(f"{count} on rank {rank}" for rank, count in enumerate(paddings) if count)
+            _log.info(
+                "Data of job.shard(training=False) is padded, so that the replicas share it alike: it ends with "
+                "samples of weight 0 (%s). fit and evaluate do not count them, but model.predict gives a row for each: "
+                "leave out as many rows at the end.",
+                where if self.size > 1 else paddings[0],
+            )
 
     @property
     def _exchanges_gradients(self) -> bool:
