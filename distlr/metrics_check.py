@@ -163,7 +163,7 @@ def check_counted(metrics: Sequence[Any], *, is_root: bool) -> None:
     >>> import keras
     >>> class Smallest(keras.metrics.Metric):
     ...     def __init__(self):
-    ...         super().__init__("smallest")
+    ...         super().__init__(name="smallest")
     ...         self.smallest = self.add_variable((), keras.initializers.Constant(9.0), name="smallest")
     ...     def update_state(self, values):
     ...         self.smallest.assign(keras.ops.minimum(self.smallest, keras.ops.min(values)))
