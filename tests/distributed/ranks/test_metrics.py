@@ -197,11 +197,9 @@ def test_a_metric_that_begins_at_0_and_is_no_sum(job, own, spans) -> None:
     x = np.ones((4, 1), "float32")
     data = own((x, x * (job.rank + 1)), 2)
     model = built(Largest)
-    before = model.get_weights()
     with pytest.raises(ConfigurationError, match=r"'largest' \(Largest\) cannot be computed .* 'value' is no sum"):
         model.fit(data, verbose=0, shuffle=False, callbacks=job.callbacks())
     assert int(model.optimizer.iterations.numpy()) == 0
-    np.testing.assert_array_equal(model.get_weights()[0], before[0])
     with pytest.raises(ConfigurationError, match="'value' is no sum"):
         job.evaluate(built(Largest), data)
     if not spans:
