@@ -151,8 +151,8 @@ def _whole(data: Any) -> Any:
 
 def validation(
     data: Any, batch: GlobalBatch, *, rank: int, size: int, local_replicas: int
-) -> tuple[tf.data.Dataset, int]:
-    """This rank's validation batches, each sample once, and how many padding samples they contain.
+) -> tuple[tf.data.Dataset, list[int]]:
+    """This rank's validation batches, each sample once, and how many padding samples those of each rank end with.
 
     Every replica gets an equal share of each batch: where the local replicas do not divide the number of
     samples, it is padded with samples of weight 0. Keras divides a weighted loss by the number of samples,
@@ -164,7 +164,7 @@ def validation(
     if _cardinality(dataset) == 0:
         raise _empty()
     if local_replicas == 1:
-        return _marked(dataset.shard(size, rank).batch(batch.feed).prefetch(tf.data.AUTOTUNE)), 0
+        return _marked(dataset.shard(size, rank).batch(batch.feed).prefetch(tf.data.AUTOTUNE)), [0] * size
     samples = _cardinality(dataset)
     if samples is None:
         samples = int(dataset.reduce(np.int64(0), lambda count, *_: count + 1).numpy())
@@ -185,7 +185,7 @@ def validation(
         blank = whole.take(1).repeat(padding).map(lambda x, y, w: (x, y, tf.zeros_like(w)))
         dataset = dataset.concatenate(blank)
     # tf.distribute gives each replica ceil(n / replicas) of a smaller last batch: equal shares, now that it divides.
-    return _marked(dataset.batch(batch.feed).prefetch(tf.data.AUTOTUNE)), padding
+    return _marked(dataset.batch(batch.feed).prefetch(tf.data.AUTOTUNE)), paddings
 
 
 def own_share(dataset: tf.data.Dataset) -> tf.data.Dataset:

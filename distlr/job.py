@@ -25,6 +25,7 @@ from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.metrics import are_distributed, read_states, results
+from distlr.metrics_check import check_counted, checked
 from distlr.moving_averages import scale_moving_averages
 from distlr.optimizer import ScaledOptimizer, adopt, inner, start_line
 from distlr.position import Position
@@ -65,6 +66,7 @@ class Job:
         self._optimizer: Any = None  # the first that was adopted; the others end with their models
         self._positions: list[Position] = []
         self._padding = 0
+        self._told_of_padding = False
         self._exchanges = 0
 
     # -- where am I ----------------------------------------------------------------------------------
@@ -284,7 +286,8 @@ class Job:
         Args:
             data: an unbatched `tf.data.Dataset`, not sharded and not shuffled, or a tuple of arrays.
             batch: the global batch.
-            training: False for validation data: not shuffled, nothing dropped.
+            training: False for validation data: not shuffled, nothing dropped. Where the replicas do not divide the
+                samples it ends with samples of weight 0, of each of which `model.predict` gives a row, too.
             shuffle: True for all samples (of a data set whose length is unknown, a buffer of 10,000), a number for a
                 buffer of that size, False for the order given.
             seed: of the order. Without one rank 0 draws it (from Python's `random`, which
@@ -315,10 +318,11 @@ class Job:
             )
             self._positions.append(position)
         else:
-            dataset, padding = pipelines.validation(
+            dataset, paddings = pipelines.validation(
                 data, batch, rank=self.rank, size=self.size, local_replicas=self.local_replicas
             )
-            self._padding = max(self._padding, padding)
+            self._padding = max(self._padding, paddings[self.rank])
+            self._tell_of_padding(paddings)
         return pipelines.own_share(dataset) if self._spans else dataset
 
     def callbacks(self, callbacks: Sequence[Any] = (), *, run_dir: str | os.PathLike[str] | None = None) -> list[Any]:
@@ -464,8 +468,8 @@ class Job:
         """The value of each Keras metric over all ranks' samples, by its name. Collective.
 
         The metrics' states are summed, not their results, so ranks of unequal shards give what one process would. A
-        metric whose states are no sums says in its class how they combine, `distlr_combine = "max"` or "min"; where
-        it does not, `fit` refuses it and this call cannot tell.
+        metric whose states are no sums says in its class how they combine, `distlr_combine = "max"` or "min". Of a
+        class that is not Keras' and says nothing this call cannot tell: it adds them up, and says so once.
 
         Args:
             metrics: Keras', that each rank has updated with its own samples; they keep their states.
@@ -479,6 +483,8 @@ class Job:
         >>> run_ranks(accuracy, size=2)  # one sample and wrong, three and right
         [{'accuracy': 0.75}, {'accuracy': 0.75}]
         """
+        if self.replicas > 1:
+            check_counted(metrics, is_root=self.is_root)
         return self._combined(metrics, lambda: {metric.name: metric.result() for metric in metrics}, "job.result")
 
     def evaluate(self, model: Any, data: tf.data.Dataset) -> dict[str, float]:
@@ -505,7 +511,10 @@ class Job:
             # Each rank has its own; with different models there would be no one result.
             tag = "statistics for job.evaluate"
             exchange_with_statistics(self.communicator, model, Bundle({}), tag=tag)
-        local_result: dict[str, float] = model.evaluate(data, verbose=0, return_dict=True)
+        by_strategy = self.strategy.num_replicas_in_sync > 1
+        checks = checked(model, is_root=self.is_root, by_strategy=by_strategy)
+        with checks if self.replicas > 1 else contextlib.nullcontext():
+            local_result: dict[str, float] = model.evaluate(data, verbose=0, return_dict=True)
         if self.size == 1:
             return local_result
         state = {"weights": weights_digests(model, self.strategy)}
@@ -601,6 +610,20 @@ class Job:
         ['0000000000000000']
         """
         return self._gathered(inner(optimizer).rate_digests(), "rate digests")
+
+    def _tell_of_padding(self, paddings: Sequence[int]) -> None:
+        """Says once what `model.predict` gives of padded data: it knows no weights."""
+        if not any(paddings) or self._told_of_padding:
+            return
+        self._told_of_padding = True
+        if self.is_root:
+            where = ", ".join(f"{count} on rank {rank}" for rank, count in enumerate(paddings) if count)
+            _log.info(
+                "Data of job.shard(training=False) is padded, so that the replicas share it alike: it ends with "
+                "samples of weight 0 (%s). fit and evaluate do not count them, but model.predict gives a row for each: "
+                "leave out as many rows at the end.",
+                where if self.size > 1 else paddings[0],
+            )
 
     @property
     def _exchanges_gradients(self) -> bool:

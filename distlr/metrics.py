@@ -22,7 +22,7 @@ import tensorflow as tf
 from distlr._arguments import one_of
 from distlr.communicators.frames import REDUCERS, by_rank
 from distlr.communicators.fused import Bundle, number, reduce_over
-from distlr.errors import ConfigurationError, DistributionError
+from distlr.errors import ConfigurationError, DistributionError, received
 
 __all__ = [
     "COMBINE",
@@ -32,12 +32,16 @@ __all__ = [
     "are_distributed",
     "assign_states",
     "check_additive",
+    "declared_way",
     "read_states",
     "results",
+    "single_metrics",
+    "state_owners",
 ]
 
 COMBINE = "distlr_combine"
-"""The attribute by which a metric says how its states combine over ranks: "sum" (also without it), "max" or "min"."""
+"""The attribute by which a metric says how its states combine over ranks: "sum" (also without it), "max" or "min"; or,
+in a dictionary, how those of these names do."""
 
 
 _WIDE = (np.dtype("float64"), np.dtype("int64"))  # what states are sent and added up in
@@ -61,7 +65,7 @@ def read_states(metrics: Sequence[Any]) -> MetricStates:
     how: dict[str, str] = {}
     for name, metric, variable in _variables(metrics):
         arrays[name] = _sendable(variable.numpy())
-        how[name] = getattr(metric, COMBINE, "sum")
+        how[name] = _way(metric, variable)
     return MetricStates(arrays, how)
 
 
@@ -85,7 +89,7 @@ def results(
         compute: reads the metrics.
     """
     found = _variables(metrics)
-    combined = reduce_over(bundles, {name: getattr(metric, COMBINE, "sum") for name, metric, _ in found})
+    combined = reduce_over(bundles, {name: _way(metric, variable) for name, metric, variable in found})
     values = [tf.constant(_given_or_own(combined, name, variable)) for name, _, variable in found]
     return _numbers(_computed([variable for _, _, variable in found], values, compute))
 
@@ -137,7 +141,7 @@ class GraphMetrics:
         self._variables = [variable for *_, variable in found]
         groups: dict[tuple[str, str], dict[str, Any]] = {}
         for name, metric, variable in found:
-            kind = getattr(metric, COMBINE, "sum"), _WIDE[not tf.as_dtype(variable.dtype).is_floating].name
+            kind = _way(metric, variable), _WIDE[not tf.as_dtype(variable.dtype).is_floating].name
             groups.setdefault(kind, {})[name] = variable
         self._how = {_vector_name(way, dtype, group): way for (way, dtype), group in groups.items()}
         vectors = [(dtype, list(group.values())) for (_, dtype), group in groups.items()]
@@ -211,14 +215,14 @@ def check_additive(metrics: Sequence[Any], sums_alone: bool = False) -> None:
         ConfigurationError: states that do not start at 0 cannot be sums, and the metric does not say what they are.
     """
     for _, metric, variable in _variables(metrics):
-        way = getattr(metric, COMBINE, None)
+        way = declared_way(metric, variable)
         if way is not None:
             one_of(f"{type(metric).__name__}.{COMBINE}", way, REDUCERS)
         if sums_alone and way in ("max", "min"):
             raise ConfigurationError(
                 f"The states of the metric '{metric.name}' ({type(metric).__name__}) combine by their {way}, and a "
-                "tf.distribute strategy over several workers can only add them. To mend it: compute it in a callback "
-                "of your own, or use Horovod."
+                "tf.distribute strategy can only add up those of its replicas. To mend it: compute it in a callback "
+                "of your own, or use Horovod with one replica a rank."
             )
         if way is None and np.any(variable.numpy()):
             raise ConfigurationError(
@@ -228,17 +232,75 @@ def check_additive(metrics: Sequence[Any], sums_alone: bool = False) -> None:
             )
 
 
+def declared_way(metric: Any, variable: Any) -> str | None:
+    """How a metric says that one of its states combines; None where it says nothing.
+
+    >>> class Both(keras.metrics.Mean):
+    ...     distlr_combine = {"count": "max"}
+    >>> [declared_way(Both(), variable) for variable in Both().variables]
+    [None, 'max']
+    """
+    way: Any = getattr(metric, COMBINE, None)
+    if not isinstance(way, Mapping):
+        return way  # type: ignore[no-any-return]
+    names = [state.name for owner, state in state_owners(metric) if owner is metric]
+    unknown = sorted(set(way) - set(names))
+    if unknown:
+        hint = "write the names that its add_variable was given"
+        raise ConfigurationError(received(f"{type(metric).__name__}.{COMBINE}", unknown, f"names of {names}", hint))
+    return way.get(variable.name)
+
+
+def single_metrics(metrics: Sequence[Any]) -> list[Any]:
+    """The metrics that have states, out of Keras' wrappers around what `compile` was given."""
+    found: list[Any] = []
+    for metric in metrics:
+        inner = _inside(metric)
+        found += [metric] if inner is None else single_metrics(inner)
+    return found
+
+
+def state_owners(metric: Any) -> list[tuple[Any, Any]]:
+    """The variables of a metric, in its order, each with the metric that made it: itself, or one that is part of it.
+
+    >>> class Two(keras.metrics.Mean):
+    ...     def __init__(self):
+    ...         super().__init__("two")
+    ...         self.other = keras.metrics.Sum("other")
+    >>> [(owner.name, variable.name) for owner, variable in state_owners(Two())]
+    [('two', 'total'), ('two', 'count'), ('other', 'total')]
+    """
+    owners = {id(variable): part for part in _parts(metric) for variable in part._variables}
+    return [(owners.get(id(variable), metric), variable) for variable in metric.variables]
+
+
+def _parts(metric: Any) -> list[Any]:
+    return [metric, *(part for inner in metric._metrics for part in _parts(inner))]
+
+
+def _way(metric: Any, variable: Any) -> str:
+    return declared_way(metric, variable) or "sum"
+
+
 def _variables(metrics: Sequence[Any], prefix: str = "metric") -> list[tuple[str, Any, Any]]:
-    """Each state's name, the metric that it belongs to, and its variable."""
+    """Each state's name, the metric that made it, and its variable."""
     found: list[tuple[str, Any, Any]] = []
     for i, metric in enumerate(metrics):
         name = f"{prefix}/{i}"
-        inner = getattr(metric, "metrics", None) or _given(metric)
-        if inner:  # Keras' wrapper around what `compile` was given
+        inner = _inside(metric)
+        if inner is not None:
             found += _variables(inner, name)
         else:
-            found += [(f"{name}/{j}", metric, variable) for j, variable in enumerate(metric.variables)]
+            found += [(f"{name}/{j}", owner, variable) for j, (owner, variable) in enumerate(state_owners(metric))]
     return found
+
+
+def _inside(metric: Any) -> list[Any] | None:
+    """The metrics in one of Keras' wrappers around what `compile` was given; None for any other metric."""
+    if not type(metric).__module__.startswith("keras.src.trainers."):
+        return None
+    inner: list[Any] = getattr(metric, "metrics", None) or _given(metric)
+    return inner
 
 
 def _given(metric: Any) -> list[Any]:

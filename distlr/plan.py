@@ -14,7 +14,7 @@ from distlr.scaling import Rule, rule_name
 from distlr.schedules import Constant, Scaled
 from distlr.schedules.base import at_each
 
-__all__ = ["Curve", "Mark", "plan"]
+__all__ = ["Curve", "Mark", "plan", "wrong_steps"]
 
 _POINTS = 2001
 _TINY = 1e-12
@@ -158,7 +158,8 @@ def _warnings(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.n
     later = _rates(scaled, batch, np.array([1.5 * end]))[0]
     if later < 0.5 * rates[-1] and rates[-1] > 0.05 * peak:
         found.append(f"The rate still falls after the run: {rates[-1]:.4g} at its end, {later:.4g} half a run later.")
-    found += _wrong_steps(scaled, batch, end)
+    wrong = wrong_steps(scaled, end)
+    found += [] if wrong is None else [wrong]
     limit, source = _SUPPORTED.get(rule_name(scaled.rule), (None, ""))
     if limit is not None and batch.ratio > limit:
         name = rule_name(scaled.rule)
@@ -172,16 +173,35 @@ def _stretches(where: np.ndarray) -> list[tuple[int, int]]:
     return [(first, end - 1) for first, end in edges.reshape(-1, 2).tolist() if end - first > 1]
 
 
-def _wrong_steps(scaled: Scaled, batch: GlobalBatch, end: float) -> list[str]:
-    """A schedule that seems to be written in steps of the global batch, where its time is counted in base steps."""
-    steps = getattr(scaled.schedule, "decay_steps", None)
+def wrong_steps(scaled: Scaled, epochs: float) -> str | None:
+    """What to say of a schedule that seems to be written in steps of the global batch, where time is in base steps.
+
+    Args:
+        scaled: the formula.
+        epochs: the length of the run.
+
+    >>> import keras
+    >>> batch = GlobalBatch(64, replicas=8, base_batch=64, samples_per_epoch=6_400)
+    >>> wrong_steps(Scaled(keras.optimizers.schedules.CosineDecay(0.1, 1_125), batch), epochs=90).partition(";")[0]
+    'decay_steps=1125 is the run in steps of the batch of 512'
+    >>> wrong_steps(Scaled(keras.optimizers.schedules.CosineDecay(0.1, 9_000), batch), epochs=90)  # as it should be
+    """
+    batch, schedule = scaled.batch, scaled.schedule
+    name = next((name for name in ("decay_steps", "steps") if hasattr(schedule, name)), "")
+    steps = getattr(schedule, name, None)
     ratio = float(batch.ratio)
-    if not isinstance(steps, (int, float)) or abs(ratio - 1) < 0.01:
-        return []
-    base = end * float(batch.samples_per_epoch or 0) / batch.base_batch
+    if batch.samples_per_epoch is None or scaled.clock != "samples" or abs(ratio - 1) < 0.01:
+        return None
+    if not isinstance(steps, (int, float)):
+        return None
+    if getattr(schedule, "warmup_target", None) is not None:  # Keras' CosineDecay decays after its warmup
+        steps += schedule.warmup_steps
+        name = f"warmup_steps + {name}"
+    base = epochs * float(batch.samples_per_epoch) / batch.base_batch
     if abs(steps * ratio / base - 1) > 0.02:
-        return []
-    return [
-        f"decay_steps={steps:g} is the run in steps of the batch of {batch.size}; the schedule counts steps of the "
-        f"base batch of {batch.base_batch}, of which the run has {base:.6g}: the decay ends at epoch {end / ratio:.4g}."
-    ]
+        return None
+    return (
+        f"{name}={steps:g} is the run in steps of the batch of {batch.size}; the schedule counts steps of the "
+        f"base batch of {batch.base_batch}, of which the run has {base:.6g}: the decay ends at epoch "
+        f"{epochs / ratio:.4g}."
+    )

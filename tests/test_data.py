@@ -238,10 +238,20 @@ def test_every_validation_sample_is_on_one_rank_once():
     batch = GlobalBatch(4, replicas=3, local_replicas=1, base_batch=4)
     seen = []
     for rank in range(3):
-        dataset, padding = data.validation(tf.data.Dataset.range(41), batch, rank=rank, size=3, local_replicas=1)
-        assert padding == 0
+        dataset, paddings = data.validation(tf.data.Dataset.range(41), batch, rank=rank, size=3, local_replicas=1)
+        assert paddings == [0, 0, 0]
         seen += flat(numbers(dataset))
     assert sorted(seen) == list(range(41))
+
+
+def test_what_predict_gives_of_padding_is_said_once(job, caplog):
+    caplog.set_level("INFO", logger="distlr")
+    batch = job.batch(8, base_batch=8)
+    job.shard((np.arange(8), np.zeros(8)), batch, training=False)
+    assert "predict" not in caplog.text  # the four replicas divide 8
+    for n in (9, 10):
+        job.shard((np.arange(n), np.zeros(n)), batch, training=False)
+    assert caplog.text.count("samples of weight 0 (3). fit and evaluate do not count them, but model.predict") == 1
 
 
 @pytest.mark.parametrize("n", [3, 17, 361, 362, 363, 364])

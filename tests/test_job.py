@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import distlr
-from distlr.callbacks import Audit, BadNumbers, FollowEpochs, LearningRateLogger, SyncStatistics
+from distlr.callbacks import Audit, BadNumbers, CheckMetrics, FollowEpochs, LearningRateLogger, SyncStatistics
 from distlr.communicators import SingleCommunicator, ThreadCommunicator
 from distlr.errors import ConfigurationError, DistributionError
 from distlr.job import Job
@@ -300,6 +300,7 @@ def test_callbacks_adds_the_audit_and_the_logger_and_orders_all(four):
         Audit,
         FollowEpochs,
         SyncStatistics,
+        CheckMetrics,
         LearningRateLogger,
         BadNumbers,
     ]

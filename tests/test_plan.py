@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import distlr
 from distlr import schedules
 from distlr.batch import GlobalBatch
 from distlr.errors import ConfigurationError
@@ -95,3 +96,17 @@ def test_the_length_of_the_run() -> None:
         plan(0.1, [GlobalBatch(4, base_batch=4)], epochs=3)
     with pytest.raises(ConfigurationError, match="`epochs` must be above 0"):
         plan(0.1, [batch()], epochs=0)
+
+
+@pytest.mark.parametrize(("decay", "clock", "said"), [(4, None, 0), (1, None, 1), (1, "steps", 0)])
+def test_a_run_says_that_its_schedule_is_in_steps_of_the_global_batch(caplog, decay, clock, said) -> None:
+    """16 samples in batches of 4 at a base of 1: an epoch is 4 steps, or 16 base steps."""
+    job = distlr.init(environ={})
+    size = job.batch(per_replica=4, base_batch=1, samples_per_epoch=16)
+    with job.scope():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        schedule = K.CosineDecay(0.001, 2 * 4 * decay)
+        model.compile(job.optimizer(keras.optimizers.SGD(schedule), size, clock=clock), "mse")
+    x = np.ones((16, 1), "float32")
+    model.fit(job.shard((x, x), size, seed=0), epochs=2, verbose=0, shuffle=False, callbacks=job.callbacks())
+    assert caplog.text.count("decay_steps=8 is the run in steps of the batch of 4") == said

@@ -4,6 +4,7 @@ from distlr.callbacks.audit import Audit
 from distlr.callbacks.bad_numbers import BadNumbers
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.broadcast import BroadcastState
+from distlr.callbacks.check_metrics import CheckMetrics
 from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.guard import ReplicaGuard
@@ -19,6 +20,7 @@ __all__ = [
     "Audit",
     "BadNumbers",
     "BroadcastState",
+    "CheckMetrics",
     "Checkpoint",
     "FollowEpochs",
     "JobCallback",

@@ -13,6 +13,7 @@ from distlr.callbacks.audit import Audit
 from distlr.callbacks.bad_numbers import BadNumbers
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.base_rates import BaseRates
+from distlr.callbacks.check_metrics import CheckMetrics
 from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.logger import LearningRateLogger
@@ -85,7 +86,7 @@ def assembled(
     if run_dir is not None:
         given += [Steering(run_dir), Record(run_dir, explain), Scalars(Path(run_dir) / "tensorboard")]
     if local_replicas > 1:
-        given.append(SyncStatistics())
+        given += [SyncStatistics(), *([CheckMetrics()] if communicator.size == 1 else [])]  # else SyncMetrics does
     if communicator.size > 1:
         given = for_ranks(given, communicator)
     journal = Journal()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from distlr.callbacks.base import JobCallback
 from distlr.optimizer import is_adopted, rate_of
+from distlr.plan import wrong_steps
 
 __all__ = ["LearningRateLogger"]
+
+_log = logging.getLogger("distlr")
 
 
 class LearningRateLogger(JobCallback):
     """Writes the rate of each epoch into `logs`: Keras' progress bar, History and TensorBoard show it.
+
+    It says so at the start where the schedule seems to be written in steps of the global batch.
 
     The names are `learning_rate` (the rate at the epoch's end, before what is decided there), `lr_multiplier` and
     `samples_seen`; `job.callbacks` adds it.
@@ -26,6 +32,19 @@ class LearningRateLogger(JobCallback):
     >>> [round(rate, 6) for rate in history["learning_rate"]], history["lr_multiplier"]
     ([0.1, 0.1], [1.0, 1.0])
     """
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Compares the schedule's length with that of the run."""
+        scaled, epochs = getattr(self.core, "schedule", None), (self.params or {}).get("epochs")
+        if scaled is None or not epochs or not self.communicator.is_root:
+            return
+        warning = wrong_steps(scaled, float(epochs))
+        if warning is not None:
+            _log.warning(
+                "%s Fix: write the schedule as in the one-GPU script, in steps of the base batch; or "
+                'job.optimizer(..., clock="steps") where it is meant so.',
+                warning,
+            )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the rate to the logs."""

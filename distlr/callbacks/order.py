@@ -12,6 +12,7 @@ from distlr.callbacks.audit import Audit
 from distlr.callbacks.bad_numbers import BadNumbers
 from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.broadcast import BroadcastState
+from distlr.callbacks.check_metrics import CheckMetrics
 from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.deciders import WRITERS
 from distlr.callbacks.follow import FollowEpochs
@@ -36,7 +37,7 @@ _log = logging.getLogger("distlr")
 # A saver must see what the deciders of the same epoch changed, or a restart loses the last cut.
 _STAGES: tuple[tuple[type, ...], ...] = (
     (Audit, FollowEpochs, SameCallbacks, BaseRates),
-    (SyncMetrics, SyncStatistics),
+    (CheckMetrics, SyncMetrics, SyncStatistics),
     (LearningRateLogger,),
     (BadNumbers,),
     (

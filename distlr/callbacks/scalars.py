@@ -113,7 +113,7 @@ class Scalars(JobCallback):
             values["learning_rate"] = rate_of(optimizer)
         with self._losing():
             for name, value in values.items():
-                self._add(name, tf.constant(value, tf.float32), "scalars")
+                self._add(name, tf.constant(value, tf.float64), "scalars")  # float32 has no odd number above 2**24
             self._writer.flush()
 
     def _heard(self, entry: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ class Scalars(JobCallback):
             return
         self._decisions += 1
         with self._losing():
-            self._add("decisions", tf.constant(self._decisions, tf.float32), "scalars")
+            self._add("decisions", tf.constant(self._decisions, tf.float64), "scalars")
             self._add("decisions", tf.constant([f"epoch {entry['epoch'] + 1}: {entry['reason']}"]), "text")
             self._writer.flush()
 

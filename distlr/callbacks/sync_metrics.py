@@ -16,7 +16,8 @@ from distlr.communicators.fused import (
     number,
     numbers,
 )
-from distlr.metrics import EagerMetrics, GraphMetrics, check_additive
+from distlr.metrics import EagerMetrics, GraphMetrics
+from distlr.metrics_check import MetricsCheck
 from distlr.statistics import exchange_with_statistics, has_statistics
 
 __all__ = ["SyncMetrics"]
@@ -59,18 +60,26 @@ class SyncMetrics(JobCallback):
         super().__init__()
         self._epoch = -1
         self._in_fit = False
-        self._checked = False
+        self._check: MetricsCheck | None = None
         self._metrics: EagerMetrics | GraphMetrics | None = None
         self._trained: dict[str, Any] | None = None  # this rank's states of the training
         self._training: dict[str, float] | None = None  # the results of all ranks'
         self._others: list[dict[str, float]] = []  # by rank, what else is in its logs
         self._validates = self._any_validates = False
 
+    def set_model(self, model: Any) -> None:
+        """Has metrics that distlr does not know tried before their first update."""
+        super().set_model(model)
+        replicas = model.distribute_strategy.num_replicas_in_sync
+        self._check = MetricsCheck(model, is_root=self.communicator.is_root, by_strategy=replicas > 1)
+        if self.communicator.size * replicas > 1:
+            self._check.watch()
+            self._check.say_reductions(1 if self._spans else self.communicator.size)
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Refuses, before the first step, a metric that cannot be combined."""
-        if not self._checked:
-            check_additive(self.model.metrics, self._spans)  # just reset
-            self._checked = True
+        if self._check is not None:
+            self._check.check_reset()
         self._epoch, self._in_fit = epoch, True
         self._trained = self._training = None
         self._validates = self._any_validates = False
@@ -94,6 +103,11 @@ class SyncMetrics(JobCallback):
         means = mean_over([numbers(rank) for rank in self._others])
         logs.update({name: number(mean) for name, mean in means.items()})
         self._in_fit = False
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Names the metrics that could not be tried."""
+        if self._check is not None:
+            self._check.end()
 
     @property
     def _spans(self) -> bool:

@@ -12,6 +12,7 @@ from distlr.callbacks import (
     Audit,
     BadNumbers,
     BroadcastState,
+    CheckMetrics,
     Checkpoint,
     FollowEpochs,
     LearningRateLogger,
@@ -45,7 +46,7 @@ def _stages(tmp_path: Any) -> list[list[Any]]:
     strategy = tf.distribute.get_strategy()
     return [
         [Audit(strategy), FollowEpochs([]), SameCallbacks([]), BaseRates([])],
-        [SyncMetrics(), SyncStatistics()],
+        [CheckMetrics(), SyncMetrics(), SyncStatistics()],
         [LearningRateLogger()],
         [BadNumbers()],
         [

@@ -173,6 +173,42 @@ def test_a_metric_that_is_no_sum_says_how_it_combines_or_is_refused(job, own, sp
         assert fit(Declared).history["largest"] == [job.size - 1]
 
 
+def test_a_metric_that_begins_at_0_and_is_no_sum(job, own, spans) -> None:
+    class Largest(keras.metrics.Metric):
+        def __init__(self) -> None:
+            super().__init__(name="largest")
+            self.value = self.add_variable((), "zeros", name="value")
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            self.value.assign(keras.ops.maximum(self.value, keras.ops.max(y_true)))
+
+        def result(self):
+            return self.value + 0.0
+
+    class Declared(Largest):
+        distlr_combine = "max"
+
+    def built(metric):
+        with job.scope():
+            model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+            model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse", metrics=[metric()])
+        return model
+
+    x = np.ones((4, 1), "float32")
+    data = own((x, x * (job.rank + 1)), 2)
+    model = built(Largest)
+    with pytest.raises(ConfigurationError, match=r"'largest' \(Largest\) cannot be computed .* 'value' is no sum"):
+        model.fit(data, verbose=0, shuffle=False, callbacks=job.callbacks())
+    assert int(model.optimizer.iterations.numpy()) == 0
+    with pytest.raises(ConfigurationError, match="'value' is no sum"):
+        job.evaluate(built(Largest), data)
+    if not spans:
+        model = built(Declared)
+        history = model.fit(data, verbose=0, shuffle=False, validation_data=data, callbacks=job.callbacks()).history
+        assert history["val_largest"] == [job.size]
+        assert job.evaluate(model, data)["largest"] == job.size
+
+
 def test_evaluate_and_result_are_over_all_ranks(job, same_on_all) -> None:
     model = compiled(job)
     batch = job.batch(per_replica=4, base_batch=4)
