@@ -85,6 +85,7 @@ def assembled(
         given.append(SyncStatistics())
     if communicator.size > 1:
         given = for_ranks(given, communicator)
+    audit.others = given
     journal = Journal()
     for callback in given:
         if isinstance(callback, JobCallback):
