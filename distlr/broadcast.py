@@ -14,7 +14,7 @@ from distlr.communicators.fused import broadcast_arrays
 from distlr.errors import DistributionError, StateError
 from distlr.optimizer import ScaledOptimizer, inner, strategy_of
 
-__all__ = ["broadcast_state", "broadcast_variables", "check_equal"]
+__all__ = ["broadcast_optimizer", "broadcast_state", "broadcast_variables", "check_equal"]
 
 _DECIDERS = "states of deciders"
 
@@ -61,8 +61,8 @@ def broadcast_state(
             exchange = None if core.exchange is None else core.exchange.terms
         added = {id(variable) for variable in own.values()}
         variables += [v for v in optimizer.variables if id(v) not in added] + list(own.values())
-        if isinstance(core, ScaledOptimizer) and core.schedule is not None:
-            formula = {name: value for name, value in core.schedule.explain().items() if not name.endswith("_rate")}
+        if isinstance(core, ScaledOptimizer):
+            formula = _formula(core)
     check_equal(
         communicator,
         {
@@ -76,6 +76,39 @@ def broadcast_state(
     broadcast_variables(communicator, variables, tag="rank 0's state")
     if optimizer is not None and isinstance(inner(optimizer), ScaledOptimizer):
         inner(optimizer).mark_broadcast()
+
+
+def broadcast_optimizer(communicator: Communicator, optimizer: Any) -> None:
+    """Gives every rank rank 0's state of an adopted optimizer beside `model.optimizer`, as far as it has any.
+
+    Its slots are made when it is applied first, where the script has not built it: nobody else knows for which weights.
+    Collective.
+
+    Raises:
+        DistributionError: the ranks differ in its variables, or in the parts of its rate's formula.
+    """
+    core = inner(optimizer)
+    own = core.own_variables()
+    added = {id(variable) for variable in own.values()}
+    variables = [variable for variable in core.variables if id(variable) not in added] + list(own.values())
+    check_equal(
+        communicator,
+        {
+            f"variables of '{core.name}'": [f"{variable.dtype} {tuple(variable.shape)}" for variable in variables],
+            f"formula of '{core.name}'": _formula(core),
+            f"exchange of gradients of '{core.name}'": None if core.exchange is None else core.exchange.terms,
+        },
+        tag="an optimizer that the ranks have built",
+    )
+    broadcast_variables(communicator, variables, tag="rank 0's state of another optimizer")
+    core.mark_broadcast()
+
+
+def _formula(core: ScaledOptimizer) -> dict[str, Any] | None:
+    """The parts of the formula that must be equal on all ranks; None where nothing is scaled."""
+    if core.schedule is None:
+        return None
+    return {name: value for name, value in core.schedule.explain().items() if not name.endswith("_rate")}
 
 
 def broadcast_variables(communicator: Communicator, variables: Sequence[Any], *, tag: str) -> None:

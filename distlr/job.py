@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from distlr import data as pipelines
@@ -27,10 +28,11 @@ from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.metrics import are_distributed, read_states, results
 from distlr.metrics_check import check_counted, checked
 from distlr.moving_averages import scale_moving_averages
-from distlr.optimizer import ScaledOptimizer, adopt, inner, start_line
+from distlr.optimizer import ScaledOptimizer, adopt, adopted_by, inner, start_line
 from distlr.position import Position
 from distlr.scaling import Rule
 from distlr.statistics import exchange_with_statistics, has_statistics
+from distlr.step_record import note_share
 
 __all__ = ["Job"]
 
@@ -63,7 +65,7 @@ class Job:
         self.strategy = strategy
         self.backend = backend
         self.communicator = SingleCommunicator() if communicator is None else communicator
-        self._optimizer: Any = None  # the first that was adopted; the others end with their models
+        self._optimizer: Any = None  # that is trained with, or was; before that the first that was adopted
         self._positions: list[Position] = []
         self._padding = 0
         self._told_of_padding = False
@@ -371,7 +373,8 @@ class Job:
         ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
         >>> job.audit().set_model(model)  # nothing to refuse
         """
-        audit = Audit(self.strategy, self._padding, self._connect if self._exchanges_gradients else None)
+        connect = self._connect if self._exchanges_gradients else None
+        audit = Audit(self.strategy, self._padding, connect, self._train_with)
         audit.bind(self.communicator)
         return audit
 
@@ -462,7 +465,9 @@ class Job:
         3.0
         """
         samples = batch.feed * (self.size if self._spans else 1)
-        return tf.reduce_sum(losses) / tf.cast(samples, losses.dtype)
+        loss = tf.reduce_sum(losses) / tf.cast(samples, losses.dtype)
+        note_share(loss)
+        return loss
 
     def result(self, metrics: Sequence[Any]) -> dict[str, float]:
         """The value of each Keras metric over all ranks' samples, by its name. Collective.
@@ -564,8 +569,12 @@ class Job:
 
     # -- what happened -------------------------------------------------------------------------------
 
-    def explain(self) -> dict[str, Any]:
-        """Everything that the rate depends on, as plain JSON values; the first adopted optimizer's formula.
+    def explain(self, model: Any = None) -> dict[str, Any]:
+        """Everything that the rate depends on, as plain JSON values.
+
+        Args:
+            model: a compiled model or an optimizer; by default the optimizer of the `fit` that runs, or ran last, and
+                before the first one the optimizer that was adopted first.
 
         >>> import distlr, keras
         >>> job = distlr.init(environ={})
@@ -577,7 +586,11 @@ class Job:
         >>> parts["replicas"], parts["global_batch"], parts["ratio"], parts["rule"], parts["peak_rate"]
         (1, 8, 2, 'linear', 0.2)
         """
-        parts = {} if self._optimizer is None else self._optimizer.explain()
+        optimizer = self._optimizer
+        if model is not None:
+            adopted = adopted_by(model) if isinstance(model, keras.Model) else [inner(model)]
+            optimizer = next((each for each in adopted if isinstance(each, ScaledOptimizer)), None)
+        parts = {} if optimizer is None else optimizer.explain()
         return {
             "backend": self.backend,
             "ranks": self.size,
@@ -624,6 +637,9 @@ class Job:
                 "leave out as many rows at the end.",
                 where if self.size > 1 else paddings[0],
             )
+
+    def _train_with(self, optimizer: ScaledOptimizer) -> None:
+        self._optimizer = optimizer
 
     @property
     def _exchanges_gradients(self) -> bool:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from distlr.batch import GlobalBatch
 
-__all__ = ["Position"]
+__all__ = ["Position", "matched"]
 
 _MIX = 1_000_003
+_USED = -1  # in the place of the step, which is 0 from `begin` on and 1 before
 _ENDLESS = 2**32  # passes, more than one `fit` has
 
 
@@ -38,6 +39,21 @@ class Position:
         self._resumed: int | None = None
         self._last: int | None = None
         self._shift = 0
+        self._before: tuple[Any, ...] = ()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether an iteration has begun since `begin` said which epoch it is."""
+        return int(self._variable.numpy()[3]) == _USED
+
+    def remember(self) -> None:
+        """Keeps where the data stands, for `forget`."""
+        self._before = self._variable.numpy(), self._resumed, self._last, self._shift
+
+    def forget(self) -> None:
+        """Brings it back to where `remember` was called: the epochs were those of other data."""
+        values, self._resumed, self._last, self._shift = self._before
+        self._variable.assign(values)
 
     @property
     def seed(self) -> int:
@@ -96,7 +112,8 @@ class Position:
     def enter(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Seed, pass and offset, for an iteration that begins; in graph."""
         seed, epoch, offset, step = tf.unstack(self._variable.read_value())
-        tf.cond(step > 0, lambda: self._variable.assign([seed, epoch + 1, 0, 1]), lambda: self._variable.read_value())
+        free = step > 0  # nobody says which epoch it is
+        self._variable.assign(tf.where(free, [seed, epoch + 1, 0, 1], [seed, epoch, offset, _USED]))
         return seed, epoch, offset
 
     @staticmethod
@@ -111,6 +128,28 @@ class Position:
 
     def _set(self, seed: int, epoch: int, offset: int) -> None:
         self._variable.assign([seed, epoch, offset, 0])
+
+
+Place = Sequence[int]  # seed, pass and offset
+
+
+def matched(positions: Sequence[Position], places: Sequence[Place]) -> list[tuple[Position, Place]] | None:
+    """Which of a script's pipelines go on at which places of a checkpoint; None where it cannot be told.
+
+    A script may have more of them than the `fit` that wrote the checkpoint read: those of other trainings. They are
+    told apart by their seeds. Several may get one place; `Position.forget` takes it from those that are not read.
+
+    Args:
+        positions: of the script, in the order in which they were made.
+        places: of the pipelines that the `fit` read.
+    """
+    by_seed = {place[0]: place for place in places}
+    same = [(position, by_seed[position.seed]) for position in positions if position.seed in by_seed]
+    if len(by_seed) == len(places) and {position.seed for position, _ in same} == set(by_seed):
+        return same
+    if len(positions) == len(places):
+        return list(zip(positions, places, strict=True))
+    return [(position, places[0]) for position in positions] if len(places) == 1 else None
 
 
 def _plainly(make: Callable[[], Any]) -> Any:

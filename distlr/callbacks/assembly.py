@@ -89,6 +89,7 @@ def assembled(
         given += [SyncStatistics(), *([CheckMetrics()] if communicator.size == 1 else [])]  # else SyncMetrics does
     if communicator.size > 1:
         given = for_ranks(given, communicator)
+    audit.others = given
     journal = Journal()
     for callback in given:
         if isinstance(callback, JobCallback):

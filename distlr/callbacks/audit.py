@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from distlr.callbacks.base import JobCallback
+from distlr.callbacks.other_optimizers import OtherOptimizers
+from distlr.callbacks.step_audit import StepAudit
 from distlr.errors import ConfigurationError, DistributionError
 from distlr.moving_averages import averaging_layers, is_scaled
-from distlr.optimizer import ScaledOptimizer, agree, strategy_of
+from distlr.optimizer import ScaledOptimizer, adopted_by, agree, inner, strategy_of
+from distlr.optimizer.conversion import INSTEAD_OF_MULTI
+from distlr.step_record import overrides_train_step
 
 __all__ = ["Audit"]
 
@@ -30,6 +34,7 @@ class Audit(JobCallback):
         strategy: the job's strategy.
         padding: how many samples of weight 0 the job's validation data contains.
         connect: gives an adopted optimizer the exchange of gradients with the other ranks, where the job has one.
+        trains_with: is told of the optimizer that a `fit` trains with.
 
     >>> import distlr, keras, numpy as np
     >>> job = distlr.init(environ={})
@@ -54,17 +59,22 @@ class Audit(JobCallback):
         strategy: tf.distribute.Strategy,
         padding: int = 0,
         connect: Callable[[ScaledOptimizer], None] | None = None,
+        trains_with: Callable[[ScaledOptimizer], None] | None = None,
     ) -> None:
         super().__init__()
         self.strategy = strategy
         self.padding = padding
         self.connect = connect
+        self.trains_with = trains_with
+        self.others: Sequence[Any] = ()
         self._steps = 0
         self._audited = False
+        self._step_audit: StepAudit | None = None
 
     def set_model(self, model: Any) -> None:
         """Checks what is known once the model is compiled."""
         super().set_model(model)
+        _refuse_multi_optimizer(model)
         self._check_strategy(model)
         self._check_engine(model)
         self._check_exchange(model)
@@ -80,26 +90,52 @@ class Audit(JobCallback):
             )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Compares the steps per epoch, where Keras knows them."""
+        """Compares the steps per epoch, where Keras knows them, and has the training step recorded."""
         self._audited = False
         steps = (self.params or {}).get("steps")
-        if steps is not None:
+        self._step_audit = StepAudit(self.model, self.communicator, steps, self._check_steps, self._check_averaged)
+        self._step_audit.others = OtherOptimizers(self.model, self.communicator, self.others)
+        adopted = adopted_by(self.model)
+        if adopted and self.trains_with is not None:
+            self.trains_with(adopted[0])
+        if steps is not None and not self._is_left_to_the_clock(steps):
             self._check_steps(steps)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts to count."""
         self._steps = 0
+        if self._step_audit is not None:
+            self._step_audit.begin_epoch()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Counts; `batch` is the last one done, of several with `steps_per_execution`."""
         self._steps = batch + 1
-        if not self._audited and self._expected() is not None and self._steps > (self._expected() or 0):
+        expected = self._expected()
+        is_over = not self._audited and expected is not None and self._steps > expected
+        if is_over and not (self._step_audit is not None and self._step_audit.is_own_step):
             self._check_steps(self._steps, so_far=True)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Compares what the first epoch had, where Keras did not know before."""
-        if not self._audited and not self.model.stop_training:
+        """Compares what the epoch had: its clock with its steps, and these with the batch where nobody knew before."""
+        if self._step_audit is not None:
+            self._step_audit.end_epoch(self._steps)
+        if not self._audited and not self.model.stop_training and not self._is_left_to_the_clock(self._steps):
             self._check_steps(self._steps)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leaves the model as it was."""
+        if self._step_audit is not None:
+            self._step_audit.end()
+            self._step_audit = None
+
+    def _is_left_to_the_clock(self, steps: int) -> bool:
+        """Whether a step may hold several updates, or a part of one, so that the clock alone shows what is right."""
+        expected = self._expected()
+        if self._step_audit is None or not self._step_audit.is_own_step or not expected or steps == expected:
+            return False
+        left = bool(steps) and (expected % steps == 0 or steps % expected == 0)
+        self._audited |= left
+        return left
 
     def _expected(self) -> int | None:
         batch = self.batch
@@ -186,9 +222,14 @@ class Audit(JobCallback):
     def _check_exchange(self, model: Any) -> None:
         if self.connect is None:
             return
-        optimizer = self.core
-        if isinstance(optimizer, ScaledOptimizer):
+        for optimizer in adopted_by(model):
             self.connect(optimizer)
+        if not overrides_train_step(model):  # else it may be one that is never applied, as Keras' default is in a GAN
+            self._check_averaged(self.core)
+
+    def _check_averaged(self, optimizer: Any) -> None:
+        """Refuses an optimizer of Keras' own where ranks exchange gradients."""
+        if self.connect is None or isinstance(optimizer, ScaledOptimizer):
             return
         if self.communicator.size == 1 or self.communicator.strategy_spans_ranks:
             return  # there is nothing to average, or the strategy does
@@ -199,6 +240,19 @@ class Audit(JobCallback):
                 "hvd.DistributedOptimizer on Keras 3. To mend it: optimizer = job.optimizer(optimizer, batch), inside "
                 "`with job.scope():`."
             )
+
+
+def _refuse_multi_optimizer(model: Any) -> None:
+    """Refuses Keras' MultiOptimizer, which has no rate and no clock of its own: neither is there for callbacks."""
+    optimizer = inner(model.optimizer)
+    if not hasattr(optimizer, "optimizers"):
+        return
+    adopted = [each.name for each in optimizer.optimizers if isinstance(inner(each), ScaledOptimizer)]
+    inside = f", made of adopted ones ({', '.join(adopted)})" if adopted else ""
+    raise ConfigurationError(
+        f"The model is compiled with a {type(optimizer).__name__}{inside}, and job.callbacks cannot train with one: it "
+        f"has no rate of its own to log, to cut or to save. {INSTEAD_OF_MULTI}"
+    )
 
 
 def _unweighted_metrics(model: Any) -> bool:

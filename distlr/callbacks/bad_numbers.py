@@ -80,6 +80,11 @@ class BadNumbers(JobCallback):
         self._snapshot: Snapshot | None = None
 
     @property
+    def leaves_out_other_optimizers(self) -> str | None:
+        """Each optimizer would have to be watched, and all leave a step out together."""
+        return "watches the gradients of model.optimizer alone" if self.each_step else None
+
+    @property
     def async_safe(self) -> bool:
         """Tells Keras whether the device may run ahead of the batches' callbacks."""
         return not self.each_step

@@ -46,6 +46,16 @@ class JobCallback(keras.callbacks.Callback):
     [(0, 0.25, 'every epoch'), (1, 0.125, 'every epoch')]
     """
 
+    @property
+    def acts_on_rate(self) -> bool:
+        """Whether it changes the rate of `model.optimizer`, and so is of no use where that one is never applied."""
+        return False
+
+    @property
+    def leaves_out_other_optimizers(self) -> str | None:
+        """What it does to `model.optimizer` alone, though a model may train with several; None for nothing."""
+        return None
+
     def __init__(self) -> None:
         super().__init__()
         self._communicator: Communicator | None = None

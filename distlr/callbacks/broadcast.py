@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from distlr.broadcast import broadcast_state
+from distlr.broadcast import broadcast_optimizer, broadcast_state
 from distlr.callbacks.base import JobCallback
 from distlr.communicators import Communicator
 from distlr.digest import compare_ranks, rank_state
+from distlr.optimizer import adopted_by
 
 __all__ = ["BroadcastState", "compare_at_end"]
 
@@ -16,7 +17,8 @@ class BroadcastState(JobCallback):
     """Gives every rank rank 0's model and optimizer once, before the first step of a `fit`.
 
     Broadcast: the weights, moving statistics among them, and the optimizer's variables: slots, iterations, the
-    multiplier, the clock, what a plateau remembers; and the epoch at which `BackupAndRestore` goes on.
+    multiplier, the clock, what a plateau remembers, also of further optimizers in the model's attributes; and the epoch
+    at which `BackupAndRestore` goes on.
     Averaged at each epoch's end, by `SyncMetrics`: weights that are not trained. Compared, by `ReplicaGuard`: what the
     rate depends on, and the weights. Neither broadcast nor compared: the states of seed generators, which differ by
     rank on purpose where the script seeds them so (dropout draws another mask on each rank), and of metrics.
@@ -46,7 +48,12 @@ class BroadcastState(JobCallback):
         """Compares and broadcasts. Collective."""
         params = self.params or {}
         terms = {"steps an epoch": params.get("steps"), "epochs": params.get("epochs")}
+        others = [core for core in adopted_by(self.model) if core is not self.core]
+        if others:
+            terms["optimizers of the model"] = len(others)
         broadcast_state(self.communicator, self.model, self.model.optimizer, terms)
+        for optimizer in others:
+            broadcast_optimizer(self.communicator, optimizer)
         # What a restoring callback sets for `fit`, on the one rank that has read the file.
         first = self.communicator.broadcast_json(getattr(self.model, "_initial_epoch", None), tag="the first epoch")
         self.model._initial_epoch = first

@@ -126,6 +126,11 @@ class Checkpoint(JobCallback):
         self.follow = follow
 
     @property
+    def leaves_out_other_optimizers(self) -> str | None:
+        """Checkpoints are of one optimizer."""
+        return "keeps the slots, the clock and the multiplier of model.optimizer alone"
+
+    @property
     def async_safe(self) -> bool:
         """Tells Keras whether the device may run ahead of the batches' callbacks."""
         return not (
@@ -208,12 +213,9 @@ class Checkpoint(JobCallback):
         assert self.follow is not None
         optimizer = self.core
         epoch, positions, left = state.epoch, state.positions, None
+        if positions:
+            positions = self.follow.choose(positions)
         if state.steps:
-            if len(positions) != len(self.follow.positions):
-                raise StateError(
-                    f"The checkpoint is of the middle of an epoch over {len(positions)} data sets of job.shard, and "
-                    f"the script has {len(self.follow.positions)}. To mend it: make them as they were."
-                )
             left = state.steps_left(optimizer, (self.params or {}).get("steps"))
             if left == 0:  # no whole update of the script's batch fits into what is left
                 epoch += 1

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from distlr.callbacks.base import JobCallback
-from distlr.position import Position
+from distlr.errors import StateError
+from distlr.position import Position, matched
 
 __all__ = ["FollowEpochs"]
 
@@ -37,14 +38,47 @@ class FollowEpochs(JobCallback):
 
     def __init__(self, positions: Sequence[Position]) -> None:
         super().__init__()
-        self.positions = positions
+        self.positions = positions  # of the data that this `fit` reads, once that is known
+        self._all = positions
         self._resumed: int | None = None
         self._cut_short = False
         self._checked = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Forgets an earlier `fit`."""
+        self.positions = list(self._all)
+        for position in self.positions:
+            position.remember()
         self._resumed, self._cut_short, self._checked = None, False, False
+
+    def choose(self, places: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Keeps to the data of a checkpoint, and gives a place for each: seed, pass and offset.
+
+        Args:
+            places: of the data that the `fit` read which wrote it.
+
+        Raises:
+            StateError: it read several, and the script's are others.
+        """
+        chosen = matched(self.positions, places)
+        if chosen is None:
+            raise StateError(
+                f"[rank {self.communicator.rank}] The checkpoint is of a fit that read {len(places)} data sets of "
+                f"job.shard, with the seeds {[seed for seed, _, _ in places]}, and the script has made "
+                f"{len(self.positions)}, with {[position.seed for position in self.positions]}. Fix: give job.shard "
+                "the seeds that it had, or make the data sets as they were."
+            )
+        self.positions = [position for position, _ in chosen]
+        return [list(place) for _, place in chosen]
+
+    def _settle(self) -> None:
+        """Keeps to the data that this `fit` reads; what is of other trainings of the script stays where it was."""
+        used = [position for position in self.positions if position.is_used]
+        if used and len(used) < len(self.positions):
+            for position in self.positions:
+                if not position.is_used:
+                    position.forget()
+            self.positions = used
 
     def resume(self, epoch: int, positions: Sequence[Sequence[int]]) -> None:
         """Says where the data goes on: seed, pass and offset of each pipeline, in the order in which they were made."""
@@ -54,6 +88,7 @@ class FollowEpochs(JobCallback):
 
     def places(self, steps: int, steps_in_run: int) -> list[list[int]]:
         """Where the data goes on after so many steps of the epoch, and of the run; 0 of the epoch for its end."""
+        self._settle()
         found = []
         for position in self.positions:
             if position.endless:
@@ -90,6 +125,7 @@ class FollowEpochs(JobCallback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """The training goes on."""
+        self._settle()
         self._go_on()
 
     def _go_on(self) -> None:

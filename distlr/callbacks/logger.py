@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from distlr.callbacks.base import JobCallback
-from distlr.optimizer import is_adopted, rate_of
+from distlr.optimizer import adopted_by, is_adopted, rate_of
 from distlr.plan import wrong_steps
 
 __all__ = ["LearningRateLogger"]
@@ -20,7 +20,8 @@ class LearningRateLogger(JobCallback):
     It says so at the start where the schedule seems to be written in steps of the global batch.
 
     The names are `learning_rate` (the rate at the epoch's end, before what is decided there), `lr_multiplier` and
-    `samples_seen`; `job.callbacks` adds it.
+    `samples_seen`; `job.callbacks` adds it. Of a model that trains with optimizers of its own, and never with the
+    compiled one, they end in each optimizer's name: `learning_rate_adam_1`.
 
     >>> import distlr, keras, numpy as np
     >>> job = distlr.init(environ={})
@@ -52,8 +53,17 @@ class LearningRateLogger(JobCallback):
             logs.update(self._record())
 
     def _record(self) -> dict[str, float | int]:
-        optimizer = self.core
-        if not is_adopted(optimizer):
-            return {"learning_rate": rate_of(optimizer)}
-        now = optimizer.reading()
-        return {"learning_rate": now.rate, "lr_multiplier": now.multiplier, "samples_seen": now.samples_seen}
+        own = self.core
+        adopted = adopted_by(self.model)
+        if not is_adopted(own) and (not adopted or int(own.iterations.numpy())):
+            return {"learning_rate": rate_of(own)}
+        # Where the model's own optimizer, Keras' default, is never applied, those that are: by name if several.
+        shown = {"": own} if is_adopted(own) else {f"_{core.name}": core for core in adopted}
+        if len(shown) == 1:
+            shown = {"": next(iter(shown.values()))}
+        record: dict[str, float | int] = {}
+        for suffix, optimizer in shown.items():
+            now = optimizer.reading()
+            values = {"learning_rate": now.rate, "lr_multiplier": now.multiplier, "samples_seen": now.samples_seen}
+            record.update({f"{name}{suffix}": value for name, value in values.items()})
+        return record

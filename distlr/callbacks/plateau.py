@@ -47,6 +47,11 @@ class ReduceLROnPlateau(JobCallback):
     [(1, 0.5, 0.05)]
     """
 
+    @property
+    def acts_on_rate(self) -> bool:
+        """It cuts."""
+        return True
+
     def __init__(
         self,
         monitor: str = "val_loss",
@@ -80,6 +85,11 @@ class ReduceLROnPlateau(JobCallback):
         self.restore_best = restore_best
         self._best: Snapshot | None = None
         self._plateau: Plateau | None = None
+
+    @property
+    def leaves_out_other_optimizers(self) -> str | None:
+        """A cut may be of one optimizer; weights that are brought back need all slots."""
+        return "with restore_best=True brings back the slots of model.optimizer alone" if self.restore_best else None
 
     @property
     def decisions(self) -> list[dict[str, Any]]:

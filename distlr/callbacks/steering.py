@@ -54,6 +54,11 @@ class Steering(JobCallback):
     (0.05, ['control'])
     """
 
+    @property
+    def acts_on_rate(self) -> bool:
+        """Of a plain optimizer it changes nothing, and says so."""
+        return isinstance(self.core, ScaledOptimizer)
+
     def __init__(self, run_dir: str | os.PathLike[str], every: int = 50) -> None:
         super().__init__()
         self.every = positive_integer("every", every)

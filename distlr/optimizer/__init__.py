@@ -1,6 +1,6 @@
 """The one place that extends a Keras optimizer."""
 
-from distlr.optimizer.access import inner, is_adopted, rate_of, schedule_of, strategy_of
+from distlr.optimizer.access import adopted_by, batch_of, inner, is_adopted, rate_of, schedule_of, strategy_of
 from distlr.optimizer.adoption import Steered
 from distlr.optimizer.comparison import differences, formula_of
 from distlr.optimizer.conversion import adopt, strip
@@ -15,7 +15,9 @@ __all__ = [
     "ScaledOptimizer",
     "Steered",
     "adopt",
+    "adopted_by",
     "agree",
+    "batch_of",
     "differences",
     "formula_of",
     "handle",

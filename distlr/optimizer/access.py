@@ -7,14 +7,32 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from distlr.batch import GlobalBatch
 from distlr.optimizer.mixin import ScaledOptimizer
+from distlr.schedules.scaled import Scaled
 
-__all__ = ["inner", "is_adopted", "rate_of", "schedule_of", "strategy_of"]
+__all__ = ["adopted_by", "batch_of", "inner", "is_adopted", "rate_of", "schedule_of", "strategy_of"]
 
 
 def inner(optimizer: Any) -> Any:
     """The optimizer that updates the weights: inside a `LossScaleOptimizer`, or itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def adopted_by(model: Any) -> list[Any]:
+    """The optimizers that distlr adopted and a model has: the compiled one first, then those in attributes of its own.
+
+    A model that trains with several (a GAN) keeps them in attributes, lists or dictionaries, in the same order on all
+    ranks.
+    """
+    found: dict[int, Any] = {}
+    for value in [model.optimizer, *vars(model).values()]:
+        several = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        for each in several:
+            core = inner(each) if isinstance(each, keras.optimizers.Optimizer) else None
+            if isinstance(core, ScaledOptimizer):
+                found.setdefault(id(core), core)
+    return list(found.values())
 
 
 def is_adopted(optimizer: Any) -> bool:
@@ -31,6 +49,14 @@ def rate_of(optimizer: Any) -> float:
     """The rate of the next update of an optimizer, distlr's or a plain one of Keras, in whatever form it gives it."""
     rate = optimizer.learning_rate
     return float(rate if isinstance(rate, float) else rate.numpy())
+
+
+def batch_of(optimizer: Any) -> GlobalBatch | None:
+    """The batch that an optimizer's rate is scaled for, by `job.optimizer` or `distlr.scale`, or None."""
+    core = inner(optimizer)
+    if isinstance(core, ScaledOptimizer) and core.batch is not None:
+        return core.batch  # type: ignore[no-any-return]
+    return core._learning_rate.batch if isinstance(core._learning_rate, Scaled) else None
 
 
 def schedule_of(optimizer: Any) -> Any:

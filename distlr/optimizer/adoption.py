@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from distlr.batch import GlobalBatch
 from distlr.errors import DistributionError, StateError
+from distlr.optimizer.hooks import HookContract
 from distlr.optimizer.hyperparameters import Extras, Multipliers
 from distlr.optimizer.rate import RateCache
 from distlr.schedules import Scaled
@@ -90,6 +91,7 @@ class Adoption:
         self.strategy = tf.distribute.get_strategy()
         self.law = law
         self.scaled = scaled
+        self.hooks = HookContract()
         self.rate_cache = RateCache()
         self.exchange = exchange  # of gradients with other ranks, where the engine does not do it by itself
         self.wants_exchange = True

@@ -28,6 +28,8 @@ def base_rate(optimizer: Any) -> Any:
 class _VariableRate(Schedule):
     """The base rate of an optimizer that was given a float: Keras' own variable, so that it is saved as ever."""
 
+    over_time = False
+
     def __init__(self, variable: Any) -> None:
         self._variable = variable
 
@@ -40,6 +42,8 @@ class _VariableRate(Schedule):
 
 class _CallableRate(Schedule):
     """The base rate of an optimizer that was given a function without arguments, as Keras allows."""
+
+    over_time = False
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function

@@ -24,6 +24,14 @@ __all__ = ["adopt", "adopt_from_config", "strip"]
 
 _log = logging.getLogger("distlr")
 
+INSTEAD_OF_MULTI = (
+    "Fix: leave MultiOptimizer out. Rates by variable of one optimizer are job.optimizer(optimizer, batch, "
+    "multipliers={'body/.*': 0.1}); several optimizers are adopted each by job.optimizer, kept in attributes of the "
+    "model, and applied to their part of it in a train_step of your own (job.optimizer on a MultiOptimizer comes in a "
+    "later version)."
+)
+"""What works in place of Keras' MultiOptimizer."""
+
 
 def adopt(
     optimizer: Any,
@@ -178,14 +186,7 @@ def _check_optimizer(optimizer: Any) -> None:
             "mend it: call job.optimizer once for each optimizer."
         )
     if hasattr(optimizer, "optimizers"):
-        raise ConfigurationError(
-            received(
-                "optimizer",
-                optimizer,
-                "a single optimizer",
-                "call job.optimizer on each inner optimizer instead",
-            )
-        )
+        raise ConfigurationError(f"{received('optimizer', optimizer, 'a single optimizer')} {INSTEAD_OF_MULTI}")
 
 
 def _check_strategy(optimizer: Any) -> None:

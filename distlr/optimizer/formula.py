@@ -78,6 +78,7 @@ class FormulaRate:
         adoption = self._distlr
         computed = adoption.rate_cache.get()
         if computed is not None:
+            adoption.hooks.passed("learning_rate")
             return computed
         return LearningRate(self.reading().rate, self) if tf.executing_eagerly() else self._formula()
 

@@ -12,6 +12,7 @@ from distlr.optimizer.accumulation import accumulate
 from distlr.optimizer.adoption import BAD_STEPS
 from distlr.optimizer.formula import FormulaRate
 from distlr.optimizer.gate import agreed, are_finite, global_norm, only_if
+from distlr.step_record import applying
 from distlr.strategies.replicas import on_replicas, sum_over_replicas
 
 __all__ = ["FormulaUpdate"]
@@ -24,6 +25,7 @@ class FormulaUpdate(FormulaRate):
     momentums: Any
     _trainable_variables: Any
     built: bool
+    name: str
     build: Any
     gradient_accumulation_steps: int | None
     agreed_loss_scale = False  # set by loss_scale.agree
@@ -34,8 +36,13 @@ class FormulaUpdate(FormulaRate):
         Where the gradients are watched (`watch`) all replicas and ranks leave a step out where one has one that is not
         finite.
         """
+        self._distlr.hooks.passed("apply")
         if len(grads) == 0:
             return  # Keras applies nothing either, so the clock stands still
+        with applying(self):
+            self._apply(grads, trainable_variables)
+
+    def _apply(self, grads: Sequence[Any], trainable_variables: Any) -> None:
         adoption = self._distlr
         adoption.check_current_strategy(self.agreed_loss_scale)
         if adoption.bad_steps is None or self.agreed_loss_scale:
@@ -60,6 +67,7 @@ class FormulaUpdate(FormulaRate):
             samples, rate = tf.identity(samples), tf.identity(rate)
         with adoption.rate_cache.holding(rate), adoption.follow(functools.partial(self._time, samples)):
             super().apply(grads, trainable_variables)  # type: ignore[misc]
+        adoption.hooks.check(self._hooks(updates))
         adoption.record(rate, updates)
         if adoption.previous_rate is not None:
             adoption.remember(rate, self._time(samples), updates)
@@ -67,9 +75,28 @@ class FormulaUpdate(FormulaRate):
             after = adoption.batch.advance(samples)
             adoption.samples_seen.assign(after if updates is None else tf.where(updates, after, samples))
 
+    def apply_gradients(self, grads_and_vars: Any) -> Any:
+        """As in Keras."""
+        result = super().apply_gradients(grads_and_vars)  # type: ignore[misc]
+        self._distlr.hooks.check(["apply"])
+        return result
+
+    def _hooks(self, updates: tf.Tensor | None) -> list[str]:
+        """What Keras must have called in a step; `updates` is whether the step updates the weights, None for yes."""
+        if all(getattr(variable, "overwrite_with_gradient", False) for variable in self._trainable_variables):
+            return []  # Keras copies such gradients (the scales of float8) and updates nothing
+        hooks = ["_backend_apply_gradients"]
+        if updates is not None and tf.executing_eagerly() and not bool(updates):
+            return hooks
+        hooks += ["learning_rate", "_clip_gradients", "_apply_weight_decay", "update_step"]
+        if on_replicas():
+            hooks.append("_all_reduce_sum_gradients")
+        return hooks + (["weight_decay"] if "weight_decay" in self._distlr.follows else [])
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """As in Keras, at the variable's own rate, from a velocity for the new rate and momentum, where asked for."""
         adoption = self._distlr
+        adoption.hooks.passed("update_step")
         factor = adoption.velocity_factor(learning_rate, getattr(self, "momentum", 0.0))
         if factor is not None:
             velocity = self.momentums[self._get_variable_index(variable)]
@@ -81,6 +108,7 @@ class FormulaUpdate(FormulaRate):
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """As in Keras, by the variables' own rates."""
         adoption = self._distlr
+        adoption.hooks.passed("_apply_weight_decay")
         rate = adoption.rate_cache.get()
         if adoption.multipliers is None or rate is None:
             super()._apply_weight_decay(variables)  # type: ignore[misc]
@@ -100,12 +128,22 @@ class FormulaUpdate(FormulaRate):
     def weight_decay(self) -> Any:
         """Keras' weight decay; during an update what its schedule gives, where it has one."""
         if "_distlr" in self.__dict__ and self._distlr.decay_cache.get() is not None:
+            self._distlr.hooks.passed("weight_decay")
             return self._distlr.decay_cache.get()
         return self.__dict__.get("weight_decay")
 
     @weight_decay.setter
     def weight_decay(self, value: Any) -> None:
         self.__dict__["weight_decay"] = value
+
+    @property
+    def rate_follows_clock(self) -> bool:
+        """Whether the rate changes by itself as the clock in samples moves on: a schedule, a warmup."""
+        adoption = self._distlr
+        if adoption.scaled is None or adoption.scaled.clock != "samples":
+            return False
+        schedules = [adoption.scaled.schedule, *adoption.follows.values()]
+        return adoption.scaled.has_warmup or any(getattr(schedule, "over_time", True) for schedule in schedules)
 
     def watch(self) -> bool:
         """Lets all replicas and ranks leave out a step where a gradient is not finite; False where they do already."""
@@ -170,6 +208,7 @@ class FormulaUpdate(FormulaRate):
     def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
         # By place, not by name: a rank that built another model first has other names for the same variables.
         adoption = self._distlr
+        adoption.hooks.passed("_backend_apply_gradients")
         adoption.exchanged = [str(self._get_variable_index(variable)) for variable in trainable_variables]
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             if tf.is_tensor(gradient) and not isinstance(gradient, tf.IndexedSlices):
@@ -185,6 +224,7 @@ class FormulaUpdate(FormulaRate):
         Keras itself clips what each replica has, and sums after that: with clipping, another update than one device's.
         """
         adoption = self._distlr
+        adoption.hooks.passed("_clip_gradients")
         if not grads:
             return grads
         if adoption.exchange is not None:
@@ -197,6 +237,7 @@ class FormulaUpdate(FormulaRate):
         return clipped
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        self._distlr.hooks.passed("_all_reduce_sum_gradients")
         return grads_and_vars  # `_clip_gradients` has summed them
 
 

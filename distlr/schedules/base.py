@@ -52,6 +52,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
         name: what `get` and `to_dict` call the class; None where they do not know it.
         time_arguments: the constructor's arguments that are lengths or times, one or a list of them: `get` takes
             durations ("90ep") for these, and turns them into base steps.
+        over_time: whether the rate may change with `t`.
         takes_real_steps: whether `__call__` takes the steps of the global batch and counts the base steps itself.
 
     >>> from distlr.schedules.base import divided
@@ -71,6 +72,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
     name: ClassVar[str | None] = None
     time_arguments: ClassVar[tuple[str, ...]] = ()
     takes_real_steps: ClassVar[bool] = False
+    over_time: ClassVar[bool] = True
 
     @abc.abstractmethod
     def at(self, t: tf.Tensor) -> tf.Tensor:

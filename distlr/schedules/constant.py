@@ -23,6 +23,7 @@ class Constant(Schedule):
     """
 
     name = "constant"
+    over_time = False
 
     def __init__(self, learning_rate: float) -> None:
         self.learning_rate = not_negative_real("learning_rate", learning_rate)

@@ -138,6 +138,11 @@ class Scaled(Schedule):
         """
         return bool(self.climbs(tf.constant(t, tf.float64)))
 
+    @property
+    def has_warmup(self) -> bool:
+        """Whether there is a warmup that does something."""
+        return self._warmup is not None
+
     def climbs(self, t: tf.Tensor) -> tf.Tensor:
         """The same in a graph."""
         return t < (0.0 if self._warmup is None else self._warmup.warmup_steps)

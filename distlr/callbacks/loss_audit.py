@@ -1,0 +1,104 @@
+"""The check of the loss of a training step on the replicas of one strategy, whose gradients are summed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import tensorflow as tf
+
+from distlr.communicators import Communicator
+from distlr.errors import ConfigurationError
+from distlr.optimizer import ScaledOptimizer
+from distlr.step_record import Step
+from distlr.strategies.loss_terms import Term, loss_terms
+
+__all__ = ["LossAudit"]
+
+_log = logging.getLogger("distlr")
+
+_WRITE = (
+    "loss = job.mean_loss(losses, batch), with one value a sample and not their mean (a penalty on the weights is "
+    "divided by strategy.num_replicas_in_sync)"
+)
+
+
+class LossAudit:
+    """Refuses a step whose loss is the mean over one replica's batch, where the update is too large by their number.
+
+    Keras' losses, `add_loss` and `job.mean_loss` divide by the batch of all replicas. A `train_step`, a `compute_loss`
+    or a loss function of one's own that takes a mean by itself does not; the gradients of all replicas are summed, and
+    nothing in them shows it. What is looked at is the graph between the loss and what Keras' losses gave.
+
+    What it cannot see: losses that a `tf.function` inside of the step computes, and a constant weight of exactly 1 by
+    the number of replicas, which may be either. In an eager step there is no graph: it is refused where neither a loss
+    of Keras nor `job.mean_loss` was computed, and nothing is said of a mixture.
+
+    Args:
+        model: compiled.
+        communicator: the job's.
+        is_own_step: whether the `train_step` is the user's.
+    """
+
+    def __init__(self, model: Any, communicator: Communicator, is_own_step: bool) -> None:
+        self.replicas = int(model.distribute_strategy.num_replicas_in_sync)
+        self.communicator = communicator
+        self.is_own_step = is_own_step
+        self._warned = False
+
+    def check(self, step: Step, core: ScaledOptimizer | None) -> None:
+        """Looks at the losses whose gradients are about to be applied."""
+        if self.replicas == 1:
+            return
+        if tf.executing_eagerly():
+            if self.is_own_step and not step.keras_losses and not step.shares:
+                self._refuse({Term.MEAN})
+            return
+        batch = None if core is None else core.batch
+        samples = None if batch is None else batch.per_replica * batch.replicas
+        shares = {part.ref() for part in step.shares}
+        keras = {part.ref() for part in step.keras_losses if tf.is_tensor(part)}
+        terms: set[Term] = set()
+        for loss in step.losses:
+            terms |= loss_terms(loss, self.replicas, samples, shares, keras)
+        wrong = terms & {Term.MEAN, Term.OTHER}
+        if wrong and Term.SHARE not in terms:
+            self._refuse(wrong)
+        if wrong or (terms and terms <= {Term.UNKNOWN}):
+            self._warn(wrong)
+
+    def _refuse(self, wrong: set[Term]) -> None:
+        raise ConfigurationError(
+            f"[rank {self.communicator.rank}] The loss of this step is {_named(wrong)}, and {self.replicas} replicas' "
+            f"gradients are summed, so each update is {self.replicas} times as large as on one device. Fix: in a "
+            f"train_step or compute_loss of your own write {_WRITE}, or use a loss of Keras; let a loss function that "
+            "compile gets return one value a sample."
+        )
+
+    def _warn(self, wrong: set[Term]) -> None:
+        if self._warned or not self.communicator.is_root:
+            return
+        self._warned = True
+        if wrong:
+            _log.warning(
+                "The loss of this step adds to a loss that is divided by the batch of all replicas another term, %s: "
+                "%d replicas' gradients are summed, so that term counts %d times as much as on one device. Fix: for it "
+                "write %s.",
+                _named(wrong),
+                self.replicas,
+                self.replicas,
+                _WRITE,
+            )
+        else:
+            _log.warning(
+                "Whether the loss of this step is divided by the batch of all %d replicas cannot be told: no loss of "
+                "Keras and no job.mean_loss is in it. If it is a mean over one replica's batch, each update is %d "
+                "times as large as on one device. Fix: write %s.",
+                self.replicas,
+                self.replicas,
+                _WRITE,
+            )
+
+
+def _named(wrong: set[Term]) -> str:
+    return " and ".join(term.value for term in (Term.MEAN, Term.OTHER) if term in wrong)

@@ -1,0 +1,207 @@
+"""The check of what a training step does: its samples, how often it applies, and with which optimizers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from distlr.batch import GlobalBatch
+from distlr.callbacks.loss_audit import LossAudit
+from distlr.callbacks.other_optimizers import OtherOptimizers
+from distlr.communicators import Communicator
+from distlr.errors import ConfigurationError
+from distlr.optimizer import ScaledOptimizer, batch_of, inner
+from distlr.optimizer.hooks import missing
+from distlr.step_record import Step, StepRecord, overrides_train_step, record_of
+
+__all__ = ["StepAudit"]
+
+_log = logging.getLogger("distlr")
+
+
+class StepAudit:
+    """Refuses a step that does something else than what the rate is made for; `Audit` has one for each `fit`.
+
+    What the trace of the step shows is refused before the first update, the size of a batch whose shape is not known
+    after the first call of Keras' training function, and what only counting shows at the epoch's end.
+
+    Args:
+        model: compiled, its training function made.
+        communicator: the job's.
+        steps: Keras' steps an epoch, where it knows them.
+        check_steps: refuses these where the batch of the model's optimizer has others, by their number.
+        check_averaged: refuses an optimizer whose gradients nothing averages over the ranks.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        communicator: Communicator,
+        steps: int | None,
+        check_steps: Callable[[int], None],
+        check_averaged: Callable[[Any], None],
+    ) -> None:
+        self.model = model
+        self.communicator = communicator
+        self._steps = steps
+        self._check_steps = check_steps
+        self._check_averaged = check_averaged
+        self.is_own_step = overrides_train_step(model)
+        self._loss = LossAudit(model, communicator, self.is_own_step)
+        self._applied: dict[int, tuple[ScaledOptimizer, bool]] = {}  # and whether a loss scale is around it
+        self._takes_whole_updates: set[int] = set()  # steps that hold all the passes of an update
+        self._began: dict[int, tuple[int, int]] = {}  # the clock and the bad steps at the epoch's start
+        self._warned: set[str] = set()
+        self._add(model.optimizer)
+        self.others: OtherOptimizers | None = None
+        self._history, self._has_ended = getattr(model, "history", None), False
+        self._record = record_of(model)
+        for step in self._record.steps:  # traced in an earlier `fit`
+            for optimizer, _ in step.applied:
+                self._add(optimizer)
+        self._record.begin(self)
+
+    # -- the step is traced, or runs eagerly ---------------------------------------------------------
+
+    def on_apply(self, step: Step) -> None:
+        """Compares the batch, and refuses what is applied more than once where its rate follows the clock."""
+        optimizer = step.applied[-1][0]
+        self._add(optimizer)
+        core = inner(optimizer)
+        self._loss.check(step, core if isinstance(core, ScaledOptimizer) else None)
+        if not step.averages_itself:
+            self._check_averaged(core)
+        if self.others is not None:
+            self.others.check_applied(core)
+        batch = batch_of(core)
+        if batch is None:
+            return
+        may_go_on = self.is_own_step and batch.accumulation > 1
+        times = step.times(optimizer)
+        if step.samples is not None:
+            self._check_samples(core, batch, step.samples, 0 if may_go_on else 1)
+        if not isinstance(core, ScaledOptimizer) or core.batch is None:
+            return
+        if times > 1 and not (may_go_on and times <= core.batch.accumulation) and not self._is_declared(core, times):
+            self._refuse_times(core, f"{times} times a step", times)
+
+    def on_step(self, step: Step) -> None:
+        """Refuses Keras' own step where it has passed distlr's optimizer by; compares what the whole step shows."""
+        expects_apply = not self.is_own_step and isinstance(inner(self.model.optimizer), ScaledOptimizer)
+        if expects_apply and not step.applied and self.model.trainable_weights:
+            raise ConfigurationError(missing("apply"))
+        if self.others is not None:
+            self.others.check_step([inner(optimizer) for optimizer, _ in step.applied])
+        if step.samples is not None:
+            self._check_all(step, step.samples)
+        can_count = all(always for _, always in step.applied)
+        if self._steps and can_count and step.times(self.model.optimizer) == 1:
+            self._check_steps(self._steps)
+
+    def on_first_call(self, record: StepRecord) -> None:
+        """Compares the first batch, where the trace did not know its size."""
+        samples = record.first_samples()
+        if samples is not None and record.steps:
+            self._check_all(record.steps[-1], samples)
+
+    # -- epoch by epoch ------------------------------------------------------------------------------
+
+    def begin_epoch(self) -> None:
+        """Notes where the clocks stand."""
+        self._began = {key: (core.samples_seen, core.bad_steps) for key, (core, _) in self._applied.items()}
+
+    def end_epoch(self, steps: int) -> None:
+        """Compares how far each clock has come with the steps that Keras has run since the epoch began."""
+        for key, (core, is_loss_scaled) in self._applied.items():
+            if core.batch is None or key not in self._began:
+                continue
+            batch = core.batch
+            (start, bad_before), end = self._began[key], core.samples_seen
+            passes = 1 if key in self._takes_whole_updates else batch.accumulation
+            updates = batch.updates_at(end) - batch.updates_at(start)
+            expected = (steps - (core.bad_steps - bad_before)) / passes
+            # An update may have begun in the epoch before, or end in the next one; and another grid's place is between.
+            slack = (passes > 1) + (batch.samples_at(batch.updates_at(start)) != start)
+            if end - start == batch.samples_per_epoch:
+                continue  # as its batch is declared
+            if updates == expected or abs(updates - expected) < slack or (updates < expected and is_loss_scaled):
+                if core is inner(self.model.optimizer) and steps == self._steps:
+                    self._check_steps(steps)
+                continue
+            times = f"{updates} times in the {steps} steps of this epoch"
+            self._refuse_times(core, times, updates / max(expected, 1))
+
+    def end(self) -> None:
+        """Hears of no more."""
+        self._has_ended = True
+
+    @property
+    def is_on(self) -> bool:
+        """Whether this `fit` still runs: each gives the model a History of its own."""
+        return not self._has_ended and self._history is getattr(self.model, "history", None)
+
+    # -- inner ---------------------------------------------------------------------------------------
+
+    def _add(self, optimizer: Any) -> None:
+        core = inner(optimizer)
+        if isinstance(core, ScaledOptimizer):
+            self._applied.setdefault(id(core), (core, core is not optimizer))
+
+    def _is_declared(self, core: ScaledOptimizer, times: int) -> bool:
+        """Whether an epoch of the optimizer's batch is that many times Keras' steps."""
+        batch = core.batch
+        return bool(self._steps and batch.samples_per_epoch and batch.steps_per_epoch == times * self._steps)
+
+    def _check_all(self, step: Step, samples: int) -> None:
+        for optimizer in {id(optimizer): optimizer for optimizer, _ in step.applied}.values():
+            core = inner(optimizer)
+            batch = batch_of(core)
+            if batch is not None:
+                self._check_samples(core, batch, samples, step.times(optimizer))
+
+    def _check_samples(self, core: Any, batch: GlobalBatch, samples: int, times: int) -> None:
+        """Refuses another number of samples a step than the batch has; `times` the step applies, 0 if that may be more.
+
+        A step that holds all the passes of an update, and applies after each, is right too.
+        """
+        if samples == batch.per_replica:
+            return
+        if times != 1 and samples == batch.per_replica * batch.accumulation:
+            self._takes_whole_updates.add(id(core))
+            return
+        raise ConfigurationError(
+            f"[rank {self.communicator.rank}] A step of one replica takes {samples} samples and the batch of optimizer "
+            f"'{core.name}' says per_replica={batch.per_replica}: the rate is scaled for, and the clock counts, "
+            f"{batch.per_replica / samples:.4g} times what is trained on. Found: {batch!r}. Fix: feed the model with "
+            f"job.shard(data, batch), with fit(x, y, batch_size=batch.feed) or with .batch(batch.feed), here "
+            f"{batch.feed}; or make the batch with per_replica={samples}."
+        )
+
+    def _refuse_times(self, core: ScaledOptimizer, how_often: str, ratio: float) -> None:
+        found = (
+            f"[rank {self.communicator.rank}] The train_step applies the optimizer '{core.name}' {how_often}, so its "
+            f"clock runs {ratio:.4g} times as fast as the data"
+        )
+        if core.rate_follows_clock:
+            raise ConfigurationError(
+                f"{found}, and with it the schedule and the warmup. Fix: apply it once a step (add up what it is to "
+                "apply, or let it accumulate: gradient_accumulation_steps= and accumulation=); or, where it is meant "
+                f"so, say how long an epoch is in its own updates, job.batch(..., {_declared(core.batch, ratio)}), or "
+                'let its schedule count these: job.optimizer(..., clock="steps").'
+            )
+        if core.name not in self._warned and self.communicator.is_root:
+            self._warned.add(core.name)
+            _log.warning(
+                "%s: `samples_seen` counts its updates and not the data. Its rate does not depend on the clock. Fix, "
+                "where durations in epochs matter: job.batch(..., %s) for this optimizer.",
+                found,
+                _declared(core.batch, ratio),
+            )
+
+
+def _declared(batch: GlobalBatch, ratio: float) -> str:
+    """The argument of `job.batch` with which an epoch of the data is an epoch of the optimizer's updates."""
+    if batch.samples_per_epoch is None:
+        return f"samples_per_epoch=the data's size * {ratio:.4g}"
+    return f"samples_per_epoch={round(batch.samples_per_epoch * ratio)}"

@@ -1,0 +1,168 @@
+"""Whether a loss is divided by the batch of all replicas, read from the graph that computes it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Collection
+from typing import Any
+
+import tensorflow as tf
+
+__all__ = ["Term", "loss_terms"]
+
+_SAME = {"Identity", "Cast", "Neg", "EnsureShape", "Reshape", "Squeeze", "ExpandDims", "CheckNumerics"}
+_ADDED = {"Add", "AddV2", "AddN", "Sub", "Pack", "ConcatV2", "SelectV2"}
+_QUOTIENTS = {"RealDiv", "Div", "DivNoNan"}
+_REDUCED = {"Sum", "Mean"}
+_READ = {"ReadVariableOp", "StopGradient", "Const"}
+_FUNCTIONS = {"PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf", "While", "StatelessWhile"}
+
+
+class Term(enum.Enum):
+    """What a term of a loss is, as the sum of the gradients of all replicas has it."""
+
+    SHARE = "divided by the batch of all replicas, as Keras' losses and `job.mean_loss` are"
+    MEAN = "the mean over one replica's batch"
+    SUM = "a sum over the batch, which is one of all replicas' samples"
+    OTHER = "something else, which each replica adds once more"
+    UNKNOWN = "the result of a condition, of another function, or of something that is not linear in a loss of Keras"
+
+
+def loss_terms(
+    loss: tf.Tensor, replicas: int, samples: int | None, shares: Collection[Any], keras: Collection[Any]
+) -> set[Term]:
+    """What the terms are that a loss is the sum of.
+
+    Args:
+        loss: in a graph; of one that is no scalar TensorFlow takes the gradient of the sum.
+        replicas: of the strategy, whose gradients are summed.
+        samples: of a step of all these replicas, where it is known.
+        shares: references to tensors that are shares, whatever the graph looks like.
+        keras: likewise to what Keras' own losses gave, which divide by the replicas as their last step.
+    """
+    return _Walk(replicas, samples, shares, keras).terms(loss, None, within_keras=False)
+
+
+class _Walk:
+    """From a loss back along what is linear in it."""
+
+    def __init__(self, replicas: int, samples: int | None, shares: Collection[Any], keras: Collection[Any]) -> None:
+        self.replicas, self.samples, self.shares, self.keras = replicas, samples, shares, keras
+
+    def terms(self, tensor: tf.Tensor, reduced: Term | None, within_keras: bool) -> set[Term]:
+        """The terms of a tensor that was summed over the batch (SUM), or its mean taken (MEAN), on the way here."""
+        reference, op = tensor.ref(), tensor.op
+        if reference in self.shares:
+            return {Term.SHARE}
+        within_keras = within_keras or reference in self.keras
+        is_number = op.type == "Placeholder" and tensor.shape.rank == 0  # from outside, a weight for example
+        if op.type in _READ or is_number or tf.get_static_value(tensor) is not None:
+            return set()
+        inputs = list(op.inputs)
+
+        def of(parts: list[tf.Tensor], now: Term | None = reduced) -> set[Term]:
+            return set().union(*(self.terms(part, now, within_keras) for part in parts))
+
+        if op.type in _SAME:
+            return of(inputs[:1])
+        if op.type == "IdentityN":
+            return of([inputs[tensor.value_index]])
+        if op.type in _ADDED:
+            return of([part for part in inputs if part.dtype.is_floating])
+        if op.type in _REDUCED:
+            return of(inputs[:1], reduced or self._reduction(op))
+        if op.type == "Mul":
+            return self._product(inputs, of, within_keras)
+        if op.type in _QUOTIENTS:
+            return self._quotient(inputs, of)
+        if op.type in _FUNCTIONS:
+            return {Term.UNKNOWN}
+        return {self._leaf(tensor, reduced)}
+
+    def _product(self, inputs: list[tf.Tensor], of: Callable[..., set[Term]], within_keras: bool) -> set[Term]:
+        factors = [of([part]) for part in inputs]
+        terms = set().union(*factors)
+        if {Term.SHARE} in factors:
+            return {Term.SHARE}  # whatever it is weighted by
+        for part in inputs:
+            factor = tf.get_static_value(part)
+            if factor is None or factor.ndim or not terms:
+                continue
+            if self.samples and abs(factor * self.samples - 1) < _CLOSE:
+                return {Term.SHARE}
+            if abs(factor * self.replicas - 1) < _CLOSE:
+                # Of Keras' own that is the division; of the user's it may be a weight of 0.5 on two replicas, too.
+                return {Term.SHARE if within_keras else Term.UNKNOWN}
+        return terms
+
+    def _quotient(self, inputs: list[tf.Tensor], of: Callable[..., set[Term]]) -> set[Term]:
+        above, below = inputs
+        terms = of([above])
+        divisor = tf.get_static_value(below)
+        if divisor is None:
+            if not (_is_count(below) or _depends_on_data(below)):  # the sum of a mask, for example
+                return terms
+            shared = self.replicas in _static_factors(below)
+            return {Term.SHARE} if shared else {Term.MEAN if term is Term.SUM else term for term in terms}
+        if divisor.ndim == 0 and divisor in (self.replicas, self.samples):
+            return {Term.SHARE} if terms else terms
+        if divisor.ndim == 0 and self.samples and divisor * self.replicas == self.samples:
+            return {Term.MEAN if term is Term.SUM else term for term in terms}
+        return terms
+
+    def _reduction(self, op: tf.Operation) -> Term | None:
+        """What a sum or a mean does to the batch: None for one over other axes, or over a stack of several losses."""
+        value = op.inputs[0]
+        if value.op.type == "Pack" and all(part.shape.rank == 0 for part in value.op.inputs):
+            return None
+        axes = tf.get_static_value(op.inputs[1])
+        if axes is not None and value.shape.rank is not None:
+            kept = {int(axis) % max(value.shape.rank, 1) for axis in axes.reshape(-1)}
+            if 0 not in kept:
+                return None
+        return Term.MEAN if op.type == "Mean" else Term.SUM
+
+    def _leaf(self, tensor: tf.Tensor, reduced: Term | None) -> Term:
+        if reduced is Term.MEAN:
+            return Term.MEAN
+        if reduced is None and tensor.shape.rank == 0:
+            known = {reference.deref().op.name for reference in (*self.shares, *self.keras)}
+            return Term.UNKNOWN if any(op.name in known for op in _reached(tensor)) else Term.OTHER
+        return Term.SUM if _depends_on_data(tensor) else Term.OTHER  # a penalty on the weights
+
+
+_CLOSE = 1e-6
+
+
+def _reached(tensor: tf.Tensor) -> list[tf.Operation]:
+    """All operations that a tensor is computed by."""
+    seen, todo = {}, [tensor.op]
+    while todo:
+        op = todo.pop()
+        if op.name not in seen:
+            seen[op.name] = op
+            todo += [part.op for part in op.inputs]
+    return list(seen.values())
+
+
+def _depends_on_data(tensor: tf.Tensor) -> bool:
+    """Whether a tensor depends on anything but variables and constants: the batch, random numbers."""
+    return any(
+        (op.type == "Placeholder" and op.outputs[0].dtype not in (tf.resource, tf.variant))
+        or "Iterator" in op.type
+        or "Optional" in op.type
+        or "Random" in op.type
+        for op in _reached(tensor)
+    )
+
+
+def _is_count(tensor: tf.Tensor) -> bool:
+    """Whether a divisor is computed from whole numbers: the size of something."""
+    return any(output.dtype.is_integer for op in _reached(tensor) for output in op.outputs)
+
+
+def _static_factors(tensor: tf.Tensor) -> list[float]:
+    """The constant numbers that a divisor is a product of, among others."""
+    factors = [op for op in _reached(tensor) if op.type == "Mul"]
+    values = [tf.get_static_value(part) for op in factors for part in op.inputs]
+    return [float(value) for value in values if value is not None and value.ndim == 0]
