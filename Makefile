@@ -7,6 +7,7 @@ BENCH_ARGS ?=
 PYTEST_ARGS ?=
 VENV       := .venv
 OLDEST     := .venv-oldest
+NEWEST     := .venv-newest
 PARITY     := .venv-parity
 REPORTS    := reports
 comma      := ,
@@ -14,12 +15,26 @@ comma      := ,
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
+TIMEOUT    := $(if $(shell command -v timeout),timeout --foreground -s INT -k 30)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # One lane at a time: two processes with TensorFlow fill two cores, and each lane that can be shared has two of them.
 SHARED     := -n 2 --dist loadgroup
 .NOTPARALLEL:
-.PHONY: help demo test fast replicas processes oldest distributed slurm browser lint format docs bench bench-large parity horovod clean
+.PHONY: help demo test fast properties canaries replicas processes oldest distributed slurm browser newest nightly \
+  lint format docs bench bench-large parity horovod clean FORCE
+
+# Seconds that a lane may take on two cores, once its environment is there: one past its limit fails, and is ended a minute
+# after it. SLOWER=3 is for a machine that is three times as slow, or busy.
+SLOWER     ?= 1
+LIMITS     := lint=120 fast=180 properties=150 canaries=120 replicas=240 processes=90 oldest=360 distributed=1080 slurm=60 \
+  browser=60 newest=240
+limit       = $(patsubst $(1)=%,%,$(filter $(1)=%,$(LIMITS))) * $(SLOWER)
+
+# The marks of lanes that need more than Python, and of those that run on the installed TensorFlow alone.
+ELSEWHERE  := distributed or slurm or browser
+ONCE       := properties or canaries
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,10 +44,16 @@ help: ## show this
 demo: $(VENV)/.installed-$(TF)-demo ## train on real data with four simulated replicas (runs/demo/)
 	@DISTLR_SIMULATE=4 $(VENV)/bin/python launch/train.py $(DEMO_ARGS)
 
-test: lint fast replicas processes oldest distributed ## lint, and all tests: also on the oldest TensorFlow and under the launchers
+test: lint fast properties replicas processes oldest canaries distributed ## lint, and all tests: also on the oldest TensorFlow and under the launchers
 
 fast: $(VENV)/.installed-$(TF)-dev ## most of the tests, in under three minutes
-	$(call lane,fast,$(VENV),not distributed and not slurm and not browser and not processes and not replicas,$(SHARED))
+	$(call lane,fast,$(VENV),not ($(ELSEWHERE) or $(ONCE) or processes or replicas),$(SHARED))
+
+properties: $(VENV)/.installed-$(TF)-dev ## what must hold of any run, on draws of them (DISTLR_PROPERTY_DRAWS=500)
+	$(call lane,properties,$(VENV),properties,$(SHARED))
+
+canaries: $(VENV)/.horovod-$(TF) ## scripts as people write them, on one device, four replicas and two ranks
+	$(call lane,canaries,$(VENV),canaries,$(SHARED))
 
 replicas: $(VENV)/.installed-$(TF)-dev ## the tests that train again and again, on replicas or ranks
 	$(call lane,replicas,$(VENV),replicas,$(SHARED))
@@ -40,20 +61,29 @@ replicas: $(VENV)/.installed-$(TF)-dev ## the tests that train again and again, 
 processes: $(VENV)/.installed-$(TF)-dev ## the tests that start Python anew
 	$(call lane,processes,$(VENV),processes)
 
-oldest: $(OLDEST)/.installed ## all of these on TensorFlow 2.16
-	$(call lane,oldest,$(OLDEST),not distributed and not slurm and not browser,$(SHARED))
+oldest: $(OLDEST)/.installed ## fast, replicas and processes on TensorFlow 2.16
+	$(call lane,oldest,$(OLDEST),not ($(ELSEWHERE) or $(ONCE)),$(SHARED))
 
 distributed: $(VENV)/.horovod-$(TF) ## the tests under horovodrun and mpirun, on a Horovod built once
 	$(call lane,distributed,$(VENV),distributed)
 
 slurm: $(VENV)/.horovod-$(TF) ## the tests under Slurm, of which .ci/slurm makes one of a node (as root, on Debian)
-	$(call timed,slurm,.ci/slurm $(VENV)/bin/python -m pytest -m slurm --junitxml=$(REPORTS)/slurm.xml $(PYTEST_ARGS))
+	@.ci/slurm
+	$(call lane,slurm,$(VENV),slurm,,.ci/slurm)
 
 browser: $(VENV)/.installed-$(TF)-dev ## the report's page in a headless Chromium (installed as root, on Debian)
-	$(call timed,browser,.ci/browser $(VENV)/bin/python -m pytest -m browser --junitxml=$(REPORTS)/browser.xml $(PYTEST_ARGS))
+	@.ci/browser
+	$(call lane,browser,$(VENV),browser,,.ci/browser)
+
+newest: $(NEWEST)/.installed ## the optimizer's tests and the canaries on the newest Keras and TensorFlow, without Horovod
+	$(call lane,newest,$(NEWEST),not ($(ELSEWHERE) or processes or replicas),tests/optimizer tests/canaries \
+	  -k "optimizer or (one_device and not horovod)")
+
+nightly: $(VENV)/.horovod-$(TF) ## what does not fit continuous integration, in an hour; it goes on where it was interrupted
+	@$(VENV)/bin/python .ci/nightly
 
 lint: $(VENV)/.installed-$(TF)-dev ## formatting, lint and types, of scripts and images too
-	$(call timed,lint,$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy && \
+	$(call timed,lint,$(VENV)/bin/ruff format --check . .ci/nightly && $(VENV)/bin/ruff check . .ci/nightly && $(VENV)/bin/mypy && \
 	  $(VENV)/bin/shellcheck .ci/run .ci/slurm .ci/browser docker/*.sh launch/*.sh launch/slurm.sbatch && $(VENV)/bin/hadolint docker/Dockerfile.*)
 
 format: $(VENV)/.installed-$(TF)-dev ## rewrite the files as lint wants them
@@ -76,7 +106,7 @@ parity: $(PARITY)/.installed ## measure the peers' schedules anew (torch, transf
 horovod: $(VENV)/.horovod-$(TF) ## build Horovod into the environment (some minutes, once; the wheel is kept)
 
 clean: ## remove all that make made, but for runs/
-	@rm -rf $(VENV) $(OLDEST) $(PARITY) $(REPORTS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(OLDEST) $(NEWEST) $(PARITY) $(REPORTS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-%-demo: pyproject.toml
@@ -87,6 +117,11 @@ $(VENV)/.installed-%-dev: pyproject.toml
 
 $(PARITY)/.installed:
 	$(call install,$(PARITY),$(PYTHON),optax pytorch-ignite timm torch transformers)
+
+# Always anew, for what the registry has today: without the extras' upper bound, and a pre-release of Keras where there is one.
+$(NEWEST)/.installed: FORCE
+	$(call install,$(NEWEST),$(PYTHON),--upgrade -e . tensorflow-cpu "keras>=3.12.0rc0" \
+	  hypothesis matplotlib pytest pytest-timeout pytest-xdist scikit-learn)
 
 # An environment made anew, or with another TensorFlow, gets its Horovod anew: from the cached wheel where it fits.
 $(VENV)/.horovod-%: docker/build-horovod.sh $(VENV)/.installed-%-dev
@@ -115,13 +150,16 @@ define install
 @$(call install_shell,$(1),$(2),$(3))
 endef
 
-# $(1) name, $(2) command; its exit status is the target's, and the time is printed either way.
+# $(1) name, which has a limit, $(2) command. The exit status is the target's, and the time is printed either way.
 define timed
-@start=$$(date +%s); status=0; { $(2); } || status=$$?; \
-echo "lane $(1): exit $$status after $$(($$(date +%s) - start)) s"; exit $$status
+@limit=$$(($(call limit,$(1)))); start=$$(date +%s); status=0; { $(2); } || status=$$?; seconds=$$(($$(date +%s) - start)); \
+[ $$seconds -le $$limit ] || { echo "make: lane $(1) is past its limit of $$limit s" >&2; status=124; }; \
+echo "lane $(1): exit $$status after $$seconds s (limit $$limit s)"; exit $$status
 endef
 
-# $(1) name, $(2) environment, $(3) marks, $(4) options. pytest exits with 5 where it collected nothing, which fails the lane.
+# $(1) name, $(2) environment, $(3) marks, $(4) options, $(5) what the command runs under. pytest exits with 5 where it
+# collected nothing, which fails the lane. An interrupt lets it say what was running, and end what it started.
 define lane
-$(call timed,$(1),$(2)/bin/python -m pytest -m "$(3)" $(4) --junitxml=$(REPORTS)/$(1).xml $(PYTEST_ARGS))
+$(call timed,$(1),$(5) $(if $(TIMEOUT),$(TIMEOUT) $$((limit + 60))) \
+  $(2)/bin/python -m pytest -m "$(3)" $(4) --junitxml=$(REPORTS)/$(1).xml $(PYTEST_ARGS))
 endef

@@ -48,8 +48,8 @@ HOROVOD = {
     "distlr.doctor.probe",  # asks whether Horovod loads, in a process of its own
     "distlr.horovod",
 }
-# Run in a process of its own.
-DOCTORS_PROCESS = "distlr.doctor.averaging"
+# Run in processes of their own.
+DOCTORS_PROCESSES = {"distlr.doctor.averaging", "distlr.doctor.splitting"}
 # The contract, what is made of it, and the reading of the launcher's environment.
 NO_BACKENDS = {f"distlr.communicators.{name}" for name in ("base", "frames", "fused", "launches", "root")}
 # What Keras keeps private in its optimizers. `_backend_` and `_overwrite_` are prefixes.
@@ -212,7 +212,7 @@ def test_what_the_table_says_to_import_tensorflow_does():
 
 
 def _without_framework() -> list[str]:
-    return [module for module in MODULES if ROOMS.get(_room(module)) == "no" and module != DOCTORS_PROCESS]
+    return [module for module in MODULES if ROOMS.get(_room(module)) == "no" and module not in DOCTORS_PROCESSES]
 
 
 @pytest.mark.parametrize("module", _without_framework())

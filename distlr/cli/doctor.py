@@ -32,9 +32,13 @@ def register(subparsers: Subparsers) -> None:
         "right.",
         allow_abbrev=False,
     )
-    parser.add_argument("--script", metavar="FILE", help="read a training script, too; it is not run")
+    parser.add_argument(
+        "--script",
+        metavar="FILE",
+        help="read a training script, too; where it has setup(job), as for lr-find, compare an update on two replicas",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for a bug report")
-    parser.add_argument("--quick", action="store_true", help="start no ranks")
+    parser.add_argument("--quick", action="store_true", help="start no ranks, and import no script")
     parser.add_argument("--quiet", action="store_true", help="only warnings and errors")
     parser.set_defaults(run=run)
 

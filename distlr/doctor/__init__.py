@@ -23,19 +23,22 @@ def examine(
     """Looks at Python, TensorFlow, Keras, devices, launchers, MPI and Horovod, and tries one update on two ranks.
 
     Args:
-        script: a Python file to read, too; it is not run.
-        quick: leave out what starts ranks.
+        script: a Python file to read, too. Where it has a function `setup` as `distlr lr-find` takes it, it is imported
+            in a process of its own, and one update on two replicas compared with one device's.
+        quick: leave out what trains.
         environ: the environment to read; `os.environ` by default.
         waiting: is told what is waited for next, where that takes a while.
 
     Raises:
         ConfigurationError: the script is no Python file.
     """
+    from distlr.doctor import two_replicas
     from distlr.doctor.processes import ask
     from distlr.doctor.script import read
 
     environ = os.environ if environ is None else environ
-    of_script = [] if script is None else read(Path(script))
+    path = None if script is None else Path(script)
+    of_script = [] if path is None else read(path)
     tensorflow = ask("tensorflow", environ)
     gpus = int(tensorflow.get("gpus", 0))
     findings = _of_machine(tensorflow, environ)
@@ -44,6 +47,10 @@ def examine(
     findings += _of_engines(horovod, gpus, environ)
     if works and not quick:
         findings += _of_ranks(horovod, gpus, environ, waiting)
+        if path is not None and two_replicas.can_be_asked(path):
+            waiting(f"one update on two replicas ({path}): some seconds, at most {two_replicas.LIMIT:g}")
+            compared = two_replicas.check(path, environ)
+            of_script = [*read(path, measured=compared.status != "warning"), compared]
     return findings + of_script
 
 

@@ -6,7 +6,7 @@ import ast
 import warnings
 from pathlib import Path
 
-from distlr.doctor import rules_horovod, rules_job, rules_keras
+from distlr.doctor import rules_horovod, rules_job, rules_keras, rules_losses
 from distlr.doctor.finding import Finding
 from distlr.doctor.reading import Script
 from distlr.errors import ConfigurationError, received
@@ -25,15 +25,20 @@ _RULES = (
     rules_job.callbacks,
     rules_job.savers,
     rules_job.scopes,
+    rules_losses.mean_losses,
 )
 _LEGACY = "TF_USE_LEGACY_KERAS"
 
 
-def read(path: Path) -> list[Finding]:
+def read(path: Path, *, measured: bool = False) -> list[Finding]:
     """One finding a line of which something is to be said, by line; one that says so where there is none.
 
     Names are resolved by the script's imports. What comes from elsewhere, such as a function's argument, is not known
     and not judged. Nothing is imported or run.
+
+    Args:
+        path: the script.
+        measured: whether its losses need not be judged, since an update was measured (`two_replicas.py`).
 
     Raises:
         ConfigurationError: there is no such file, or it is a notebook.
@@ -45,7 +50,8 @@ def read(path: Path) -> list[Finding]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python's own about the script, such as of "\\d"
             script = Script(ast.parse(path.read_bytes(), filename=str(path)))
-        remarks = {remark for rule in _RULES for remark in rule(script)}
+        rules = [rule for rule in _RULES if not (measured and rule is rules_losses.mean_losses)]
+        remarks = {remark for rule in rules for remark in rule(script)}
     except (SyntaxError, ValueError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         return [Finding(f"{path}{line}", "error", f"It is no Python that this Python can read: {error}.")]

@@ -142,6 +142,33 @@ def test_a_script_is_read(machine, tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "statuses"), [("OK", ["OK", "OK"]), ("error", ["OK", "error"]), ("warning", ["warning", "warning"])]
+)
+def test_a_script_with_setup_is_measured_and_its_losses_are_then_not_guessed_at(
+    machine, monkeypatch, tmp_path, capsys, status, statuses
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import distlr, keras, tensorflow as tf\njob = distlr.init()\nclass Net(keras.Model):\n"
+        "    def train_step(self, data):\n        with tf.GradientTape():\n            loss = tf.reduce_mean(data)\n"
+        "def setup(job): ...\n"
+    )
+    asked = []
+    monkeypatch.setattr("distlr.doctor.two_ranks.check", lambda engine, environ, gpus: [])
+    monkeypatch.setattr(
+        "distlr.doctor.two_replicas.check",
+        lambda path, environ: asked.append(path) or Finding(f"{path}: one update on two replicas", status, "Said."),
+    )
+    assert main(["doctor", "--quick", "--json", "--script", str(script)]) == 0
+    assert asked == []
+    capsys.readouterr()
+    main(["doctor", "--json", "--script", str(script)])
+    assert asked == [script]
+    of_script = {name: each for name, each in findings(capsys).items() if name.startswith(str(script))}
+    assert [each["status"] for each in of_script.values()] == statuses
+
+
+@pytest.mark.parametrize(
     ("arguments", "named"),
     [(["--script", "absent.py"], "--script"), (["--slow"], "--slow"), (["--script"], "--script")],
 )

@@ -132,6 +132,25 @@ job = distlr.init()
 model = keras.Sequential([])  #! warning | `model` is made outside of `with job.scope():` | Make and compile it inside
 with job.scope():
     model.compile(job.optimizer("sgd"))
+=== a mean loss of one's own
+import keras, distlr
+import tensorflow as tf
+job = distlr.init()
+class Net(keras.Model):
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(data) - 1) ** 2)  #! warning | on n replicas | job.mean_loss(losses, batch)
+=== a mean of Keras' unreduced losses
+import distlr
+import tensorflow as tf
+from tensorflow import keras
+from keras import ops
+job = distlr.init()
+class Net(keras.Model):
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            losses = keras.losses.binary_crossentropy(data, self(data))
+            loss = ops.mean(losses)  #! warning | `ops.mean` | job.mean_loss
 === no Python
 x = 1
 print 'x'  #! error | no Python |
@@ -258,6 +277,39 @@ model = keras.Sequential([])
 model.compile("sgd")
 with job.scope():
     pass
+=== a loss for replicas, and a mean of something else
+import keras, distlr
+import tensorflow as tf
+job = distlr.init()
+class Net(keras.Model):
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = job.mean_loss((self(data) - 1) ** 2, batch)
+        return {"loss": tf.reduce_mean(loss)}
+=== a Keras loss, and a term of one's own
+import keras, distlr
+import tensorflow as tf
+job = distlr.init()
+class Net(keras.Model):
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(data, data, self(data)) + tf.reduce_mean(self.kl)
+=== a loss that is not known
+import keras, distlr
+import tensorflow as tf
+job = distlr.init()
+class Net(keras.Model):
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = self.loss_fn(data, self(data)) + tf.reduce_mean(self.kl)
+=== a mean loss on one device, or on Horovod's ranks
+import keras
+import tensorflow as tf
+import distlr.horovod as hvd
+class Net(keras.Model):
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(data) - 1) ** 2)
 === an escape that Python warns of
 x = "\\d"
 assert (1, "hvd.DistributedOptimizer")
@@ -308,8 +360,21 @@ def test_the_drop_in_or_nothing_is_left_alone(remarks) -> None:
     assert remarks(f"try:\n    import distlr.horovod as hvd\nexcept ImportError:\n    pass\n{text}") == {}
 
 
+def test_a_loss_that_was_measured_is_not_judged(tmp_path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(snippets(WRONG)["a mean loss of one's own"])
+    assert [finding.status for finding in read(path)] == ["warning"]
+    assert [finding.status for finding in read(path, measured=True)] == ["OK"]
+
+
 LAUNCHED = ROOT / "tests/distributed/scripts"
-SCRIPTS = [*sorted((ROOT / "launch").glob("*.py")), LAUNCHED / "horovod_script.py", LAUNCHED / "twenty_steps.py"]
+CANARIES = sorted((ROOT / "tests/canaries/scripts").glob("*.py"))
+SCRIPTS = [
+    *sorted((ROOT / "launch").glob("*.py")),
+    *CANARIES,
+    LAUNCHED / "horovod_script.py",
+    LAUNCHED / "twenty_steps.py",
+]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
