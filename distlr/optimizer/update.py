@@ -61,12 +61,13 @@ class FormulaUpdate(FormulaRate):
         samples = self._samples()
         rate = self._formula(samples)
         updates = self._updates()
-        # Where Keras does not know the number of steps it runs one more at the data's end. That step fails, but what
-        # does not wait for the data may run before: Keras' `iterations` counts it, and the clock must not.
+        # Where Keras does not know the number of steps it runs one more at the data's end, and that step fails. What
+        # does not wait for the data would run all the same: the clock would move, and Keras' count of steps, by which
+        # gradients are accumulated. So all of the update waits for a gradient.
         with tf.control_dependencies(_earliest(grads)):
             samples, rate = tf.identity(samples), tf.identity(rate)
-        with adoption.rate_cache.holding(rate), adoption.follow(functools.partial(self._time, samples)):
-            super().apply(grads, trainable_variables)  # type: ignore[misc]
+            with adoption.rate_cache.holding(rate), adoption.follow(functools.partial(self._time, samples)):
+                super().apply(grads, trainable_variables)  # type: ignore[misc]
         adoption.hooks.check(self._hooks(updates))
         adoption.record(rate, updates)
         if adoption.previous_rate is not None:
