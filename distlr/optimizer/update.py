@@ -160,6 +160,15 @@ class FormulaUpdate(FormulaRate):
         count = self._distlr.bad_steps
         return 0 if count is None else int(count.numpy()[0])
 
+    @property
+    def has_partial_update(self) -> bool:
+        """Whether gradients wait in the accumulators for the other steps of their update.
+
+        Counted by the steps that were applied: after one that was left out an update ends a step later.
+        """
+        steps = self.gradient_accumulation_steps
+        return steps is not None and int(self._iterations.numpy()) % steps != 0
+
     def watch_norm(self) -> bool:
         """Lets each update keep the norm of its gradients; False where it does already."""
         return self._distlr.watch_norm()
