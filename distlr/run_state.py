@@ -17,7 +17,7 @@ from distlr.errors import StateError
 from distlr.metrics import assign_states, read_states
 from distlr.optimizer import differences, inner, read_state, write_state
 from distlr.position import EpochSteps
-from distlr.statistics import average_over_replicas, exchange_with_statistics
+from distlr.statistics import average_over_replicas, average_sums, exchange_with_statistics
 
 __all__ = [
     "RunState",
@@ -227,8 +227,12 @@ def gather_arrays(communicator: Communicator, model: Any, *, within_epoch: bool)
 
     They are the states of seed generators (dropout) and, in the middle of an epoch, of the metrics. There the moving
     statistics, too, become their mean over replicas and ranks, as they do at each epoch's end, so that the run goes on
-    from what the checkpoint holds.
+    from what the checkpoint holds. So do the accumulators of an update that is not complete, as at an epoch's end where
+    steps were left out.
     """
+    partial_sums = inner(model.optimizer).partial_sums
+    if partial_sums and (communicator.size > 1 or model.distribute_strategy.num_replicas_in_sync > 1):
+        average_sums(communicator, model, partial_sums, tag="the sums of an update that is not complete")
     own = {f"{_SEED}{i}": np.asarray(seed.numpy(), np.int64) for i, seed in enumerate(_seeds(model))}
     if within_epoch:
         own |= read_states(model.metrics).arrays

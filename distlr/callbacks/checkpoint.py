@@ -202,6 +202,8 @@ class Checkpoint(JobCallback):
             state = RunState.from_json(run)
             different = state.differences(self._state, path, accept=self.accept)
             write_arrays(self.model, arrays)
+            if state.accumulation not in (None, self.accumulation) or state.iterations != self._count:
+                self.core.begin_update(state.iterations)
             for line in different:
                 _log.warning("The script's formula is used: %s.", line)
             self._path = path
@@ -310,7 +312,7 @@ class Checkpoint(JobCallback):
             self._state,
             epoch=self._epoch,
             steps=self._done + steps if steps else 0,
-            iterations=int(self.core.iterations.numpy()),
+            iterations=self._count,
             samples_seen=self.core.samples_seen,
             positions=self.follow.places(steps, self._steps_in_run),
             began=self.follow.began if steps else self.follow.drawn,
@@ -321,6 +323,10 @@ class Checkpoint(JobCallback):
         self.directory.write(updates, arrays, state.to_json())
 
     # -- when ----------------------------------------------------------------------------------------
+
+    @property
+    def _count(self) -> int:
+        return int(self.core.iterations.numpy())
 
     @property
     def _known_steps(self) -> int | None:

@@ -23,6 +23,7 @@ class FormulaUpdate(FormulaRate):
 
     _get_variable_index: Any
     momentums: Any
+    _accumulated_gradients: Any
     _trainable_variables: Any
     built: bool
     name: str
@@ -168,6 +169,22 @@ class FormulaUpdate(FormulaRate):
         """
         steps = self.gradient_accumulation_steps
         return steps is not None and int(self._iterations.numpy()) % steps != 0
+
+    @property
+    def partial_sums(self) -> list[Any]:
+        """The accumulators of an update that is not complete, in which each replica has its own; else nothing."""
+        sums = self._accumulated_gradients if self.has_partial_update else []
+        return [total for total in sums if total is not None]
+
+    def begin_update(self, updates: int) -> None:
+        """Begins an update after so many, for a state that was saved with another number of steps an update.
+
+        Keras' count is of steps, so that in another number of them to the update it means another place.
+        """
+        self._iterations.assign(updates * (self.gradient_accumulation_steps or 1))
+        for total in getattr(self, "_accumulated_gradients", ()):
+            if total is not None:
+                total.assign(tf.zeros_like(total))
 
     def watch_norm(self) -> bool:
         """Lets each update keep the norm of its gradients; False where it does already."""
