@@ -34,7 +34,11 @@ class Moment(enum.IntEnum):
 
 
 class Place(NamedTuple):
-    """Where a change is made: in the order of these, a run has its changes."""
+    """Where a change is made: in the order of these, a run has its changes.
+
+    `clock` is how far the data is, which the clock shows as long as no step is left out; from there on it would stand
+    still, and an epoch's end would be before the next epoch's first batch no more.
+    """
 
     clock: int
     moment: int
@@ -42,7 +46,7 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Place:
         """That of an entry that has one."""
-        return cls(entry["clock"], entry["moment"])
+        return cls(entry.get("drawn", entry["clock"]), entry["moment"])
 
 
 def read_changes(run: RunDirectory) -> list[dict[str, Any]]:
@@ -86,8 +90,10 @@ def again_from(changes: Sequence[Mapping[str, Any]], last: Place, made: int) -> 
     """
     later = [entry for entry in changes if Place.of(entry) >= last]
     had = [entry for entry in later if Place.of(entry) == last][:made]
-    names = ("clock", "moment", "action", "multiplier", "by")
-    return [{name: entry[name] for name in names} for entry in later if entry not in had]
+    names = ("moment", "action", "multiplier", "by")
+    return [
+        {"clock": Place.of(entry).clock, **{name: entry[name] for name in names}} for entry in later if entry not in had
+    ]
 
 
 def in_words(change: Mapping[str, Any]) -> str:
@@ -98,4 +104,5 @@ def in_words(change: Mapping[str, Any]) -> str:
 
 def _has_place(entry: Mapping[str, Any]) -> bool:
     """Whether a line of the decisions says where its change was made."""
-    return type(entry.get("clock")) is int and entry.get("moment") in tuple(Moment)
+    counts = [entry.get("clock"), entry.get("drawn", 0)]
+    return all(type(count) is int for count in counts) and entry.get("moment") in tuple(Moment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from distlr.batch import GlobalBatch
 
-__all__ = ["Position", "matched"]
+__all__ = ["EpochSteps", "Position", "matched"]
 
 _MIX = 1_000_003
 _USED = -1  # in the place of the step, which is 0 from `begin` on and 1 before
@@ -150,6 +151,80 @@ def matched(positions: Sequence[Position], places: Sequence[Place]) -> list[tupl
     if len(positions) == len(places):
         return list(zip(positions, places, strict=True))
     return [(position, places[0]) for position in positions] if len(places) == 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochSteps:
+    """Where each of Keras' steps of an epoch stands in it, in samples, on one number of replicas.
+
+    An epoch of `V` steps ends on exactly its `S` samples, though the last, partial batch is dropped: after `s` steps it
+    stands at `s * S // V`, which is what the clock shows within an epoch as long as no step is left out. Where `S` is
+    not known it stands at `s * per_step`.
+
+    Attributes:
+        per_step: samples of a step, over all replicas.
+        steps: of an epoch, `V`; None where it is not known.
+        samples: of an epoch, `S`; None where it is not known.
+        accumulation: steps an update.
+        in_samples: whether the clock counts samples, and not updates.
+
+    >>> one, two = EpochSteps(16, 16, 256), EpochSteps(32, 8, 256)
+    >>> one.place(5), one.done(80), two.done(80), two.left(3)
+    (80, 5, 3, 5)
+    >>> [EpochSteps(3, 3, 10).place(steps) for steps in range(4)]
+    [0, 3, 6, 10]
+    """
+
+    per_step: int
+    steps: int | None
+    samples: int | None = None
+    accumulation: int = 1
+    in_samples: bool = True
+
+    @classmethod
+    def of(cls, batch: GlobalBatch | None, *, per_step: int, steps: int | None, accumulation: int) -> EpochSteps:
+        """Those of a script.
+
+        Args:
+            batch: that the rate is scaled for, or None.
+            per_step: samples of a step where there is no batch.
+            steps: Keras' of a whole epoch, where it knows them and the batch does not.
+            accumulation: Keras' steps an update.
+        """
+        if batch is None:
+            return cls(per_step, steps, None, accumulation, in_samples=False)
+        per_step = batch.per_replica * batch.replicas
+        if batch.samples_per_epoch is None:
+            return cls(per_step, steps, None, accumulation)
+        return cls(per_step, batch.steps_per_epoch, batch.samples_per_epoch, accumulation)
+
+    def place(self, steps: int) -> int:
+        """Samples of the epoch that are behind after so many steps of it."""
+        if self.samples is None or self.steps is None:
+            return steps * self.per_step
+        return steps * self.samples // self.steps
+
+    def drawn(self, steps: int) -> int:
+        """What so many steps of an epoch move the clock on by, where none of them is left out."""
+        return self.place(steps) if self.in_samples else steps // self.accumulation
+
+    def whole(self, done: int) -> int:
+        """What an epoch moves it on by that ends after so many steps, since no whole update fits into the rest."""
+        return self.drawn(done) if self.samples is None else self.samples
+
+    def done(self, place: int) -> int:
+        """Steps that are behind at a place in the epoch, the inverse of `place`; between two steps the later one."""
+        if self.samples is None or self.steps is None:
+            return -(-place // self.per_step)
+        return -(-place * self.steps // self.samples)
+
+    def done_by_update(self, place: int) -> int:
+        """As `done`, for an epoch that was begun with other steps: the next one begins an update."""
+        return -(-self.done(place) // self.accumulation) * self.accumulation
+
+    def left(self, done: int) -> int | None:
+        """Steps that are left of the epoch after so many; None where its length is not known."""
+        return None if self.steps is None else max(0, self.steps - done)
 
 
 def _plainly(make: Callable[[], Any]) -> Any:

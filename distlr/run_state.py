@@ -15,8 +15,9 @@ from distlr.communicators import Communicator
 from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
 from distlr.errors import StateError
 from distlr.metrics import assign_states, read_states
-from distlr.optimizer import ScaledOptimizer, differences, inner, read_state, write_state
-from distlr.statistics import average_over_replicas, exchange_with_statistics
+from distlr.optimizer import differences, inner, read_state, write_state
+from distlr.position import EpochSteps
+from distlr.statistics import average_over_replicas, average_sums, exchange_with_statistics
 
 __all__ = [
     "RunState",
@@ -40,12 +41,16 @@ class RunState:
         epoch: the epoch, from 0, in which the next step is.
         steps: Keras' steps of that epoch that were done.
         iterations: of the optimizer.
-        samples_seen: the clock.
+        samples_seen: the clock, which stands still where a step is left out.
+        began: how far the data was as that epoch began, as `FollowEpochs.drawn` counts; None in files of before.
+        place: samples of that epoch that were behind, on all ranks together; None in files of before.
+        updates: by which the run had come, with those that were left out; None in files of before.
         positions: seed, pass and offset of each training pipeline.
         formula: of the optimizer; see `optimizer.comparison`.
         ranks: how many wrote it.
         replicas: over all ranks.
         global_batch: samples an update, or None where nothing was scaled.
+        accumulation: Keras' steps an update; None in files of before.
         factor: of the rate.
         versions: of distlr, Keras and TensorFlow; for people.
     """
@@ -61,6 +66,10 @@ class RunState:
     global_batch: int | None
     factor: float
     versions: dict[str, str]
+    began: int | None = None
+    place: int | None = None
+    updates: int | None = None
+    accumulation: int | None = None
 
     @classmethod
     def of(cls, model: Any, communicator: Communicator, formula: dict[str, Any]) -> RunState:
@@ -79,6 +88,7 @@ class RunState:
             global_batch=None if optimizer.batch is None else optimizer.batch.size,
             factor=1.0 if optimizer.schedule is None else float(optimizer.schedule.factor),
             versions={"distlr": __version__, "keras": keras.__version__, "tensorflow": tf.__version__},
+            accumulation=optimizer.gradient_accumulation_steps or 1,
         )
 
     @classmethod
@@ -89,8 +99,11 @@ class RunState:
             StateError: something is missing, or is not of its type.
         """
         try:
-            found = cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+            required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+            later: dict[str, Any] = {name: values.get(name) for name in ("began", "place", "updates", "accumulation")}
+            found = cls(**{name: values[name] for name in required}, **later)
             counts = [found.epoch, found.steps, found.iterations, found.samples_seen, found.ranks, found.replicas]
+            counts += [count for count in later.values() if count is not None]
             counts += [number for position in found.positions for number in position[1:]]
             right = all(type(count) is int and count >= 0 for count in counts)
             right = right and all(len(position) == 3 and type(position[0]) is int for position in found.positions)
@@ -125,25 +138,42 @@ class RunState:
             )
         return different
 
-    def steps_left(self, optimizer: ScaledOptimizer, steps: int | None) -> int:
-        """Keras' steps that are left of the epoch, on whatever number of replicas goes on with it.
+    def steps_done(self, own: RunState, epoch_steps: EpochSteps, *, endless: bool) -> int:
+        """Keras' steps that are behind in the epoch, in steps of the script's, on whatever number of replicas it runs.
 
-        `(U - j) * accumulation` with `j = ceil(p * U / S)` updates of the new batch done after `p` of `S` samples.
+        After another size of the batch the next step begins an update, as on the clock, which goes on at the first
+        place of the new batch that is not before its own.
 
         Args:
-            optimizer: the script's.
-            steps: Keras' steps of a whole epoch.
+            own: of the script.
+            epoch_steps: of the script.
+            endless: whether one iteration of the data lasts for a whole `fit`, so that offsets are not of the epoch.
 
         Raises:
-            StateError: the number of replicas is another one, and there is no batch to count in.
+            StateError: the number of steps of an epoch is not known.
         """
-        batch = optimizer.batch
-        if batch is not None and batch.samples_per_epoch is not None:
-            done = batch.updates_at(self.samples_seen % batch.samples_per_epoch)
-            return int((batch.updates_per_epoch - done) * batch.accumulation)
-        if steps is None:
+        if epoch_steps.steps is None:
             raise StateError("The checkpoint is of the middle of an epoch whose number of steps is not known here.")
-        return max(0, steps - self.steps)
+        place = self._place_of_before(epoch_steps, endless=endless) if self.place is None else self.place
+        same = self.global_batch == own.global_batch and self.accumulation in (None, own.accumulation)
+        return epoch_steps.done(place) if same else epoch_steps.done_by_update(place)
+
+    def epoch_began(self, done: int, epoch_steps: EpochSteps) -> int:
+        """How far the data was as the epoch began, of which so many steps of the script's are behind."""
+        if self.began is not None:
+            return self.began
+        reached = self.samples_seen if epoch_steps.in_samples else self.iterations
+        return reached - epoch_steps.drawn(done)
+
+    def _place_of_before(self, epoch_steps: EpochSteps, *, endless: bool) -> int:
+        """The place in the epoch in a file that does not say it."""
+        size, samples = self.global_batch, epoch_steps.samples
+        if not endless and self.positions:
+            offset = self.positions[0][2]
+            return offset if samples is None or size is None else offset * samples // (samples // size * size)
+        if samples is not None:
+            return self.samples_seen % samples  # right where no step was left out
+        return self.steps * epoch_steps.per_step
 
 
 def read_arrays(model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -197,8 +227,12 @@ def gather_arrays(communicator: Communicator, model: Any, *, within_epoch: bool)
 
     They are the states of seed generators (dropout) and, in the middle of an epoch, of the metrics. There the moving
     statistics, too, become their mean over replicas and ranks, as they do at each epoch's end, so that the run goes on
-    from what the checkpoint holds.
+    from what the checkpoint holds. So do the accumulators of an update that is not complete, as at an epoch's end where
+    steps were left out.
     """
+    partial_sums = inner(model.optimizer).partial_sums
+    if partial_sums and (communicator.size > 1 or model.distribute_strategy.num_replicas_in_sync > 1):
+        average_sums(communicator, model, partial_sums, tag="the sums of an update that is not complete")
     own = {f"{_SEED}{i}": np.asarray(seed.numpy(), np.int64) for i, seed in enumerate(_seeds(model))}
     if within_epoch:
         own |= read_states(model.metrics).arrays

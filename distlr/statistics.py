@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from distlr.communicators import Communicator
-from distlr.communicators.fused import Bundle, exchange_together, mean_over
+from distlr.communicators.fused import Bundle, exchange_bundles, exchange_together, mean_over
 
-__all__ = ["average_over_replicas", "exchange_with_statistics", "has_statistics"]
+__all__ = ["average_over_replicas", "average_sums", "exchange_with_statistics", "has_statistics"]
 
 
 def _read(model: Any) -> dict[str, np.ndarray]:
@@ -37,6 +37,25 @@ def exchange_with_statistics(communicator: Communicator, model: Any, bundle: Bun
     everyone = exchange_together(communicator, {"said": bundle, "statistics": Bundle(_read(model))}, tag=tag)
     _assign(model, mean_over(everyone["statistics"]))
     return everyone["said"]
+
+
+def average_sums(communicator: Communicator, model: Any, variables: Sequence[Any], *, tag: str) -> None:
+    """Makes variables that each replica adds to for itself their mean over all replicas of all ranks. Collective.
+
+    What is added up over the replicas later is then what it would have been, whoever goes on with them.
+
+    Args:
+        communicator: the job's.
+        model: of which they are.
+        variables: as many on every rank.
+        tag: names the call; the same on all ranks.
+    """
+    copies = {str(i): _copies(model, variable) for i, variable in enumerate(variables)}
+    means = {name: np.asarray(np.mean(each, axis=0, dtype=np.float64)) for name, each in copies.items()}
+    if communicator.size > 1:
+        means = mean_over(exchange_bundles(communicator, Bundle(means), tag=tag))
+    for i, variable in enumerate(variables):
+        variable.assign(tf.cast(means[str(i)], variable.dtype))
 
 
 def has_statistics(model: Any) -> bool:

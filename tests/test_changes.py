@@ -25,7 +25,16 @@ def test_they_come_in_the_order_of_their_places(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"clock": 8.0}, {"clock": None}, {"clock": True}, {"moment": 3}, {"moment": "0"}, {"action": "delete"}]
+    "wrong",
+    [
+        {"clock": 8.0},
+        {"clock": None},
+        {"clock": True},
+        {"drawn": "8"},
+        {"moment": 3},
+        {"moment": "0"},
+        {"action": "delete"},
+    ],
 )
 def test_what_is_no_change_is_left_out(tmp_path, wrong, caplog) -> None:
     assert read(tmp_path, CHANGE, {**CHANGE, **wrong}, {"kind": "plateau"}) == [CHANGE]
@@ -75,6 +84,15 @@ def test_what_is_made_again(last, made, again) -> None:
     found = again_from(changes, Place(*last), made)
     assert [change["by"] for change in found] == list(again)
     assert all(set(change) == {"clock", "moment", "action", "multiplier", "by"} for change in found)
+
+
+def test_places_go_on_with_the_data_where_the_clock_stands_still(tmp_path) -> None:
+    """One at an epoch's end, one after the next epoch's first step, which was left out: at one clock."""
+    end, first = {**CHANGE, "by": "end", "moment": 1, "drawn": 8}, {**CHANGE, "by": "first", "drawn": 12}
+    found = read(tmp_path, first, end)
+    assert [entry["by"] for entry in found] == ["end", "first"]
+    assert [(entry["by"], entry["clock"]) for entry in again_from(found, Place(8, 1), 1)] == [("first", 12)]
+    assert again_from(found, Place(12, 0), 1) == []
 
 
 def test_in_words() -> None:

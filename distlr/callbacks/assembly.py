@@ -91,6 +91,7 @@ def assembled(
         given = for_ranks(given, communicator)
     audit.others = given
     journal = Journal()
+    journal.drawn = lambda: follow.drawn
     for callback in given:
         if isinstance(callback, JobCallback):
             callback.bind(communicator, journal)

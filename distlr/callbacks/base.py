@@ -101,7 +101,12 @@ class JobCallback(keras.callbacks.Callback):
     @property
     def clock(self) -> int:
         """Where a run stands, also after a change of the ranks: the samples seen, or the updates without a batch."""
-        return int(self.core.iterations.numpy()) if self.batch is None else self.core.samples_seen
+        return int(self.core.iterations.numpy()) if self.batch is None else self.core.counts()[1]
+
+    @property
+    def drawn(self) -> int:
+        """How far the data is: what the clock would show if no step had been left out (a NaN, an overflow)."""
+        return self.clock if self.journal.drawn is None else self.journal.drawn()
 
     def decided(
         self,
@@ -125,15 +130,16 @@ class JobCallback(keras.callbacks.Callback):
             between: whether it was at the epoch's end, or before it began, and not after one of its batches.
             **more: other JSON values.
         """
-        batch, clock, rate = self.batch, self.clock, rate_of(self.model.optimizer)
+        batch, clock, drawn, rate = self.batch, self.clock, self.drawn, rate_of(self.model.optimizer)
         per_epoch = None if batch is None else batch.samples_per_epoch
         self.journal.add(
             {
                 "kind": kind,
                 "epoch": epoch,
-                "at": clock / per_epoch if per_epoch else float(epoch + between),
+                "at": drawn / per_epoch if per_epoch else float(epoch + between),
                 "between": between,
                 "clock": clock,
+                "drawn": drawn,
                 "samples_seen": None if batch is None else clock,
                 "multiplier": multiplier,
                 "learning_rate": rate if math.isfinite(rate) else None,

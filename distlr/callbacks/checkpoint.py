@@ -119,7 +119,8 @@ class Checkpoint(JobCallback):
         self._steps = self._steps_in_run = 0  # Keras' steps since the epoch began, or the run, in this process
         self._left: int | None = None  # steps of an epoch that was interrupted, and those that had been done
         self._done = 0
-        self._saved_at = -1
+        self._updates = 0  # by which the run had come before this process, with those that were left out
+        self._saved_at = 0  # steps in this process
 
     def bind_data(self, follow: FollowEpochs) -> None:
         """Gives the job's data to the callback; called by `job.callbacks`."""
@@ -154,7 +155,7 @@ class Checkpoint(JobCallback):
         self._check_data()
         self._steps_in_run = 0
         self._state = RunState.of(self.model, self.communicator, formula_of(optimizer))
-        self._begin_at(self._count, optimizer.samples_seen)
+        self._begin_at(self._state.iterations)
         if not self._begun:
             self._continue()
         self._begun = True
@@ -201,6 +202,8 @@ class Checkpoint(JobCallback):
             state = RunState.from_json(run)
             different = state.differences(self._state, path, accept=self.accept)
             write_arrays(self.model, arrays)
+            if state.accumulation not in (None, self.accumulation) or state.iterations != self._count:
+                self.core.begin_update(state.iterations)
             for line in different:
                 _log.warning("The script's formula is used: %s.", line)
             self._path = path
@@ -215,14 +218,18 @@ class Checkpoint(JobCallback):
         epoch, positions, left = state.epoch, state.positions, None
         if positions:
             positions = self.follow.choose(positions)
+        epoch_steps, done = self.follow.epoch_steps, 0
         if state.steps:
-            left = state.steps_left(optimizer, (self.params or {}).get("steps"))
-            if left == 0:  # no whole update of the script's batch fits into what is left
-                epoch += 1
-                positions = self.follow.next_epoch(positions)
+            endless = any(position.endless for position in self.follow.positions)
+            done = state.steps_done(self._state, epoch_steps, endless=endless)
+            left = epoch_steps.left(done)
+        began = state.epoch_began(done, epoch_steps)
+        if left == 0:  # no whole update of the script's batch fits into what is left
+            epoch, began, done = epoch + 1, began + epoch_steps.whole(done), 0
+            positions = self.follow.next_epoch(positions)
         self._left, self._done, self._epoch = left or None, state.steps, epoch
-        self._begin_at(state.iterations, state.samples_seen)  # the other ranks' variables get rank 0's values later
-        self.follow.resume(epoch, positions)
+        self.follow.resume(epoch, positions, began=began, done=done)
+        self._begin_at(state.iterations if state.updates is None else state.updates)
         restore_seeds(self.communicator, self.model, self._ranks)
         self.model._initial_epoch = epoch
         factor = self._state.factor
@@ -252,7 +259,7 @@ class Checkpoint(JobCallback):
         if self._known_steps is not None and self._ended():  # written after what is decided at the epoch's end
             if self._left is not None and self.follow is not None:
                 self.follow.end_epoch()
-        elif (asked or self._is_due()) and self._steps_in_run % self.accumulation == 0:
+        elif (asked or self._is_due()) and not self.core.has_partial_update:
             if self._can_continue_here:
                 self._write(steps=self._steps)
                 self._answer(asked)
@@ -273,7 +280,7 @@ class Checkpoint(JobCallback):
         """Writes the end, unless it is written already."""
         self.signals.stop()
         self.model._initial_epoch = None
-        if self._count != self._saved_at:
+        if self._steps_in_run != self._saved_at:
             self._write(steps=self._steps, within_epoch=False)
         self.directory.release()
         if self._somebody_leaves():
@@ -293,13 +300,14 @@ class Checkpoint(JobCallback):
             return
         ranks = gather_arrays(self.communicator, self.model, within_epoch=within_epoch)
         self._interval.done(self._epoch, self._steps_in_run)
-        self._saved_at = self._count
+        self._saved_at = self._steps_in_run
         if not self.communicator.is_root:
             return
         arrays = read_arrays(self.model, ranks)
         if not are_finite(arrays):
             _log.warning("The weights are not finite, so no checkpoint is written; the one before stays the newest.")
             return
+        updates = self._updates + self._steps_in_run // self.accumulation
         state = dataclasses.replace(
             self._state,
             epoch=self._epoch,
@@ -307,8 +315,12 @@ class Checkpoint(JobCallback):
             iterations=self._count,
             samples_seen=self.core.samples_seen,
             positions=self.follow.places(steps, self._steps_in_run),
+            began=self.follow.began if steps else self.follow.drawn,
+            place=self.follow.place if steps else 0,
+            updates=updates,
         )
-        self.directory.write(state.iterations, arrays, state.to_json())
+        # Not by the iterations, which stand still where steps are left out: each file would replace the one before.
+        self.directory.write(updates, arrays, state.to_json())
 
     # -- when ----------------------------------------------------------------------------------------
 
@@ -329,10 +341,12 @@ class Checkpoint(JobCallback):
     def _ended(self) -> bool:
         return self._known_steps is None or self._steps >= self._known_steps
 
-    def _begin_at(self, iterations: int, samples: int) -> None:
-        """Notes what was before this run, in updates of the script's batch."""
-        self._interval.begin(iterations, samples, epoch=self._epoch, batch=self.batch, accumulation=self.accumulation)
-        self._saved_at = iterations
+    def _begin_at(self, updates: int) -> None:
+        """Notes what was before this run: how far the data is, and by how many updates it came there."""
+        assert self.follow is not None
+        drawn, each = self.follow.drawn, self.accumulation
+        self._interval.begin(drawn * each, drawn, epoch=self._epoch, batch=self.batch, accumulation=each)
+        self._updates, self._saved_at = updates, 0
 
     def _is_due(self, at_end: bool = False) -> bool:
         return self._interval.is_due(self._epoch, self._steps_in_run, at_end=at_end)

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from distlr._arguments import counted
 from distlr.callbacks.base import JobCallback
 from distlr.errors import StateError
-from distlr.position import Position, matched
+from distlr.optimizer import ScaledOptimizer
+from distlr.position import EpochSteps, Position, matched
 
 __all__ = ["FollowEpochs"]
 
@@ -16,10 +18,13 @@ _log = logging.getLogger("distlr")
 
 
 class FollowEpochs(JobCallback):
-    """Tells the training data which epoch begins, so that its order is that epoch's; `job.callbacks` puts it first.
+    """Tells the training data which epoch begins, and counts how far it has come; `job.callbacks` puts it first.
 
-    Without it each iteration of the data is the next epoch, which is right only where a run starts at the first one and
-    nothing else iterates.
+    The order of the data is then that of its epoch. Without it each iteration of the data is the next epoch, which is
+    right only where a run starts at the first one and nothing else iterates.
+
+    The place in the data is not the clock: a step that is left out (`BadNumbers("skip")`, an overflow of a loss scale)
+    moves the data on and not the clock. An epoch that lost steps so says it, once, on rank 0, and in the journal.
 
     Args:
         positions: one for each training pipeline of the job.
@@ -36,6 +41,9 @@ class FollowEpochs(JobCallback):
     (True, False)
     """
 
+    # Keras calls from another thread, in order, and does not wait for the device after each step.
+    async_safe = True
+
     def __init__(self, positions: Sequence[Position]) -> None:
         super().__init__()
         self.positions = positions  # of the data that this `fit` reads, once that is known
@@ -43,6 +51,10 @@ class FollowEpochs(JobCallback):
         self._resumed: int | None = None
         self._cut_short = False
         self._checked = False
+        self._began: int | None = None  # what `drawn` was as the epoch began; None before the first one
+        self._done = self._steps = 0  # steps of the epoch: before this process, and in it
+        self._before: tuple[int, int] | None = None  # the optimizer's steps and clock as the epoch began
+        self._bad_before = 0  # and what it had left out
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Forgets an earlier `fit`."""
@@ -50,6 +62,7 @@ class FollowEpochs(JobCallback):
         for position in self.positions:
             position.remember()
         self._resumed, self._cut_short, self._checked = None, False, False
+        self._began, self._done, self._steps = None, 0, 0
 
     def choose(self, places: Sequence[Sequence[int]]) -> list[list[int]]:
         """Keeps to the data of a checkpoint, and gives a place for each: seed, pass and offset.
@@ -80,9 +93,45 @@ class FollowEpochs(JobCallback):
                     position.forget()
             self.positions = used
 
-    def resume(self, epoch: int, positions: Sequence[Sequence[int]]) -> None:
-        """Says where the data goes on: seed, pass and offset of each pipeline, in the order in which they were made."""
+    # -- where the data stands -----------------------------------------------------------------------
+
+    @property
+    def epoch_steps(self) -> EpochSteps:
+        """Where the steps of an epoch stand in it."""
+        per_step = self.positions[0].per_step if self.positions else 1
+        steps = (self.params or {}).get("steps")
+        return EpochSteps.of(self.batch, per_step=per_step, steps=steps, accumulation=self.accumulation)
+
+    @property
+    def began(self) -> int:
+        """What `drawn` was as the epoch began."""
+        if self._began is not None:
+            return self._began
+        return self.clock + (self.core.behind if isinstance(self.core, ScaledOptimizer) else 0)
+
+    @property
+    def place(self) -> int:
+        """Samples of the epoch that are behind, over all ranks, whether their steps were applied or left out."""
+        return self.epoch_steps.place(self._done + self._steps)
+
+    @property
+    def drawn(self) -> int:
+        """What the clock would show if no step had been left out: samples, or the updates where there is no batch."""
+        return self.began + self.epoch_steps.drawn(self._done + self._steps)
+
+    def resume(
+        self, epoch: int, positions: Sequence[Sequence[int]], *, began: int | None = None, done: int = 0
+    ) -> None:
+        """Says where the data goes on.
+
+        Args:
+            epoch: Keras', from 0.
+            positions: seed, pass and offset of each pipeline, in the order in which they were made.
+            began: what `drawn` was as that epoch began; None where nobody knows.
+            done: steps of the epoch, in steps of this script, that are behind.
+        """
         self._resumed = epoch
+        self._began, self._done, self._steps = began, done, 0
         for position, (seed, number, offset) in zip(self.positions, positions, strict=False):
             position.resume(epoch, seed, number, offset)
 
@@ -106,13 +155,25 @@ class FollowEpochs(JobCallback):
             for position, (seed, number, offset) in zip(self.positions, places, strict=True)
         ]
 
+    # -- while it runs -------------------------------------------------------------------------------
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Before Keras begins to iterate."""
-        if not self._checked and epoch != self._resumed:
-            self._check_clock()
+        first, optimizer = not self._checked, self.core
+        adopted = isinstance(optimizer, ScaledOptimizer)
+        if not first or epoch != self._resumed:
+            if first and adopted:
+                self._check_clock(epoch)
+            self._began, self._done = self.drawn, 0
+        self._steps, self._checked = 0, True
         for position in self.positions:
-            position.begin(epoch, first=not self._checked)
-        self._checked = True
+            position.begin(epoch, first=first)
+        self._before = optimizer.counts() if adopted else None
+        self._bad_before = optimizer.bad_steps if adopted else 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Counts; `batch` is the last one done, of several with `steps_per_execution`."""
+        self._steps = batch + 1
 
     def end_epoch(self) -> None:
         """Lets Keras end the epoch after this batch: the one that was resumed has fewer than it counts with."""
@@ -124,22 +185,81 @@ class FollowEpochs(JobCallback):
         self._go_on()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """The training goes on."""
+        """The training goes on; the epoch says what it has lost."""
         self._settle()
         self._go_on()
+        if self._before is not None:
+            steps, samples = self.core.counts()
+            clock = samples if self.batch is not None else steps // self.accumulation
+            self.core.behind = self.drawn - clock
+            self._tell_what_was_left_out(epoch, steps - self._before[0], samples - self._before[1])
 
     def _go_on(self) -> None:
         if self._cut_short:
             self.model.stop_training = self._cut_short = False
 
-    def _check_clock(self) -> None:
-        batch = self.batch
-        if batch is None or batch.samples_per_epoch is None or not self.communicator.is_root:
+    def _tell_what_was_left_out(self, epoch: int, applied: int, moved: int) -> None:
+        """Once an epoch: how many of its steps were left out, and what that makes of the clock.
+
+        Args:
+            epoch: from 0.
+            applied: steps of it in this process that were applied.
+            moved: by how many samples the clock moved on.
+        """
+        left_out = self._steps - applied
+        scales = self.model.optimizer is not self.core  # a loss scale leaves steps out by itself, and does not count
+        if left_out <= 0 or not (scales or self.core.bad_steps > self._bad_before):
             return
-        share = self.core.samples_seen % batch.samples_per_epoch / batch.samples_per_epoch
-        if share:
+        unit = "update" if self.accumulation == 1 else "step"
+        reason = f"{left_out} of {counted(self._steps, unit)} left out, for gradients that were not finite"
+        batch, behind = self.batch, self.core.behind
+        length = None if batch is None else batch.samples_per_epoch
+        if batch is not None:
+            data = self.place - self.epoch_steps.place(self._done)
+            reason += f"; the clock moved on by {moved} samples, the data by {data}"
+        self.decided("left-out", epoch, reason, steps=left_out)
+        if self.communicator.is_root:
+            so_far = f"{behind / length:.3g} epochs" if length else counted(behind, "update" if not batch else "sample")
+            _log.warning(
+                "Epoch %d: %s. Until now the schedule is behind the data by %s; epochs keep their length.",
+                epoch + 1,
+                reason,
+                so_far,
+            )
+
+    # -- as fit begins -------------------------------------------------------------------------------
+
+    def _check_clock(self, epoch: int) -> None:
+        """Says where the clock does not fit the epoch that begins."""
+        optimizer, batch = self.core, self.batch
+        if not self.communicator.is_root:
+            return
+        length = None if batch is None else batch.samples_per_epoch
+        clock = self.drawn
+        if epoch and not clock:
+            if length and _are_equal(optimizer, 0, epoch * length):
+                return
+            _log.warning(
+                "fit begins epoch %d (initial_epoch=%d), and the optimizer's clock stands at 0, so the schedule and "
+                "the warmup begin anew. Fix: give fit distlr.callbacks.Checkpoint(...) from the first epoch on, which "
+                "needs no initial_epoch; or load the optimizer's state as well, with keras.models.load_model, or "
+                "model.load_weights after compile.",
+                epoch + 1,
+                epoch,
+            )
+        elif length and clock % length:
             _log.warning(
                 "The clock stands at %.3g of an epoch, and fit begins a whole one, so the schedule is ahead by as "
-                "much. To go on in the middle of an epoch: job.callbacks([distlr.callbacks.Checkpoint(...)]).",
-                share,
+                "much, unless steps were left out before (for a NaN, or an overflow of a loss scale). To go on in the "
+                "middle of an epoch: job.callbacks([distlr.callbacks.Checkpoint(...)]).",
+                clock % length / length,
             )
+
+
+def _are_equal(optimizer: ScaledOptimizer, first: int, second: int) -> bool:
+    """Whether the formula gives one rate at two clocks."""
+    try:
+        one, other = optimizer.rates_at([first, second])
+    except Exception:  # of a user's schedule, which may not reach so far
+        return False
+    return bool(one == other)

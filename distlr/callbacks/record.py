@@ -67,7 +67,7 @@ class Record(JobCallback):
         self._within: list[
             tuple[int, float]
         ] = []  # changes of the multiplier after a batch of this epoch: clock, factor
-        self._first_sample = 0
+        self._first_sample = self._first_drawn = 0  # of the epoch: on the clock, and of the data
         self._since = 0.0
         self._lost = False
 
@@ -91,6 +91,7 @@ class Record(JobCallback):
         self._within, self._since = [], time.monotonic()
         optimizer = self.core
         self._first_sample = optimizer.samples_seen if isinstance(optimizer, ScaledOptimizer) else 0
+        self._first_drawn = self.drawn
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the epoch. The guard comes before, so ranks that differ do not come here."""
@@ -144,10 +145,10 @@ class Record(JobCallback):
         if epoch == 0 and not self.journal.resumed:
             begun = self._write(self.directory.begin, run)
         else:
-            now_at = self.clock
+            now_at = self.drawn
 
             def keep(entry: dict[str, Any]) -> bool:
-                return entry.get("kind") in KEPT or entry.get("clock", 0) <= now_at
+                return entry.get("kind") in KEPT or entry.get("drawn", entry.get("clock", 0)) <= now_at
 
             begun = self._write(self.directory.go_on, run, epoch, keep)
         held, self._held = self._held, []
@@ -193,7 +194,9 @@ class Record(JobCallback):
         except Exception as error:  # of a user's schedule: for a picture the training does not end
             _log.warning("The rate within the epochs is not recorded: %s.", error)
             return []
-        return [[float(each) / batch.samples_per_epoch, _json(rate)] for each, rate in zip(samples, rates, strict=True)]
+        # Where steps were left out the clock is behind the epochs, which metrics and decisions are drawn by.
+        places = np.interp(samples, [self._first_sample, end], [self._first_drawn, self.drawn])
+        return [[each / batch.samples_per_epoch, _json(rate)] for each, rate in zip(places, rates, strict=True)]
 
 
 def _json(value: Any) -> float | int | None:

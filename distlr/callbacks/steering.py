@@ -67,7 +67,6 @@ class Steering(JobCallback):
         self.has_plateau = True
         self._active = self._begun = False
         self._looks = 0
-        self._batch = self._steps = 0  # of the epoch, and of this fit
         self._asked: list[Found] = []  # rank 0: what is to be decided next
         self._waiting: list[Found] = []  # rank 0: what waits for its epoch
         self._answered: list[tuple[str, bool]] = []  # rank 0: what is to be marked as applied, or refused
@@ -82,7 +81,7 @@ class Steering(JobCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Makes the place for requests."""
         optimizer = self.core
-        self._begun, self._steps = False, 0
+        self._begun = False
         self._active = isinstance(optimizer, ScaledOptimizer)
         if self._active and self.communicator.size > 1:
             self._active = self.exchange is not None
@@ -98,7 +97,7 @@ class Steering(JobCallback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Finds out, once, what was asked for before. Collective then."""
-        self._epoch, self._looks, self._batch = epoch, 0, 0
+        self._epoch, self._looks = epoch, 0
         if self._active and not self._begun:
             self._begun = True
             self._begin(epoch)
@@ -110,11 +109,9 @@ class Steering(JobCallback):
         self._mark()
         if self._again:
             self._do_again(Moment.BATCH)
-        self._steps += batch + 1 - self._batch
-        self._batch = batch + 1
         looks = (batch + 1) // self.every
         # Not between the steps that an update accumulates over: a stop there would lose them.
-        if looks > self._looks and self._steps % self.accumulation == 0:
+        if looks > self._looks and not self.core.has_partial_update:
             self._looks = looks
             self._look(Moment.BATCH)
 
@@ -173,7 +170,7 @@ class Steering(JobCallback):
         """The changes whose place the run has come to."""
         while self._again:
             change = self._again[0]
-            if Place.of(change) > Place(self.clock, moment):
+            if Place.of(change) > Place(self.drawn, moment):
                 return
             self._again.pop(0)
             if self.communicator.is_root:
@@ -270,7 +267,7 @@ class Steering(JobCallback):
 
     def _carry_out(self, change: dict[str, Any], moment: Moment) -> None:
         before = rate_of(self.model.optimizer)
-        self._apply(change, Place(self.clock, moment))
+        self._apply(change, Place(self.drawn, moment))
         after = rate_of(self.model.optimizer)
         rates = f": the rate goes from {before:.6g} to {after:.6g}" if change["multiplier"] else ""
         if self.communicator.is_root:

@@ -109,6 +109,7 @@ class Adoption:
         self.multipliers: Multipliers | None = None
         self.waits_for_agreement = False
         self.in_graph = False  # whether the last update was in a graph
+        self.behind = 0  # how far the clock is behind the data
         self.readings: dict[bool, Any] = {}  # its graphs that read the formula, without and with a climb
         self.speaks = True  # whether this process says what is done to the rate
         self.said_units = False

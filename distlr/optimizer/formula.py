@@ -220,6 +220,32 @@ class FormulaRate:
         """The clock: samples of the data set passed by applied updates."""
         return self.reading().samples_seen
 
+    def counts(self) -> tuple[int, int]:
+        """Keras' own count of steps, and the clock; without the rate, which a schedule may not have any more.
+
+        >>> import distlr
+        >>> job = distlr.init(environ={})
+        >>> job.optimizer(keras.optimizers.SGD(0.5), job.batch(per_replica=8, base_batch=4)).counts()
+        (0, 0)
+        """
+        adoption = self._distlr
+        steps, samples = int(self._iterations.numpy()), int(adoption.samples_seen.numpy())
+        if samples == 0 and adoption.batch is not None:  # see `_samples`
+            samples = steps // adoption.batch.accumulation * adoption.batch.base_batch
+        return steps, samples
+
+    @property
+    def behind(self) -> int:
+        """How far the clock is behind the data, for steps that were left out: in samples, without a batch in updates.
+
+        `FollowEpochs` keeps it, in this process alone; nothing of the formula depends on it.
+        """
+        return self._distlr.behind
+
+    @behind.setter
+    def behind(self, value: int) -> None:
+        self._distlr.behind = value
+
     @property
     def in_warmup(self) -> bool:
         """Whether the rate still climbs."""

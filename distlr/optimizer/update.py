@@ -23,6 +23,7 @@ class FormulaUpdate(FormulaRate):
 
     _get_variable_index: Any
     momentums: Any
+    _accumulated_gradients: Any
     _trainable_variables: Any
     built: bool
     name: str
@@ -61,12 +62,13 @@ class FormulaUpdate(FormulaRate):
         samples = self._samples()
         rate = self._formula(samples)
         updates = self._updates()
-        # Where Keras does not know the number of steps it runs one more at the data's end. That step fails, but what
-        # does not wait for the data may run before: Keras' `iterations` counts it, and the clock must not.
+        # Where Keras does not know the number of steps it runs one more at the data's end, and that step fails. What
+        # does not wait for the data would run all the same: the clock would move, and Keras' count of steps, by which
+        # gradients are accumulated. So all of the update waits for a gradient.
         with tf.control_dependencies(_earliest(grads)):
             samples, rate = tf.identity(samples), tf.identity(rate)
-        with adoption.rate_cache.holding(rate), adoption.follow(functools.partial(self._time, samples)):
-            super().apply(grads, trainable_variables)  # type: ignore[misc]
+            with adoption.rate_cache.holding(rate), adoption.follow(functools.partial(self._time, samples)):
+                super().apply(grads, trainable_variables)  # type: ignore[misc]
         adoption.hooks.check(self._hooks(updates))
         adoption.record(rate, updates)
         if adoption.previous_rate is not None:
@@ -158,6 +160,31 @@ class FormulaUpdate(FormulaRate):
         """How many steps were left out, where the gradients are watched."""
         count = self._distlr.bad_steps
         return 0 if count is None else int(count.numpy()[0])
+
+    @property
+    def has_partial_update(self) -> bool:
+        """Whether gradients wait in the accumulators for the other steps of their update.
+
+        Counted by the steps that were applied: after one that was left out an update ends a step later.
+        """
+        steps = self.gradient_accumulation_steps
+        return steps is not None and int(self._iterations.numpy()) % steps != 0
+
+    @property
+    def partial_sums(self) -> list[Any]:
+        """The accumulators of an update that is not complete, in which each replica has its own; else nothing."""
+        sums = self._accumulated_gradients if self.has_partial_update else []
+        return [total for total in sums if total is not None]
+
+    def begin_update(self, updates: int) -> None:
+        """Begins an update after so many, for a state that was saved with another number of steps an update.
+
+        Keras' count is of steps, so that in another number of them to the update it means another place.
+        """
+        self._iterations.assign(updates * (self.gradient_accumulation_steps or 1))
+        for total in getattr(self, "_accumulated_gradients", ()):
+            if total is not None:
+                total.assign(tf.zeros_like(total))
 
     def watch_norm(self) -> bool:
         """Lets each update keep the norm of its gradients; False where it does already."""

@@ -20,6 +20,7 @@ _KINDS = {
     "asked": ("request that waited", "requests that waited"),
     "refused": ("refused request", "refused requests"),
     "bad-numbers": ("answer to bad numbers", "answers to bad numbers"),
+    "left-out": ("epoch that lost steps", "epochs that lost steps"),
     "resume": ("continuation of a checkpoint", "continuations of a checkpoint"),
 }
 _OTHER = ("other decision", "other decisions")
