@@ -58,7 +58,7 @@ def broadcast_state(
             for name, initial in communicator.broadcast_json(core.states(), tag=_DECIDERS).items():
                 core.state(name, initial)
             own = core.own_variables()
-            exchange = None if core.exchange is None else core.exchange.terms
+            exchange = None if core.exchange is None else f"{core.exchange.terms}, {core.reduction.terms}"
         added = {id(variable) for variable in own.values()}
         variables += [v for v in optimizer.variables if id(v) not in added] + list(own.values())
         if isinstance(core, ScaledOptimizer):

@@ -12,7 +12,9 @@ rate is what you give: already multiplied by `size()`. distlr's own front door (
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +25,10 @@ from distlr import broadcast as _state
 from distlr.callbacks import BroadcastState, ReplicaGuard, SyncMetrics
 from distlr.callbacks.broadcast import compare_at_end
 from distlr.communicators import horovod as _backend
+from distlr.communicators.horovod_gradients import check_compression
 from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.job import Job
-from distlr.optimizer import inner
+from distlr.optimizer import inner, is_adopted
 from distlr.start import init as _init
 
 __all__ = [
@@ -55,6 +58,8 @@ Compression = SimpleNamespace(none="none", fp16="fp16")
 """What gradients are sent as, for `compression=`."""
 
 _job: Job | None = None
+
+_log = logging.getLogger("distlr")
 
 
 def init() -> None:
@@ -197,9 +202,8 @@ def DistributedOptimizer(
         inner(optimizer).gradient_accumulation_steps = backward_passes_per_step  # Keras then applies their mean
     adopted = _current().optimizer(optimizer, compression=compression)
     core = inner(adopted)
-    if core.exchange is not None:
-        core.exchange.sums = op == Sum
-        core.exchange.factor = 1.0 if average_aggregated_gradients else float(backward_passes_per_step)
+    factor = 1.0 if average_aggregated_gradients else float(backward_passes_per_step)
+    core.reduction = dataclasses.replace(core.reduction, sums=op == Sum, factor=factor)
     return adopted
 
 
@@ -280,16 +284,30 @@ def broadcast(value: Any, root_rank: int, name: str | None = None) -> Any:
     return _current().communicator.broadcast(np.asarray(value), root=root_rank, tag=f"hvd.broadcast {name or ''}")
 
 
-def load_model(filepath: Any, custom_objects: Any = None, compression: str = Compression.none) -> Any:
-    """`keras.models.load_model`, with the optimizer averaging its gradients over the ranks.
+def load_model(
+    filepath: Any,
+    custom_objects: Any = None,
+    compression: str | None = None,
+    *,
+    op: str | None = None,
+    average_aggregated_gradients: bool | None = None,
+) -> Any:
+    """`keras.models.load_model`, with the optimizer reducing its gradients over the ranks as it did when it was saved.
 
-    What `DistributedOptimizer` was told besides is not in the file: gradients are averaged, and those of several
-    backward passes as well.
+    What `DistributedOptimizer` was told is in the file; what is given here goes before it, and a line says so. A file
+    of a plain optimizer, or of an earlier version, does not say it: then the mean is taken, also of several backward
+    passes.
 
     Args:
         filepath: of a model that a plain optimizer or one of distlr's was saved with.
         custom_objects: see Keras.
-        compression: `Compression.none` or `Compression.fp16`.
+        compression: `Compression.none` or `Compression.fp16`; by default as saved.
+        op: `Average` or `Sum`; by default as saved.
+        average_aggregated_gradients: whether the mean over backward passes is taken; by default as saved.
+
+    Raises:
+        ConfigurationError: `op` or `compression` is none of these.
+        DistributionError: `init` was not called.
 
     >>> import distlr.horovod as hvd
     >>> hvd.init()
@@ -303,11 +321,29 @@ def load_model(filepath: Any, custom_objects: Any = None, compression: str = Com
     >>> loaded.optimizer.exchange is not None
     True
     """
+    job = _current()
+    _check_op(op or Average)
+    check_compression(compression or Compression.none)
     model = keras.models.load_model(filepath, custom_objects=custom_objects)
-    if hasattr(inner(model.optimizer), "exchange"):
-        _current()._connect(model.optimizer, compression)
-    else:  # saved by a plain optimizer
-        model.optimizer = DistributedOptimizer(model.optimizer, compression=compression)
+    if model.optimizer is None:  # the model was saved without being compiled
+        return model
+    core = inner(model.optimizer)
+    passes = float(core.gradient_accumulation_steps or 1)
+    given = {
+        "compression": compression,
+        "sums": None if op is None else op == Sum,
+        "factor": None if average_aggregated_gradients is None else 1.0 if average_aggregated_gradients else passes,
+    }
+    asked = {name: value for name, value in given.items() if value is not None}
+    if is_adopted(core):
+        saved = core.reduction
+        core.reduction = dataclasses.replace(saved, **asked)
+        if core.reduction != saved and job.is_root:
+            _log.warning("%s says %r, and hvd.load_model %r, which goes first.", filepath, saved, core.reduction)
+        job._connect(core)
+    else:  # a plain optimizer
+        job.optimizer(model.optimizer, compression=compression or Compression.none)
+        core.reduction = dataclasses.replace(core.reduction, **asked)
     return model
 
 

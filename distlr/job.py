@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import random
@@ -28,7 +27,17 @@ from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.metrics import are_distributed, read_states, results
 from distlr.metrics_check import check_counted, checked
 from distlr.moving_averages import scale_moving_averages
-from distlr.optimizer import ScaledOptimizer, adopt, adopted_by, inner, start_line
+from distlr.optimizer import (
+    Reduction,
+    ScaledOptimizer,
+    World,
+    adopt,
+    adopted_by,
+    connect,
+    inner,
+    start_line,
+    warn_of_restored_schedule,
+)
 from distlr.position import Position
 from distlr.scaling import Rule
 from distlr.statistics import exchange_with_statistics, has_statistics
@@ -215,11 +224,7 @@ class Job:
         """
         if batch is not None:
             self._check_batch(batch)
-        if self.size > 1 and not self._exchanges_gradients:
-            raise DistributionError(
-                f"[rank {self.rank}] Nothing would average the gradients of {self.size} ranks: the {self.backend} "
-                'engine is for control alone. To mend it: distlr.init("horovod").'
-            )
+        self._check_exchange()
         check_compression(compression)
         self._check_scope()
         adopted = adopt(
@@ -232,23 +237,16 @@ class Job:
                 "warmup_shape": warmup_shape,
                 "clock": clock,
             },
-            exchange=self._gradients(compression) if self._exchanges_gradients and exchange else None,
+            reduction=Reduction(exchange=exchange, compression=compression),
             scale=scale,
             momentum_correction=momentum_correction,
             weight_decay_schedule=weight_decay_schedule,
             momentum_schedule=momentum_schedule,
             multipliers=multipliers,
         )
-        if not exchange:
-            inner(adopted).refuse_exchange()
-        if self._spans or self.size == 1:
-            inner(adopted).mark_broadcast()  # a spanning strategy gives every new variable the first worker's value
-        if self._optimizer is None:
-            self._optimizer = inner(adopted)
+        self._connect(adopted)
         if self.is_root:
             _log.info("%s", start_line(inner(adopted).explain(), self.replicas, self.backend))
-        else:
-            inner(adopted).say_nothing()
         return adopted
 
     def scale_moving_averages(
@@ -373,8 +371,7 @@ class Job:
         ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
         >>> job.audit().set_model(model)  # nothing to refuse
         """
-        connect = self._connect if self._exchanges_gradients else None
-        audit = Audit(self.strategy, self._padding, connect, self._train_with)
+        audit = Audit(self.strategy, self._padding, self._connect, self._train_with, self._exchanges_gradients)
         audit.bind(self.communicator)
         return audit
 
@@ -646,17 +643,38 @@ class Job:
         """Whether something of distlr's goes with the gradients from rank to rank."""
         return self.communicator.exchanges_gradients
 
-    def _gradients(self, compression: str = "none") -> Any:
+    def _gradients(self, compression: str) -> Any:
         prefix = str(self._exchanges)  # by the order in which the script adopts: the same on every rank
         self._exchanges += 1
         return self.communicator.gradients(prefix, compression)
 
-    def _connect(self, optimizer: Any, compression: str = "none") -> None:
-        """Has an optimizer that came with a saved model average its gradients over the ranks."""
-        check_compression(compression)
-        core = inner(optimizer)
-        if self._exchanges_gradients and isinstance(core, ScaledOptimizer):
-            core.connect(functools.partial(self._gradients, compression))
+    def _connect(self, optimizer: Any) -> bool:
+        """Makes an optimizer of the model one of this job, above all one that was loaded; whether it has changed."""
+        core, world = inner(optimizer), World(self.size, self.replicas, self.local_replicas)
+        if core is not None and self.is_root:
+            warn_of_restored_schedule(core, world)
+        if not isinstance(core, ScaledOptimizer):
+            return False
+        self._check_exchange()
+        restored = core.restored
+        gradients = self._gradients if self._exchanges_gradients else None
+        changed = connect(core, world, gradients, is_root=self.is_root)
+        if self._spans or self.size == 1:
+            core.mark_broadcast()  # a spanning strategy gives every new variable the first worker's value
+        if self._optimizer is None:
+            self._optimizer = core
+        if not self.is_root:
+            core.say_nothing()
+        elif restored:
+            _log.info("%s", start_line(core.explain(), self.replicas, self.backend))
+        return changed
+
+    def _check_exchange(self) -> None:
+        if self.size > 1 and not self._exchanges_gradients:
+            raise DistributionError(
+                f"[rank {self.rank}] Nothing would average the gradients of {self.size} ranks: the {self.backend} "
+                'engine is for control alone. To mend it: distlr.init("horovod").'
+            )
 
     def _agreed_seed(self, seed: int | None) -> int:
         if seed is not None:

@@ -78,6 +78,25 @@ def test_a_saved_model_holds_the_base(tmp_path) -> None:
     assert momenta(keras.models.clone_model(scaled)) == (0.9, 0.8, 0.9)
 
 
+def test_a_config_holds_the_base_under_a_name_of_its_own() -> None:
+    class Smoothed(keras.layers.Layer):
+        def __init__(self, rate, **options):
+            super().__init__(**options)
+            self.decay = 1.0 - rate
+
+        def call(self, x):
+            return x
+
+        def get_config(self):
+            return {**super().get_config(), "rate": 1.0 - self.decay}
+
+    scaled = keras.Sequential([keras.Input((1,)), Smoothed(0.25, name="smoothed")])
+    scale_moving_averages(scaled, BATCH, {"smoothed": "decay"})
+    assert scaled.layers[0].decay == 0.75**4
+    again = Smoothed.from_config(scaled.layers[0].get_config())  # no scaled value, and no argument that it has not
+    assert again.decay == 0.75
+
+
 def test_the_statistics_move_by_the_scaled_momentum() -> None:
     scaled = keras.Sequential([keras.Input((1,)), keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(1)])
     scaled.compile("sgd", "mse")

@@ -33,8 +33,9 @@ class Audit(JobCallback):
     Args:
         strategy: the job's strategy.
         padding: how many samples of weight 0 the job's validation data contains.
-        connect: gives an adopted optimizer the exchange of gradients with the other ranks, where the job has one.
+        connect: makes an optimizer one of the job, above all one that was loaded; whether that has changed it.
         trains_with: is told of the optimizer that a `fit` trains with.
+        exchanges: whether something of distlr's goes with the gradients from rank to rank.
 
     >>> import distlr, keras, numpy as np
     >>> job = distlr.init(environ={})
@@ -58,14 +59,16 @@ class Audit(JobCallback):
         self,
         strategy: tf.distribute.Strategy,
         padding: int = 0,
-        connect: Callable[[ScaledOptimizer], None] | None = None,
+        connect: Callable[[Any], bool] | None = None,
         trains_with: Callable[[ScaledOptimizer], None] | None = None,
+        exchanges: bool = False,
     ) -> None:
         super().__init__()
         self.strategy = strategy
         self.padding = padding
         self.connect = connect
         self.trains_with = trains_with
+        self.exchanges = exchanges
         self.others: Sequence[Any] = ()
         self._steps = 0
         self._audited = False
@@ -177,7 +180,7 @@ class Audit(JobCallback):
 
     def _check_engine(self, model: Any) -> None:
         replicas = self.strategy.num_replicas_in_sync
-        if replicas == 1 and self.connect is None:
+        if replicas == 1 and not self.exchanges:
             return
         asked = (model.get_compile_config() or {}).get("jit_compile")
         where, why = f"{self.communicator.size} ranks ({self.communicator.name})", "does not compile"
@@ -220,16 +223,16 @@ class Audit(JobCallback):
             )
 
     def _check_exchange(self, model: Any) -> None:
-        if self.connect is None:
-            return
-        for optimizer in adopted_by(model):
-            self.connect(optimizer)
+        if self.connect is not None:
+            changed = [self.connect(optimizer) for optimizer in adopted_by(model) or [self.core]]
+            if any(changed):
+                model.train_function = None  # one that was traced before does not have it
         if not overrides_train_step(model):  # else it may be one that is never applied, as Keras' default is in a GAN
             self._check_averaged(self.core)
 
     def _check_averaged(self, optimizer: Any) -> None:
         """Refuses an optimizer of Keras' own where ranks exchange gradients."""
-        if self.connect is None or isinstance(optimizer, ScaledOptimizer):
+        if not self.exchanges or isinstance(optimizer, ScaledOptimizer):
             return
         if self.communicator.size == 1 or self.communicator.strategy_spans_ranks:
             return  # there is nothing to average, or the strategy does

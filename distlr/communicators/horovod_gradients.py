@@ -30,8 +30,6 @@ class HorovodGradients(Requests):
     Attributes:
         updates: what is known of the updates between collectives. The optimizer has this object, and takes it along
             when it goes; the communicator has the updates until it has told the other ranks of them.
-        factor: on the mean, and
-        sums: whether it is the ranks' sum instead: for the meanings of Horovod's own arguments (`distlr.horovod`).
 
     Args:
         hvd: the module `horovod.tensorflow`, started.
@@ -44,14 +42,12 @@ class HorovodGradients(Requests):
         super().__init__()
         self._hvd = hvd
         self.updates = HorovodUpdates(hvd, prefix, compression)
-        self.factor = 1.0
-        self.sums = False
         self._named = f"optimizer {prefix}, compression {compression}"
 
     @property
     def terms(self) -> str:
-        """Which optimizer's it is, and what it does."""
-        return f"{self._named}, {'sum' if self.sums else 'mean'} of the ranks times {self.factor:g}"
+        """Which optimizer's it is, and as what it is sent."""
+        return self._named
 
     def average(self, gradients: Sequence[Any], names: Sequence[str]) -> list[Any]:
         """The mean over the ranks of each gradient: dense, sparse (`IndexedSlices`), or None, which stays None.
@@ -71,7 +67,7 @@ class HorovodGradients(Requests):
         self.updates.record()
         self.agreed.assign(self.updates.mean(wanted, "requests"))
         return [
-            gradient if gradient is None else self._scaled(self._average(gradient, flat(name)))
+            gradient if gradient is None else self._average(gradient, flat(name))
             for gradient, name in zip(gradients, names, strict=True)
         ]
 
@@ -92,14 +88,3 @@ class HorovodGradients(Requests):
         values = self.updates.rows(gradient.values, f"{name}.values")
         indices = self.updates.rows(gradient.indices, f"{name}.indices")
         return tf.IndexedSlices(values / self._hvd.size(), indices, gradient.dense_shape)
-
-    def _scaled(self, gradient: Any) -> Any:
-        if self.factor == 1.0 and not self.sums:
-            return gradient
-        import tensorflow as tf
-
-        dense = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-        factor = tf.cast(self.factor * (self._hvd.size() if self.sums else 1), dense.dtype)
-        if dense is gradient:
-            return gradient * factor
-        return tf.IndexedSlices(dense * factor, gradient.indices, gradient.dense_shape)

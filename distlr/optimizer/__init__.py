@@ -3,21 +3,26 @@
 from distlr.optimizer.access import adopted_by, batch_of, inner, is_adopted, rate_of, schedule_of, strategy_of
 from distlr.optimizer.adoption import Steered
 from distlr.optimizer.comparison import differences, formula_of
+from distlr.optimizer.connection import World, connect, warn_of_restored_schedule
 from distlr.optimizer.conversion import adopt, strip
 from distlr.optimizer.description import resume_line, start_line
 from distlr.optimizer.loss_scale import agree
 from distlr.optimizer.mixin import ScaledOptimizer
 from distlr.optimizer.rate_handle import RateHandle, handle
+from distlr.optimizer.reduction import Reduction
 from distlr.optimizer.saving import read_state, slots_of, write_state
 
 __all__ = [
     "RateHandle",
+    "Reduction",
     "ScaledOptimizer",
     "Steered",
+    "World",
     "adopt",
     "adopted_by",
     "agree",
     "batch_of",
+    "connect",
     "differences",
     "formula_of",
     "handle",
@@ -31,5 +36,6 @@ __all__ = [
     "start_line",
     "strategy_of",
     "strip",
+    "warn_of_restored_schedule",
     "write_state",
 ]

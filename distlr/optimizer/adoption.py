@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -13,10 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from distlr.batch import GlobalBatch
-from distlr.errors import DistributionError, StateError
+from distlr.errors import DistlrError, DistributionError, StateError
 from distlr.optimizer.hooks import HookContract
 from distlr.optimizer.hyperparameters import Extras, Multipliers
 from distlr.optimizer.rate import RateCache
+from distlr.optimizer.reduction import Reduction
 from distlr.schedules import Scaled
 from distlr.schedules.base import as_float64
 
@@ -84,21 +85,22 @@ class Adoption:
     checkpoint of the plain optimizer restores into it.
     """
 
-    def __init__(
-        self, optimizer: Any, law: Callable[[tf.Tensor], tf.Tensor], scaled: Scaled | None, exchange: Any = None
-    ) -> None:
+    def __init__(self, optimizer: Any, law: Callable[[tf.Tensor], tf.Tensor], scaled: Scaled | None) -> None:
         self.base_class: type = type(optimizer)
         self.strategy = tf.distribute.get_strategy()
         self.law = law
         self.scaled = scaled
         self.hooks = HookContract()
         self.rate_cache = RateCache()
-        self.exchange = exchange  # of gradients with other ranks, where the engine does not do it by itself
-        self.wants_exchange = True
+        self.exchange: Any = None  # of gradients with other ranks, where the engine does not do it by itself
+        self.reduction = Reduction()
+        self.ranks = 1
+        self.restored = False  # made from a config, and connected to no job yet
+        self.refusal: DistlrError | None = None  # what `connection.settle` found, for the first step
         self.exchanged: list[str] = []  # the names of the gradients of the update in progress
         self.broadcast = False
-        self.scale: list[str] = []  # what else is scaled
-        self.bases: dict[str, float] = {}  # and what it was at the base batch, by attribute
+        self.extras = Extras()
+        self.bases: dict[str, float] = {}  # what else is scaled, as it was at the base batch, by attribute
         self.bad_steps: Any = None  # where steps with a gradient that is not finite are left out
         self.norm: Any = None  # of the gradients, where somebody wants to know it
         self.previous_rate: Any = None  # where the momentum is corrected
@@ -110,7 +112,7 @@ class Adoption:
         self.waits_for_agreement = False
         self.in_graph = False  # whether the last update was in a graph
         self.behind = 0  # how far the clock is behind the data
-        self.readings: dict[bool, Any] = {}  # its graphs that read the formula, without and with a climb
+        self.readings: dict[tuple[bool, bool], Any] = {}  # its graphs that read the formula
         self.speaks = True  # whether this process says what is done to the rate
         self.said_units = False
         self.building = False
@@ -175,13 +177,36 @@ class Adoption:
 
     def take(self, optimizer: Any, extras: Extras, values: Mapping[str, float]) -> None:
         """Keeps what else is asked for, of a plain optimizer whose attributes will get these values."""
-        self.scale = list(extras.scale)
+        self.extras = extras
         self.bases = {name: getattr(optimizer, name) for name in values}
         self.follows = extras.follows()
-        self.follow_factors = {name: values[name] / self.bases[name] for name in values if name in self.follows}
+        self._follow(values)
         self.multipliers = None if extras.multipliers is None else Multipliers(extras.multipliers)
         if extras.momentum_correction:  # of the update before, whose rate the velocity holds
             self.previous_rate = self._add(optimizer, "previous_rate", np.float64(0))
+
+    def use(self, optimizer: Any, scaled: Scaled, values: Mapping[str, float]) -> None:
+        """Takes the formula for another batch, and the values of what else is scaled, before the first step."""
+        self.scaled, self.law = scaled, scaled.at
+        self.readings.clear()
+        self._follow(values)
+        for name, value in values.items():
+            setattr(optimizer, name, value)
+
+    @contextlib.contextmanager
+    def at_base(self, optimizer: Any) -> Iterator[None]:
+        """Gives what is scaled beside the rate its values at the base batch, inside."""
+        scaled = {name: getattr(optimizer, name) for name in self.bases}
+        try:
+            for name, base in self.bases.items():
+                setattr(optimizer, name, base)
+            yield
+        finally:
+            for name, value in scaled.items():
+                setattr(optimizer, name, value)
+
+    def _follow(self, values: Mapping[str, float]) -> None:
+        self.follow_factors = {name: values[name] / self.bases[name] for name in values if name in self.follows}
 
     def remember(self, rate: tf.Tensor, t: tf.Tensor, updates: tf.Tensor | None) -> None:
         """Keeps the rate of this update for the next one, while the warmup climbs; then 0."""
@@ -223,7 +248,9 @@ class Adoption:
         self.digest.assign(folded if updates is None else tf.where(updates, folded, self.digest))
 
     def check_current_strategy(self, agreed: bool) -> None:
-        """Refuses an update under another strategy than the optimizer's, or on one replica's word alone."""
+        """Refuses an update under another strategy than the optimizer's, of no job, or on one replica's word alone."""
+        if self.refusal is not None:
+            raise self.refusal
         found = tf.distribute.get_strategy()
         expected = self.strategy
         if found is not expected:

@@ -27,6 +27,7 @@ def formula_of(optimizer: Any) -> dict[str, Any]:
         scaled = None if adoption.scaled is None else adoption.scaled.options()
         kind = type(optimizer._learning_rate).__name__
         config = {"optimizer": {"class_name": adoption.base_class.__name__, "schedule": kind}, "scaling": scaled}
+    config.pop("reduction", None)  # earlier files do not have it
     return {name: value for name, value in _flat(config) if name not in _SIZES}
 
 

@@ -14,9 +14,11 @@ from distlr.errors import ConfigurationError, ConfigurationTypeError, Distributi
 from distlr.optimizer.access import inner, is_adopted, strategy_of
 from distlr.optimizer.adoption import Adoption
 from distlr.optimizer.base_rate import base_rate
+from distlr.optimizer.connection import settle
 from distlr.optimizer.hyperparameters import Extras
 from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, agree
 from distlr.optimizer.mixin import derived_class
+from distlr.optimizer.reduction import Reduction
 from distlr.schedules.base import as_float64, check_is_schedule
 from distlr.schedules.scaled import Scaled, options_from_config
 
@@ -38,7 +40,7 @@ def adopt(
     batch: GlobalBatch | None = None,
     *,
     scaling: Mapping[str, Any] | None = None,
-    exchange: Any = None,
+    reduction: Reduction | None = None,
     **extras: Any,
 ) -> Any:
     """Adopts a Keras optimizer in place: the same object, of a class derived from its own.
@@ -50,7 +52,7 @@ def adopt(
         optimizer: a plain optimizer of Keras 3, or a `LossScaleOptimizer` around one.
         batch: the global batch.
         scaling: the arguments of `schedules.Scaled`; None stands for one that was not given.
-        exchange: averages the gradients over the ranks, where the engine does not (`communicators.horovod_gradients`).
+        reduction: what the gradients of several ranks become; see `connection.connect`.
         **extras: what `optimizer.hyperparameters.Extras` has.
 
     Raises:
@@ -60,7 +62,7 @@ def adopt(
     """
     _check_optimizer(optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        adopt(optimizer.inner_optimizer, batch, scaling=scaling, exchange=exchange, **extras)
+        adopt(optimizer.inner_optimizer, batch, scaling=scaling, reduction=reduction, **extras)
         return agree(optimizer)
     _check_strategy(optimizer)
     _check_accumulation(optimizer, batch)
@@ -75,7 +77,8 @@ def adopt(
         # What is scaled already counts its base steps itself; `at` would take Keras' steps for them.
         scaled, law = None, schedule.at_step if isinstance(schedule, Scaled) else as_float64(schedule)
     values = wanted.checked(optimizer, scaled)
-    adoption = Adoption(optimizer, law, scaled, exchange)
+    adoption = Adoption(optimizer, law, scaled)
+    adoption.reduction = reduction or Reduction()
     adoption.take(optimizer, wanted, values)
     optimizer.__dict__["_distlr"] = adoption
     base: type = type(optimizer)
@@ -93,7 +96,10 @@ def adopt_from_config(config: dict[str, Any], custom_objects: Any = None) -> Any
     more: dict[str, Any] = {name: config[name] for name in named if name in config}
     for name, schedule in config.get("follows", {}).items():
         more[f"{name}_schedule"] = keras.saving.deserialize_keras_object(schedule, custom_objects)
-    return adopt(plain, options.pop("batch", None), scaling=options, **more)
+    reduction = Reduction.from_config(config.get("reduction", {}))  # a file of an earlier version has none
+    adopted = adopt(plain, options.pop("batch", None), scaling=options, reduction=reduction, **more)
+    settle(adopted)
+    return adopted
 
 
 def strip(model: Any) -> Any:
@@ -148,6 +154,14 @@ def _give_back(optimizer: Any) -> None:
     rate, samples = float(optimizer.learning_rate), optimizer.samples_seen
     if isinstance(optimizer._learning_rate, keras.Variable):
         optimizer._learning_rate.assign(rate)
+        if adoption.scaled is not None and adoption.scaled.factor != 1:
+            _log.info(
+                "The plain optimizer's rate, %g, is that of the batch of %d: %g times that of the base batch of %d.",
+                rate,
+                adoption.scaled.batch.size,
+                adoption.scaled.factor,
+                adoption.scaled.batch.base_batch,
+            )
     if adoption.scaled is not None and adoption.scaled.clock == "samples":
         batch = adoption.scaled.batch
         optimizer._iterations.assign(round(samples / batch.base_batch) * batch.accumulation)
@@ -181,6 +195,13 @@ def _check_optimizer(optimizer: Any) -> None:
         hint = "legacy Keras is not supported: use keras.optimizers of Keras 3" if legacy else ""
         raise ConfigurationTypeError(received("optimizer", optimizer, "an optimizer of Keras 3", hint))
     if is_adopted(optimizer):
+        if inner(optimizer)._distlr.restored:
+            raise ConfigurationError(
+                f"The optimizer '{optimizer.name}' came with a saved model, or from a config, with all that it was "
+                "adopted with. Fix: leave it as it is, and let the job connect it: fit(callbacks=job.callbacks([...])) "
+                "or, in a loop of your own, job.broadcast(model, optimizer). To adopt it anew, call "
+                "distlr.strip(model) before."
+            )
         raise ConfigurationError(
             f"The optimizer '{optimizer.name}' is adopted already; adopting it twice would scale its rate twice. To "
             "mend it: call job.optimizer once for each optimizer."

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
@@ -25,12 +27,14 @@ _SCHEDULE_IS_ZERO = (
     "CosineDecay)."
 )
 
+T = TypeVar("T")
+
 
 class Reading(NamedTuple):
     """What an optimizer's formula says of the next update, all at one moment.
 
     Attributes:
-        rate: of the update.
+        rate: of the update; of the last one that was applied, where the schedule ends with that.
         multiplier: what cuts and changes by hand have made of it; 1 at the start.
         samples_seen: the clock.
         iterations: Keras' own count of steps.
@@ -60,7 +64,8 @@ class FormulaRate:
 
         `lr(t) = schedule(t) * factor(k) * warmup(t) * multiplier`, and assigning `x` makes `multiplier` what gives `x`:
         `x` is the rate as it is applied, after scaling (`set_base_rate` takes one for the base batch).
-        Outside a graph it is a float that also has `assign` and `numpy`; in a graph a tensor of Keras' float type.
+        Outside a graph it is a float that also has what Keras' variable has (`rate.LearningRate`), and the rate of the
+        last update where the schedule has none for a next one; in a graph a tensor of Keras' float type.
 
         Raises:
             ConfigurationError: what is assigned is negative or not finite, or the schedule is 0 now.
@@ -113,7 +118,7 @@ class FormulaRate:
         >>> optimizer.multiplier
         0.25
         """
-        full = float(self._without_multiplier(None))
+        full = self._next_or_last(lambda last: float(self._without_multiplier(*self._moment(last))))
         if full == 0.0:
             raise ConfigurationError(_SCHEDULE_IS_ZERO.format(value))
         self._distlr.multiplier.assign(value / full)
@@ -254,19 +259,40 @@ class FormulaRate:
     def reading(self) -> Reading:
         """What the formula gives now, and of what; where the updates are in a graph, in one call of a graph as well.
 
+        The rate is that of the next update. A schedule of the user's own, such as a table, may end with the run and
+        fail when it is asked for an update more: then it is that of the last update.
+
         >>> import distlr
         >>> job = distlr.init(environ={})
         >>> job.optimizer(keras.optimizers.SGD(0.5), job.batch(per_replica=8, base_batch=4)).reading()
         Reading(rate=1.0, multiplier=1.0, samples_seen=0, iterations=0, in_warmup=False)
         """
-        adoption = self._distlr
-        now = self._now
+        return self._next_or_last(self._read)
+
+    def _read(self, last: bool) -> Reading:
+        adoption, now = self._distlr, functools.partial(self._now, last)
         if adoption.in_graph:  # a schedule that has been in none may look at its numbers in Python
-            formula = CLIMB in adoption.named  # which changes it
+            formula = (last, CLIMB in adoption.named)  # which change it
             if formula not in adoption.readings:
                 adoption.readings[formula] = tf.function(now, autograph=False).get_concrete_function()
             now = adoption.readings[formula]
         return Reading(*(value.numpy().item() for value in now()))
+
+    def _next_or_last(self, ask: Callable[[bool], T]) -> T:
+        """What the formula gives for the next update; where its schedule has nothing for one, for the last one.
+
+        Args:
+            ask: computes it, of the last update where it is given True. It depends on the variables alone, so that all
+                ranks get the same.
+        """
+        with tf.device("CPU:0"):  # where a gather past a table's end is an error, and no rate of 0 as on a GPU
+            try:
+                return ask(False)
+            except Exception:  # anything that a user's schedule may raise
+                if int(self._iterations.numpy()) > 0:
+                    with contextlib.suppress(Exception):
+                        return ask(True)
+                raise
 
     @property
     def batch(self) -> Any:
@@ -339,7 +365,19 @@ class FormulaRate:
         >>> optimizer.rates_at([0, 8, 16]).round(6).tolist()
         [0.2, 0.2, 0.2]
         """
-        return at_each(self._without_multiplier, np.asarray(samples, np.int64))
+        with tf.device("CPU:0"):  # as in `_next_or_last`
+            return at_each(self._at_or_before, np.asarray(samples, np.int64))
+
+    def _at_or_before(self, samples: tf.Tensor) -> tf.Tensor:
+        """The rate at one clock, or at many; where the schedule ends with an update, one later has that one's."""
+        try:
+            return self._without_multiplier(samples)
+        except Exception:
+            if self._distlr.batch is None or samples.shape.rank or int(samples) == 0:
+                raise
+            with contextlib.suppress(Exception):
+                return self._without_multiplier(self._before(samples))
+            raise
 
     def state(self, name: str, initial: Sequence[float]) -> Any:
         """A float64 optimizer variable of its own for a callback that decides, made when first asked for.
@@ -378,7 +416,12 @@ class FormulaRate:
     def _base_schedule(self) -> float:
         """The schedule alone, now."""
         scaled = self._distlr.scaled
-        return float(self._without_multiplier(None) if scaled is None else scaled.base_at(self._time()))
+
+        def ask(last: bool) -> float:
+            moment = self._moment(last)
+            return float(self._without_multiplier(*moment) if scaled is None else scaled.base_at(self._time(*moment)))
+
+        return self._next_or_last(ask)
 
     def _say_units(self, value: float) -> None:
         """Says once that a rate that is assigned is not scaled."""
@@ -394,29 +437,39 @@ class FormulaRate:
             adoption.scaled.factor,
         )
 
-    def _now(self) -> tuple[tf.Tensor, ...]:
-        """The tensors of a `Reading`."""
+    def _now(self, last: bool) -> tuple[tf.Tensor, ...]:
+        """The tensors of a `Reading`, with the rate of the next update or of the last one."""
         adoption, samples = self._distlr, self._samples()
         climbs = tf.constant(False) if adoption.scaled is None else adoption.scaled.climbs(self._time(samples))
-        values = (self._formula(samples), adoption.multiplier, samples, self._iterations, climbs)
+        values = (self._formula(*self._moment(last)), adoption.multiplier, samples, self._iterations, climbs)
         return tuple(tf.identity(tf.convert_to_tensor(value)) for value in values)
 
-    def _formula(self, samples: tf.Tensor | None = None) -> tf.Tensor:
-        multiplier = tf.cast(self._distlr.multiplier, tf.float64)
-        return tf.cast(self._without_multiplier(samples) * multiplier, keras.config.floatx())
+    def _moment(self, last: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        """The clock and Keras' step of the next update, or of the last one that was applied."""
+        samples, step = self._samples(), tf.convert_to_tensor(self._iterations)
+        return (self._before(samples), step - 1) if last else (samples, step)
 
-    def _without_multiplier(self, samples: tf.Tensor | None) -> tf.Tensor:
+    def _before(self, samples: tf.Tensor) -> tf.Tensor:
+        """The clock one update earlier."""
+        batch = self._distlr.batch
+        return samples if batch is None else batch.samples_at(batch.updates_at(samples) - 1)
+
+    def _formula(self, samples: tf.Tensor | None = None, step: tf.Tensor | None = None) -> tf.Tensor:
+        multiplier = tf.cast(self._distlr.multiplier, tf.float64)
+        return tf.cast(self._without_multiplier(samples, step) * multiplier, keras.config.floatx())
+
+    def _without_multiplier(self, samples: tf.Tensor | None, step: tf.Tensor | None = None) -> tf.Tensor:
         adoption = self._distlr
-        rate = adoption.law(self._time(samples))
+        rate = adoption.law(self._time(samples, step))
         if CLIMB in adoption.named:
             start, length, share = tf.unstack(tf.cast(adoption.named[CLIMB], tf.float64))
             passed = tf.cast(self._samples() if samples is None else samples, tf.float64) - start
             rate *= tf.where(passed < length, share + (1.0 - share) * passed / tf.maximum(length, 1.0), 1.0)
         return rate
 
-    def _time(self, samples: tf.Tensor | None = None) -> tf.Tensor:
+    def _time(self, samples: tf.Tensor | None = None, step: tf.Tensor | None = None) -> tf.Tensor:
         scaled = self._distlr.scaled
-        step = tf.convert_to_tensor(self._iterations)
+        step = tf.convert_to_tensor(self._iterations) if step is None else step
         if scaled is None:
             return tf.cast(step, tf.float64)
         return scaled.time(step, self._samples() if samples is None else samples)

@@ -85,30 +85,32 @@ class ScaledOptimizer(FormulaUpdate):
                 self.state(name, initial)  # the formula or a plateau needs it; nobody else will ask for it
 
     def get_config(self) -> dict[str, Any]:
-        """The plain optimizer, as Keras serializes it, and the arguments of its scaling."""
+        """The plain optimizer, as Keras serializes it, the arguments of its scaling, and how gradients are reduced."""
         adoption = self._distlr
-        derived, scaled = type(self), {name: getattr(self, name) for name in adoption.bases}
-        try:
-            for name, base in adoption.bases.items():  # never the scaled values, or a reload would scale them again
-                setattr(self, name, base)
-            self.__class__ = adoption.base_class  # so that Keras serializes the plain optimizer
-            plain = keras.saving.serialize_keras_object(self)
-        finally:
-            self.__class__ = derived
-            for name, value in scaled.items():
-                setattr(self, name, value)
+        derived = type(self)
+        with adoption.at_base(self):  # never the scaled values, or a reload would scale them again
+            try:
+                self.__class__ = adoption.base_class  # so that Keras serializes the plain optimizer
+                plain = keras.saving.serialize_keras_object(self)
+            finally:
+                self.__class__ = derived
         return {
             "optimizer": plain,
             "scaling": None if adoption.scaled is None else adoption.scaled.options(),
-            "scale": adoption.scale,
+            "scale": list(adoption.extras.scale),
             "momentum_correction": adoption.previous_rate is not None,
             "follows": {name: keras.saving.serialize_keras_object(s) for name, s in adoption.follows.items()},
             "multipliers": None if adoption.multipliers is None else adoption.multipliers.patterns,
+            "reduction": adoption.reduction.config(),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        """The adopted optimizer whose `get_config` this is, scaled from the base values."""
+        """The adopted optimizer whose `get_config` this is, scaled from the base values for where it is made.
+
+        It belongs to no job until one connects it: `job.callbacks` in `fit`, `job.broadcast`, the drop-in. One of
+        several ranks takes no step before that.
+        """
         from distlr.optimizer.conversion import adopt_from_config
 
         return adopt_from_config(config, custom_objects)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
+import operator
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
@@ -17,10 +18,23 @@ from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 __all__ = ["LearningRate", "RateCache", "check_rate"]
 
 
-class LearningRate(float):
-    """A reading of the current rate: a float, with the methods of the variable that people expect.
+def _in_float_type(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], bool]:
+    """A comparison with a number in Keras' float type; with anything else as that wants to be compared."""
 
-    It does not change when the rate does; read `optimizer.learning_rate` again.
+    def compared(rate: LearningRate, other: Any) -> bool:
+        if not isinstance(other, numbers.Real):
+            return NotImplemented  # type: ignore[no-any-return]
+        number = rate.numpy()
+        return bool(compare(number, type(number)(other)))
+
+    return compared
+
+
+class LearningRate(float):
+    """A reading of the current rate: a float, with what loggers and scripts look for in Keras' variable.
+
+    It compares in Keras' float type, as the variable does: a rate of 0.01 equals 0.01. It does not change when the rate
+    does; read `optimizer.learning_rate` again.
 
     >>> import distlr
     >>> optimizer = distlr.init(environ={}).optimizer(keras.optimizers.SGD(0.1))
@@ -28,9 +42,13 @@ class LearningRate(float):
     >>> reading.assign(0.05)
     >>> float(reading), float(optimizer.learning_rate)
     (0.1, 0.05)
+    >>> reading.shape, reading.dtype, reading.value.numpy().item() == float(reading), reading == 0.1
+    ((), 'float32', True, True)
     """
 
     _optimizer: Any
+    shape = ()
+    ndim = 0
 
     def __new__(cls, value: float, optimizer: Any) -> LearningRate:
         """A reading of `value`, and the optimizer that `assign` sets."""
@@ -42,14 +60,28 @@ class LearningRate(float):
         """Sets the optimizer's rate, as `optimizer.learning_rate = value` does."""
         self._optimizer.learning_rate = value
 
-    def numpy(self) -> np.float32:
-        """The rate as Keras' variable gives it."""
-        return np.float32(self)
+    @property
+    def dtype(self) -> str:
+        """Keras' float type."""
+        name: str = keras.config.floatx()
+        return name
+
+    def numpy(self) -> Any:
+        """The rate as a number of numpy's, of Keras' float type."""
+        return tf.as_dtype(self.dtype).as_numpy_dtype(self)
 
     @property
-    def value(self) -> float:
-        """The rate as a plain float."""
-        return float(self)
+    def value(self) -> tf.Tensor:
+        """The rate as a tensor of Keras' float type."""
+        return tf.constant(float(self), self.dtype)
+
+    __eq__ = _in_float_type(operator.eq)
+    __ne__ = _in_float_type(operator.ne)
+    __lt__ = _in_float_type(operator.lt)
+    __le__ = _in_float_type(operator.le)
+    __gt__ = _in_float_type(operator.gt)
+    __ge__ = _in_float_type(operator.ge)
+    __hash__ = float.__hash__
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy and a pickle are plain floats: the optimizer stays where it is."""

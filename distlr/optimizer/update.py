@@ -12,6 +12,7 @@ from distlr.optimizer.accumulation import accumulate
 from distlr.optimizer.adoption import BAD_STEPS
 from distlr.optimizer.formula import FormulaRate
 from distlr.optimizer.gate import agreed, are_finite, global_norm, only_if
+from distlr.optimizer.reduction import Reduction
 from distlr.step_record import applying
 from distlr.strategies.replicas import on_replicas, sum_over_replicas
 
@@ -59,14 +60,14 @@ class FormulaUpdate(FormulaRate):
     def _step(self, grads: Sequence[Any], trainable_variables: Any) -> None:
         adoption = self._distlr
         adoption.in_graph = not tf.executing_eagerly()
-        samples = self._samples()
-        rate = self._formula(samples)
         updates = self._updates()
         # Where Keras does not know the number of steps it runs one more at the data's end, and that step fails. What
         # does not wait for the data would run all the same: the clock would move, and Keras' count of steps, by which
-        # gradients are accumulated. So all of the update waits for a gradient.
+        # gradients are accumulated. So all of the update waits for a gradient; the schedule, too, which may be a table
+        # that is at its end.
         with tf.control_dependencies(_earliest(grads)):
-            samples, rate = tf.identity(samples), tf.identity(rate)
+            samples = tf.identity(self._samples())
+            rate = tf.identity(self._formula(samples))
             with adoption.rate_cache.holding(rate), adoption.follow(functools.partial(self._time, samples)):
                 super().apply(grads, trainable_variables)  # type: ignore[misc]
         adoption.hooks.check(self._hooks(updates))
@@ -218,15 +219,19 @@ class FormulaUpdate(FormulaRate):
         """What averages the gradients over the ranks, or None where nothing has to."""
         return self._distlr.exchange
 
-    def connect(self, exchange: Any) -> None:
-        """Gives an optimizer that a saved model came with the exchange of its job, unless it has one or wants none."""
-        adoption = self._distlr
-        if adoption.exchange is None and adoption.wants_exchange:
-            adoption.exchange = exchange()
+    @property
+    def reduction(self) -> Reduction:
+        """What the gradients of several ranks, and of several backward passes, become; set before the first step."""
+        return self._distlr.reduction
 
-    def refuse_exchange(self) -> None:
-        """Leaves the gradients as they come: something of the user's own averages them."""
-        self._distlr.wants_exchange = False
+    @reduction.setter
+    def reduction(self, reduction: Reduction) -> None:
+        self._distlr.reduction = reduction
+
+    @property
+    def restored(self) -> bool:
+        """Whether it came with a saved model, or from a config, and no job has connected it yet."""
+        return self._distlr.restored
 
     def mark_broadcast(self) -> None:
         """Allows the first step: every rank has rank 0's state now."""
@@ -258,6 +263,7 @@ class FormulaUpdate(FormulaRate):
             grads = adoption.exchange.average(grads, adoption.exchanged)
         else:
             grads = sum_over_replicas(grads)
+        grads = adoption.reduction.applied(grads, adoption.ranks)
         if adoption.norm is not None:
             adoption.norm.assign(global_norm(grads))
         clipped: Sequence[Any] = super()._clip_gradients(grads)  # type: ignore[misc]

@@ -54,6 +54,8 @@ class Scaled(Schedule):
     """
 
     takes_real_steps: ClassVar[bool] = True
+    restored = False
+    """Whether it came from a config."""
 
     def __init__(
         self,
@@ -200,7 +202,22 @@ class Scaled(Schedule):
         """The schedule whose `get_config` this is."""
         config = dict(config)
         schedule = keras.saving.deserialize_keras_object(config.pop("schedule"))
-        return cls(schedule, **options_from_config(config))
+        scaled = cls(schedule, **options_from_config(config))
+        scaled.restored = True
+        return scaled
+
+    def for_batch(self, batch: GlobalBatch) -> Scaled:
+        """The same for another batch.
+
+        Raises:
+            ConfigurationError: it cannot be had for this one.
+
+        >>> rate = scale(0.1, GlobalBatch(64, replicas=4, base_batch=64))
+        >>> rate.factor, rate.for_batch(rate.batch.replace(replicas=1)).factor
+        (4.0, 1.0)
+        """
+        again = (self.rule, self.warmup, self.warmup_from, self.warmup_shape, self.clock)
+        return Scaled(self.schedule, batch, *again)
 
     def _saved_rule(self) -> str | dict[str, Any]:
         name = rule_name(self.rule)

@@ -114,7 +114,8 @@ def test_on_four_replicas_and_after_a_reload(four_cpus, tmp_path) -> None:
     assert (model.layers[1].kernel.numpy() != top).any()
     assert len(set(job.weights_digests(model))) == 1
     model.save(tmp_path / "m.keras")
-    again = keras.models.load_model(tmp_path / "m.keras").optimizer
+    with job.scope():
+        again = keras.models.load_model(tmp_path / "m.keras").optimizer
     assert again.get_config() == model.optimizer.get_config()
 
 

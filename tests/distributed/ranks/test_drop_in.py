@@ -145,9 +145,41 @@ def test_a_loaded_optimizer_that_averages_otherwise_is_refused(tmp_path) -> None
     if hvd.rank() == 0:  # as scripts for Horovod resume
         model.save(tmp_path / "model.keras")
         model = hvd.load_model(tmp_path / "model.keras")
+    else:
+        model = linear(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1)))
     x = np.ones((4, 1), "float32")
-    with pytest.raises(DistributionError, match="differ in exchange of gradients"):
+    with pytest.raises(DistributionError, match=r"differ in exchange of gradients: .*\bsum of .*\bmean of"):
         model.fit(x, x, verbose=0, callbacks=[hvd.callbacks.BroadcastGlobalVariablesCallback(0)])
+
+
+@pytest.mark.parametrize("given", [{}, {"op": hvd.Average}, {"average_aggregated_gradients": True}])
+def test_what_the_reduction_was_told_comes_back_with_the_model(tmp_path, given) -> None:
+    """Two passes, of the gradients 1 + rank and twice that: their sum over passes and ranks, unless told otherwise."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
+    plain = keras.optimizers.SGD(1.0)
+    model.compile(hvd.DistributedOptimizer(plain, op=hvd.Sum, backward_passes_per_step=2), "mse")
+    model.save(tmp_path / "model.keras")
+    loaded = hvd.load_model(tmp_path / "model.keras", **given)
+    variables = loaded.trainable_variables
+    loaded.optimizer.mark_broadcast()
+    for passes in (1.0, 2.0):
+        loaded.optimizer.apply([tf.constant([[passes * (1.0 + hvd.rank())]])], variables)
+    expected = 3.0 * sum(1.0 + rank for rank in range(hvd.size()))
+    if "op" in given:
+        expected /= hvd.size()
+    if "average_aggregated_gradients" in given:
+        expected /= 2
+    np.testing.assert_allclose(loaded.get_weights()[0].item(), -expected, rtol=1e-6)
+
+
+def test_a_copy_by_its_config_takes_no_step_of_its_own() -> None:
+    original = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0))
+    for copy in (original.from_config(original.get_config()), type(original).from_config(original.get_config())):
+        assert copy.get_config() == original.get_config()
+        variable = keras.Variable([0.0])
+        with pytest.raises(DistributionError, match="average nothing over the"):
+            copy.apply([tf.constant([1.0 + hvd.rank()])], [variable])
+        assert variable.numpy().tolist() == [0.0]
 
 
 def test_gradients_accumulate_inside_a_loss_scale() -> None:
