@@ -1,6 +1,16 @@
 """The one place that extends a Keras optimizer."""
 
-from distlr.optimizer.access import adopted_by, batch_of, inner, is_adopted, rate_of, schedule_of, strategy_of
+from distlr.optimizer.access import (
+    adopted_by,
+    averages,
+    batch_of,
+    inner,
+    is_adopted,
+    rate_of,
+    schedule_of,
+    strategy_of,
+    training_values,
+)
 from distlr.optimizer.adoption import Steered
 from distlr.optimizer.comparison import differences, formula_of
 from distlr.optimizer.conversion import adopt, strip
@@ -9,14 +19,17 @@ from distlr.optimizer.loss_scale import agree
 from distlr.optimizer.mixin import ScaledOptimizer
 from distlr.optimizer.rate_handle import RateHandle, handle
 from distlr.optimizer.saving import read_state, slots_of, write_state
+from distlr.optimizer.training_values import TrainingValues
 
 __all__ = [
     "RateHandle",
     "ScaledOptimizer",
     "Steered",
+    "TrainingValues",
     "adopt",
     "adopted_by",
     "agree",
+    "averages",
     "batch_of",
     "differences",
     "formula_of",
@@ -31,5 +44,6 @@ __all__ = [
     "start_line",
     "strategy_of",
     "strip",
+    "training_values",
     "write_state",
 ]

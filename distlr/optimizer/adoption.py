@@ -17,6 +17,7 @@ from distlr.errors import DistributionError, StateError
 from distlr.optimizer.hooks import HookContract
 from distlr.optimizer.hyperparameters import Extras, Multipliers
 from distlr.optimizer.rate import RateCache
+from distlr.optimizer.training_values import TrainingValues
 from distlr.schedules import Scaled
 from distlr.schedules.base import as_float64
 
@@ -89,6 +90,7 @@ class Adoption:
     ) -> None:
         self.base_class: type = type(optimizer)
         self.strategy = tf.distribute.get_strategy()
+        self.training_values = TrainingValues(self.strategy)
         self.law = law
         self.scaled = scaled
         self.hooks = HookContract()
