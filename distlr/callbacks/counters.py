@@ -27,7 +27,7 @@ KEPT: Mapping[str, tuple[str, ...]] = {
 """What is kept of Keras' callbacks, by the name of their class."""
 
 NOT_KEPT: Mapping[str, tuple[str, ...]] = {
-    "BackupAndRestore": ("_current_epoch", "_last_batch_seen"),
+    "BackupAndRestore": ("_batches_seen_since_last_saving", "_current_epoch", "_last_batch_seen"),
     "Callback": ("_model", "params"),
     "CSVLogger": ("append", "append_header", "csv_file", "keys", "writer"),
     "EarlyStopping": ("min_delta", "monitor_op"),
