@@ -15,7 +15,7 @@ from distlr.communicators import Communicator
 from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
 from distlr.errors import StateError
 from distlr.metrics import assign_states, read_states
-from distlr.optimizer import ScaledOptimizer, differences, inner, read_state, training_values, write_state
+from distlr.optimizer import ScaledOptimizer, differences, inner, read_state, training_values_of, write_state
 from distlr.statistics import average_over_replicas, exchange_with_statistics
 
 __all__ = [
@@ -154,7 +154,7 @@ def read_arrays(model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> dict[s
         model: compiled with an adopted optimizer.
         ranks: what `gather_arrays` gave.
     """
-    held = training_values(model.optimizer)
+    held = training_values_of(model.optimizer)
     arrays = {f"{_WEIGHT}{i}": held.holder(weight).numpy() for i, weight in enumerate(model.weights)}
     arrays |= {_OPTIMIZER + name: value for name, value in read_state(model.optimizer).items()}
     return arrays | {f"{_RANK}{rank}/{name}": array for rank, own in enumerate(ranks) for name, array in own.items()}

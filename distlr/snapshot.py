@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from distlr.optimizer import ScaledOptimizer, inner, slots_of, training_values
+from distlr.optimizer import ScaledOptimizer, inner, slots_of, training_values_of
 
 __all__ = ["Snapshot", "WholeSnapshot"]
 
@@ -29,7 +29,7 @@ class Snapshot:
 
     def take(self) -> bool:
         """Copies, unless a number is not finite; says whether it did."""
-        held = training_values(self.model.optimizer)
+        held = training_values_of(self.model.optimizer)
         variables = [*self.model.weights, *slots_of(self.model.optimizer)]
         values = [(variable, held.holder(variable).numpy()) for variable in variables]
         if not all(np.isfinite(value).all() for _, value in values):
@@ -39,7 +39,7 @@ class Snapshot:
 
     def restore(self) -> None:
         """Gives the variables the copied values."""
-        held = training_values(self.model.optimizer)
+        held = training_values_of(self.model.optimizer)
         for variable, value in self._values:
             held.holder(variable).assign(value)
 

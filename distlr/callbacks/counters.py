@@ -105,7 +105,8 @@ class Counters:
 
     def begin(self) -> None:
         """Notes the numbers that callbacks of one's own begin with, to see later which of them count."""
-        self._before = {key: _numbers(callback) for key, callback in self._callbacks.items() if _is_users(callback)}
+        unknown = {key: callback for key, callback in self._callbacks.items() if _is_users(callback)}
+        self._before = {key: _numbers(each) for key, each in unknown.items() if not hasattr(type(each), DECLARED)}
 
     def read(self) -> Bundle:
         """The counters as they are now: arrays by name, and JSON values beside them."""

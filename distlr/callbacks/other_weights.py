@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from distlr.optimizer import averages, is_adopted, training_values
+from distlr.optimizer import averages, is_adopted, training_values_of
 
 __all__ = ["adapt"]
 
@@ -21,7 +21,7 @@ class _ExactSwap:
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         # An interrupted `fit` has left the averages in the model, or an ended one the note that it has them.
         if is_adopted(self.model.optimizer):
-            training_values(self.model.optimizer).put_back()
+            training_values_of(self.model.optimizer).put_back()
             self._ema_weights_in_model = False
         super().on_train_begin(logs)  # type: ignore[misc]
 
@@ -31,9 +31,9 @@ class _ExactSwap:
         if not pairs or not is_adopted(optimizer):
             super()._swap_variables()  # type: ignore[misc]
         elif self._ema_weights_in_model:
-            training_values(optimizer).put_back()
+            training_values_of(optimizer).put_back()
         else:
-            training_values(optimizer).put_in(pairs)
+            training_values_of(optimizer).put_in(pairs)
 
     def _finalize_ema_values(self) -> None:
         # At the end of the last epoch Keras gives up the training's weights here. Savers come after that, and distlr's
@@ -48,7 +48,7 @@ class _TrainingBackup:
     model: Any
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        with training_values(self.model.optimizer).in_place():
+        with training_values_of(self.model.optimizer).in_place():
             super().on_epoch_end(epoch, logs)  # type: ignore[misc]
 
 

@@ -9,7 +9,7 @@ from distlr.optimizer.access import (
     rate_of,
     schedule_of,
     strategy_of,
-    training_values,
+    training_values_of,
 )
 from distlr.optimizer.adoption import Steered
 from distlr.optimizer.comparison import differences, formula_of
@@ -44,6 +44,6 @@ __all__ = [
     "start_line",
     "strategy_of",
     "strip",
-    "training_values",
+    "training_values_of",
     "write_state",
 ]

@@ -21,7 +21,7 @@ __all__ = [
     "rate_of",
     "schedule_of",
     "strategy_of",
-    "training_values",
+    "training_values_of",
 ]
 
 
@@ -76,7 +76,7 @@ def schedule_of(optimizer: Any) -> Any:
     return float(rate.numpy()) if isinstance(rate, keras.Variable) else rate
 
 
-def training_values(optimizer: Any) -> TrainingValues:
+def training_values_of(optimizer: Any) -> TrainingValues:
     """Where the values of the training are; in their own variables where the optimizer is not distlr's."""
     core = inner(optimizer)
     return core._distlr.training_values if is_adopted(core) else TrainingValues(strategy_of(core))

@@ -229,7 +229,7 @@ class Unknown(K.Callback):
 class Silent(Unknown):
     """Says that its numbers are no counts."""
 
-    distlr_state = ("wait", "_best")
+    distlr_state = ()
 
 
 class OfAJob(JobCallback):

@@ -12,7 +12,7 @@ import pytest
 
 import distlr
 from distlr.checkpoints import CheckpointDirectory, read_checkpoint
-from distlr.optimizer import averages, training_values
+from distlr.optimizer import averages, training_values_of
 
 K = keras.callbacks
 RATE, MOMENTUM, STEPS, EPOCHS = 0.05, 0.9, 3, 4
@@ -198,7 +198,7 @@ def test_an_interrupted_validation_leaves_averages_and_a_further_fit_takes_the_w
                 raise Killed
 
     run = Run(None, K.SwapEMAWeights(), Interrupt())
-    assert training_values(run.model.optimizer)
+    assert training_values_of(run.model.optimizer)
     run.fit(EPOCHS, initial_epoch=1)
     assert_part_of(run, whole, first=0)
 
