@@ -15,7 +15,7 @@ from distlr.communicators import Communicator
 from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
 from distlr.errors import StateError
 from distlr.metrics import assign_states, read_states
-from distlr.optimizer import differences, inner, read_state, write_state
+from distlr.optimizer import differences, inner, read_state, training_values_of, write_state
 from distlr.position import EpochSteps
 from distlr.statistics import average_over_replicas, average_sums, exchange_with_statistics
 
@@ -28,6 +28,7 @@ __all__ = [
     "restore_metrics",
     "restore_seeds",
     "write_arrays",
+    "write_weights",
 ]
 
 _WEIGHT, _OPTIMIZER, _RANK, _SEED, _METRIC = "weight/", "optimizer/", "rank/", "seed/", "metric/"
@@ -177,13 +178,14 @@ class RunState:
 
 
 def read_arrays(model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The model's weights and its optimizer's variables, which all ranks share, and what is each rank's own.
+    """The training's weights and its optimizer's variables, which all ranks share, and what is each rank's own.
 
     Args:
         model: compiled with an adopted optimizer.
         ranks: what `gather_arrays` gave.
     """
-    arrays = {f"{_WEIGHT}{i}": weight.numpy() for i, weight in enumerate(model.weights)}
+    held = training_values_of(model.optimizer)
+    arrays = {f"{_WEIGHT}{i}": held.holder(weight).numpy() for i, weight in enumerate(model.weights)}
     arrays |= {_OPTIMIZER + name: value for name, value in read_state(model.optimizer).items()}
     return arrays | {f"{_RANK}{rank}/{name}": array for rank, own in enumerate(ranks) for name, array in own.items()}
 
@@ -194,6 +196,23 @@ def write_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         StateError: they do not fit; nothing was changed.
     """
+    weights = _weights(model, arrays)
+    write_state(model.optimizer, _under(_OPTIMIZER, arrays))
+    for weight, value in zip(model.weights, weights, strict=True):
+        weight.assign(value)
+
+
+def write_weights(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives the model the weights of what `read_arrays` gave, and leaves its optimizer as it is.
+
+    Raises:
+        StateError: they do not fit; nothing was changed.
+    """
+    for weight, value in zip(model.weights, _weights(model, arrays), strict=True):
+        weight.assign(value)
+
+
+def _weights(model: Any, arrays: Mapping[str, np.ndarray]) -> list[Any]:
     weights = [arrays.get(f"{_WEIGHT}{i}") for i in range(sum(name.startswith(_WEIGHT) for name in arrays))]
     shapes = [None if value is None else tuple(value.shape) for value in weights]
     expected = [tuple(weight.shape) for weight in model.weights]
@@ -203,9 +222,7 @@ def write_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
         if first is not None:
             what = f"the shape {shapes[first]} for '{model.weights[first].path}', and the model {expected[first]}"
         raise StateError(f"The checkpoint has {what}. To mend it: build the model that it was written of.")
-    write_state(model.optimizer, _under(_OPTIMIZER, arrays))
-    for weight, value in zip(model.weights, weights, strict=True):
-        weight.assign(value)
+    return weights
 
 
 def are_finite(arrays: Mapping[str, np.ndarray]) -> bool:

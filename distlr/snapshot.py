@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from distlr.optimizer import ScaledOptimizer, inner, slots_of
+from distlr.optimizer import ScaledOptimizer, inner, slots_of, training_values_of
 
 __all__ = ["Snapshot", "WholeSnapshot"]
 
@@ -15,7 +15,8 @@ __all__ = ["Snapshot", "WholeSnapshot"]
 class Snapshot:
     """Copies in this process' memory, of this rank: weights, moving statistics, and what the optimizer has gathered.
 
-    Not the clock, the multiplier and the states of deciders: a run that goes back to earlier weights does so later.
+    They are the training's, also while the model has the averages of its weights in it. Not the clock, the multiplier
+    and the states of deciders: a run that goes back to earlier weights does so later.
     """
 
     def __init__(self, model: Any) -> None:
@@ -28,7 +29,9 @@ class Snapshot:
 
     def take(self) -> bool:
         """Copies, unless a number is not finite; says whether it did."""
-        values = [(variable, variable.numpy()) for variable in [*self.model.weights, *slots_of(self.model.optimizer)]]
+        held = training_values_of(self.model.optimizer)
+        variables = [*self.model.weights, *slots_of(self.model.optimizer)]
+        values = [(variable, held.holder(variable).numpy()) for variable in variables]
         if not all(np.isfinite(value).all() for _, value in values):
             return False
         self._values = values
@@ -36,8 +39,9 @@ class Snapshot:
 
     def restore(self) -> None:
         """Gives the variables the copied values."""
+        held = training_values_of(self.model.optimizer)
         for variable, value in self._values:
-            variable.assign(value)
+            held.holder(variable).assign(value)
 
 
 class WholeSnapshot:

@@ -18,6 +18,7 @@ from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.logger import LearningRateLogger
 from distlr.callbacks.order import check_savers, for_ranks, ordered, watches_numbers
+from distlr.callbacks.other_weights import adapt
 from distlr.callbacks.plateau import ReduceLROnPlateau
 from distlr.callbacks.record import Record
 from distlr.callbacks.scalars import Scalars
@@ -93,10 +94,12 @@ def assembled(
     journal = Journal()
     journal.drawn = lambda: follow.drawn
     for callback in given:
+        adapt(callback)
         if isinstance(callback, JobCallback):
             callback.bind(communicator, journal)
         if isinstance(callback, Checkpoint):
             callback.bind_data(follow)
+            callback.bind_callbacks(given)
         if isinstance(callback, Steering):
             callback.bind_plateau(bool(plateaus))
     return ordered(given)

@@ -20,6 +20,9 @@ _log = logging.getLogger("distlr")
 
 POLICIES = ("raise", "skip", "backtrack")
 
+COUNT = "bad_numbers/count"
+"""Names the optimizer's variable that counts the steps that a run has lost."""
+
 
 class BadNumbers(JobCallback):
     """Looks for numbers that are not finite, and acts on all ranks at the same step.
@@ -27,8 +30,9 @@ class BadNumbers(JobCallback):
     With "skip" and "backtrack" every step is watched: where a gradient of any replica or rank is not finite, all of
     them leave the step out, weights, slots and clock as they were. "skip" goes on from there; "backtrack" returns to
     the weights and slots of the epoch's start and multiplies the rate by `factor`, decided on rank 0. More than `limit`
-    such steps in a run are an error. A loss that is not finite counts as such a step, and a metric at
-    an epoch's end likewise; what the epoch's metrics had counted until then is dropped.
+    such steps in a run are an error; they are counted in the optimizer's variables, so that a run that is continued
+    from a checkpoint goes on counting, and `count` says how many there were in all. A loss that is not finite counts as
+    such a step, and a metric at an epoch's end likewise; what the epoch's metrics had counted until then is dropped.
 
     With "raise", which `job.callbacks` adds by itself, the logs of each epoch are looked at and the training ends with
     `NonFiniteError` on every rank, before anything is saved; with `each_step` at the first step, before the weights
@@ -74,7 +78,8 @@ class BadNumbers(JobCallback):
         self.limit = positive_integer("limit", limit)
         self.each_step = each_step or policy != "raise"
         self.ignore = set(ignore)
-        self.count = 0
+        self._count = 0
+        self._kept_count: Any = None  # the optimizer's variable, where the run goes on after such a step
         self._epoch = 0
         self._seen: int | None = None
         self._snapshot: Snapshot | None = None
@@ -89,6 +94,11 @@ class BadNumbers(JobCallback):
         """Tells Keras whether the device may run ahead of the batches' callbacks."""
         return not self.each_step
 
+    @property
+    def count(self) -> int:
+        """How many steps the run has lost, those before a restart among them."""
+        return self._count if self._kept_count is None else int(self._kept_count.numpy()[0])
+
     def set_model(self, model: Any) -> None:
         """Lets the optimizer watch its gradients, before the step is traced."""
         super().set_model(model)
@@ -102,7 +112,9 @@ class BadNumbers(JobCallback):
             model.train_function = None  # the traced one does not look
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Begins to count."""
+        """Begins to count, or goes on."""
+        if self.policy != "raise":
+            self._kept_count = self.core.state(COUNT, [0.0])
         self._seen = None  # known once every rank has rank 0's state
         self._snapshot = Snapshot(self.model) if self.policy == "backtrack" else None
 
@@ -149,20 +161,24 @@ class BadNumbers(JobCallback):
 
     def _act(self, when: str, what: str, steps: int, *, between: bool) -> None:
         """On every rank at the same step. Collective where the policy is to go back."""
-        self.count += steps
+        count = self.count + steps
+        if self._kept_count is None:
+            self._count = count
+        else:
+            self._kept_count.assign([float(count)])
         place = f"[rank {self.communicator.rank}] At {when} {what}"
         if self.policy == "raise":
             raise NonFiniteError(
                 f"{place}. To mend it: a lower rate, a longer warmup or clipping; or go on with "
                 "distlr.callbacks.BadNumbers('skip'), or 'backtrack'."
             )
-        if self.count > self.limit:
+        if count > self.limit:
             raise NonFiniteError(
-                f"{place}, the {self.count}th time in this run, and the limit is {self.limit}. To mend it: look for "
+                f"{place}, the {count}th time in this run, and the limit is {self.limit}. To mend it: look for "
                 "what diverges, or raise BadNumbers(limit=)."
             )
         if self._snapshot is not None:
-            decision = {"factor": self.factor, "count": self.count} if self.communicator.is_root else None
+            decision = {"factor": self.factor, "count": count} if self.communicator.is_root else None
             decision = self.communicator.broadcast_json(decision, tag=f"back to earlier weights at {when}")
             self._snapshot.restore()
             self.core.multiply_rate(decision["factor"])
@@ -172,7 +188,7 @@ class BadNumbers(JobCallback):
             done, factor = f"back to the weights of the epoch's start, at {self.factor:g} of the rate", self.factor
         self.decided("bad-numbers", self._epoch, f"at {when} {what}: {done}", multiplier=factor, between=between)
         if self.communicator.is_root:
-            _log.warning("At %s %s: %s (%d of at most %d).", when, what, done, self.count, self.limit)
+            _log.warning("At %s %s: %s (%d of at most %d).", when, what, done, count, self.limit)
 
 
 def _is_bad(value: Any) -> bool:

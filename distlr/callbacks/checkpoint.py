@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import signal
 from collections.abc import Sequence
@@ -14,14 +15,16 @@ import numpy as np
 
 from distlr._arguments import positive_integer
 from distlr.callbacks.base import JobCallback
+from distlr.callbacks.counters import Counters, append_to_logs
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.interval import Interval
 from distlr.checkpoints import CheckpointDirectory
 from distlr.communicators.fused import Bundle
-from distlr.communicators.root import bundle_from_root
+from distlr.communicators.root import bundle_from_root, from_root
+from distlr.digest import weights_digests
 from distlr.duration import Duration
 from distlr.errors import ConfigurationError, RanksChanged, StateError, received
-from distlr.optimizer import ScaledOptimizer, formula_of, resume_line
+from distlr.optimizer import ScaledOptimizer, averages, formula_of, resume_line
 from distlr.run_state import (
     RunState,
     are_finite,
@@ -31,6 +34,7 @@ from distlr.run_state import (
     restore_metrics,
     restore_seeds,
     write_arrays,
+    write_weights,
 )
 from distlr.signals import REASONS, Signals
 
@@ -50,6 +54,12 @@ class Checkpoint(JobCallback):
     the data that `job.shard` made, the metrics of the epoch that was interrupted, and each rank's dropout.
     `fit` then continues in that epoch, where no sample is trained twice and none is left out. `fit` itself
     stays as it is: `epochs` is the number of all, `initial_epoch` is not needed.
+
+    What is written is the training's state, also where a callback has put averages into the model (`SwapEMAWeights`),
+    or Keras puts others there when `fit` ends (`use_ema`, `EarlyStopping(restore_best_weights=True)`): a run that is
+    continued, in this process or another, goes on from its own weights. The counters of Keras' callbacks come back as
+    well, and those that a class of your own names: `distlr_state = ("best", "wait")`. A run that `EarlyStopping` had
+    stopped trains no more.
 
     On another number of workers than the one that wrote it the clock goes on in samples, while the factor and the
     momentum of moving averages are the script's, computed from the base; one line says what changed.
@@ -111,20 +121,38 @@ class Checkpoint(JobCallback):
         self.rewarm = None if rewarm is None else Duration.parse(rewarm, "rewarm")
         self.signals = Signals(signals)
         self.follow: FollowEpochs | None = None
+        self.counters = Counters([])
+        self._callbacks: Sequence[Any] = ()
         self._begun = False
         self._state: RunState  # of the script, as it began
         self._path: Path  # of the checkpoint that is continued, on rank 0
         self._ranks: list[dict[str, np.ndarray]] = []  # of the checkpoint that is continued
+        self._counted: dict[str, np.ndarray] = {}  # what callbacks had counted in arrays, on rank 0
         self._epoch = 0
         self._steps = self._steps_in_run = 0  # Keras' steps since the epoch began, or the run, in this process
         self._left: int | None = None  # steps of an epoch that was interrupted, and those that had been done
         self._done = 0
         self._updates = 0  # by which the run had come before this process, with those that were left out
         self._saved_at = 0  # steps in this process
+        self._left_in_model: list[str] = []  # digests of the weights that are not the training's, as `fit` ended
 
     def bind_data(self, follow: FollowEpochs) -> None:
         """Gives the job's data to the callback; called by `job.callbacks`."""
         self.follow = follow
+
+    def bind_callbacks(self, callbacks: Sequence[Any]) -> None:
+        """Gives the job's callbacks to this one, whose counters it keeps; called by `job.callbacks`.
+
+        Args:
+            callbacks: all of this rank.
+        """
+        self._callbacks, self.counters = callbacks, Counters(callbacks)
+
+    def set_model(self, model: Any) -> None:
+        """Before any callback begins: those that would empty their files as a run is continued do not."""
+        super().set_model(model)
+        if self.communicator.is_root and self.resume and self.directory.files():
+            append_to_logs(self._callbacks)
 
     @property
     def leaves_out_other_optimizers(self) -> str | None:
@@ -158,7 +186,12 @@ class Checkpoint(JobCallback):
         self._begin_at(self._state.iterations)
         if not self._begun:
             self._continue()
+        else:
+            from_root(
+                self.communicator, self._take_back, tag="the weights to go on from", what="go on", raised=(StateError,)
+            )
         self._begun = True
+        self.counters.begin()
         if self.communicator.size == 1 or self.exchange is not None:  # else nothing would tell the other ranks
             self.signals.listen()
 
@@ -191,6 +224,12 @@ class Checkpoint(JobCallback):
         if self.communicator.is_root:
             _log.info("%s", resume_line(self.core, self._path, said.note, self._state.to_json(), self.rewarm))
             self.decided("resume", self._epoch, f"continues a checkpoint of update {state.iterations}")
+        self.counters.restore(self.communicator, said.note["callbacks"], self._counted)
+        stopped = self.counters.ended_by()
+        if stopped is not None:
+            self.model._initial_epoch = (self.params or {}).get("epochs")
+            if self.communicator.is_root:
+                _log.info("%s had stopped the run, which trains no more. With more patience it goes on.", stopped)
 
     def _load(self) -> Bundle:
         self.directory.acquire(self.communicator.timeout)
@@ -208,8 +247,24 @@ class Checkpoint(JobCallback):
                 _log.warning("The script's formula is used: %s.", line)
             self._path = path
             own = {name: array for name, array in arrays.items() if name.startswith("rank/")}
-            return Bundle(own, note=state.to_json())
+            self._counted = {name: array for name, array in arrays.items() if name.startswith("callback/")}
+            return Bundle(own, note=state.to_json() | {"callbacks": run.get("callbacks")})
         return Bundle({})
+
+    def _take_back(self) -> None:
+        """A further `fit` of the run goes on from the training's weights, where the last one has left others for use.
+
+        Unless somebody has changed them since: then from these, as in Keras.
+        """
+        if not self._left_in_model or self._left_in_model != self._digests():
+            return
+        path, arrays, run = next(self.directory.readable(), (None, {}, {}))
+        if path is None or RunState.from_json(run).iterations != self._count:
+            raise StateError(
+                f"The model has the averages or the best weights that fit left in it, and {self.directory.path} no "
+                "longer the weights to go on from. Fix: leave the checkpoints there while the run goes on."
+            )
+        write_weights(self.model, arrays)
 
     def _place(self, state: RunState) -> None:
         """Sets epoch, data, dropout and, after a change of the factor, the climb, on this rank."""
@@ -272,16 +327,26 @@ class Checkpoint(JobCallback):
         steps = 0 if self._ended() else self._steps  # of an epoch that was stopped
         if not steps:
             self._epoch, self._left, self._done, self._steps = epoch + 1, None, 0, 0
-        if asked or self._is_due(at_end=True):
+        # The end is written here: before `on_train_end` Keras and its callbacks put other weights into the model.
+        ends = self.model.stop_training or epoch + 1 >= (self.params or {}).get("epochs", math.inf)
+        if asked or self._is_due(at_end=True) or (ends and self._count != self._saved_at):
             self._write(steps=steps, within_epoch=False)
         self._answer(asked)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Writes the end, unless it is written already."""
+        """Notes what is left in the model; the end has been written."""
         self.signals.stop()
         self.model._initial_epoch = None
-        if self._steps_in_run != self._saved_at:
-            self._write(steps=self._steps, within_epoch=False)
+        others = bool(averages(self.model.optimizer)) or self.counters.has_best_weights
+        if self._steps_in_run != self._saved_at:  # a callback behind this one has stopped the run
+            if not others:
+                self._write(steps=self._steps, within_epoch=False)
+            elif self.communicator.is_root:
+                _log.warning(
+                    "The end of the run is in no checkpoint: a callback that is not among job.callbacks stopped it, "
+                    "and the model has other weights than the training's now. Fix: give it to job.callbacks([...])."
+                )
+        self._left_in_model = self._digests() if others and self._steps_in_run == self._saved_at else []
         self.directory.release()
         if self._somebody_leaves():
             raise SystemExit(LEFT)
@@ -320,13 +385,17 @@ class Checkpoint(JobCallback):
             updates=updates,
         )
         # Not by the iterations, which stand still where steps are left out: each file would replace the one before.
-        self.directory.write(updates, arrays, state.to_json())
+        counted = self.counters.read()
+        self.directory.write(updates, {**arrays, **counted.arrays}, state.to_json() | {"callbacks": counted.note})
 
     # -- when ----------------------------------------------------------------------------------------
 
     @property
     def _count(self) -> int:
         return int(self.core.iterations.numpy())
+
+    def _digests(self) -> list[str]:
+        return weights_digests(self.model, self.model.distribute_strategy)
 
     @property
     def _known_steps(self) -> int | None:

@@ -49,8 +49,9 @@ _STAGES: tuple[tuple[type, ...], ...] = (
         Steering,
     ),
     (ReplicaGuard,),
-    (Checkpoint, _KERAS.ModelCheckpoint, _KERAS.BackupAndRestore),
+    (_KERAS.ModelCheckpoint, _KERAS.BackupAndRestore),
     (Record, Scalars, _KERAS.TensorBoard, _KERAS.CSVLogger),
+    (Checkpoint,),  # what all of them have counted is in it, and they begin to count before it gives that back
     (BroadcastState,),
 )
 _USERS_STAGE = 4  # a callback that is not known may decide

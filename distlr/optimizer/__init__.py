@@ -1,6 +1,16 @@
 """The one place that extends a Keras optimizer."""
 
-from distlr.optimizer.access import adopted_by, batch_of, inner, is_adopted, rate_of, schedule_of, strategy_of
+from distlr.optimizer.access import (
+    adopted_by,
+    averages,
+    batch_of,
+    inner,
+    is_adopted,
+    rate_of,
+    schedule_of,
+    strategy_of,
+    training_values_of,
+)
 from distlr.optimizer.adoption import Steered
 from distlr.optimizer.comparison import differences, formula_of
 from distlr.optimizer.connection import World, connect, warn_of_restored_schedule
@@ -11,16 +21,19 @@ from distlr.optimizer.mixin import ScaledOptimizer
 from distlr.optimizer.rate_handle import RateHandle, handle
 from distlr.optimizer.reduction import Reduction
 from distlr.optimizer.saving import read_state, slots_of, write_state
+from distlr.optimizer.training_values import TrainingValues
 
 __all__ = [
     "RateHandle",
     "Reduction",
     "ScaledOptimizer",
     "Steered",
+    "TrainingValues",
     "World",
     "adopt",
     "adopted_by",
     "agree",
+    "averages",
     "batch_of",
     "connect",
     "differences",
@@ -36,6 +49,7 @@ __all__ = [
     "start_line",
     "strategy_of",
     "strip",
+    "training_values_of",
     "warn_of_restored_schedule",
     "write_state",
 ]

@@ -9,9 +9,20 @@ import tensorflow as tf
 
 from distlr.batch import GlobalBatch
 from distlr.optimizer.mixin import ScaledOptimizer
+from distlr.optimizer.training_values import TrainingValues
 from distlr.schedules.scaled import Scaled
 
-__all__ = ["adopted_by", "batch_of", "inner", "is_adopted", "rate_of", "schedule_of", "strategy_of"]
+__all__ = [
+    "adopted_by",
+    "averages",
+    "batch_of",
+    "inner",
+    "is_adopted",
+    "rate_of",
+    "schedule_of",
+    "strategy_of",
+    "training_values_of",
+]
 
 
 def inner(optimizer: Any) -> Any:
@@ -63,3 +74,16 @@ def schedule_of(optimizer: Any) -> Any:
     """What an optimizer of Keras was given as its rate: the schedule, or the number."""
     rate = inner(optimizer)._learning_rate
     return float(rate.numpy()) if isinstance(rate, keras.Variable) else rate
+
+
+def training_values_of(optimizer: Any) -> TrainingValues:
+    """Where the values of the training are; in their own variables where the optimizer is not distlr's."""
+    core = inner(optimizer)
+    return core._distlr.training_values if is_adopted(core) else TrainingValues(strategy_of(core))
+
+
+def averages(optimizer: Any) -> list[tuple[Any, Any]]:
+    """Each weight with its moving average, of an optimizer with `use_ema` that has been built; else nothing."""
+    core = inner(optimizer)
+    kept = getattr(core, "_model_variables_moving_average", None) if getattr(core, "use_ema", False) else None
+    return [pair for pair in zip(core._trainable_variables, kept or (), strict=False) if pair[1] is not None]

@@ -18,6 +18,7 @@ from distlr.optimizer.hooks import HookContract
 from distlr.optimizer.hyperparameters import Extras, Multipliers
 from distlr.optimizer.rate import RateCache
 from distlr.optimizer.reduction import Reduction
+from distlr.optimizer.training_values import TrainingValues
 from distlr.schedules import Scaled
 from distlr.schedules.base import as_float64
 
@@ -88,6 +89,7 @@ class Adoption:
     def __init__(self, optimizer: Any, law: Callable[[tf.Tensor], tf.Tensor], scaled: Scaled | None) -> None:
         self.base_class: type = type(optimizer)
         self.strategy = tf.distribute.get_strategy()
+        self.training_values = TrainingValues(self.strategy)
         self.law = law
         self.scaled = scaled
         self.hooks = HookContract()

@@ -53,6 +53,14 @@ class ScaledOptimizer(FormulaUpdate):
         if not was_built:
             saving.load_held(self)
 
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """As in Keras; averages that a callback has put into the model stay there, and are not exchanged once more."""
+        values = self._distlr.training_values
+        if values:
+            values.keep()
+        else:
+            super().finalize_variable_values(var_list)  # type: ignore[misc]
+
     def assign(self, variable: Any, value: Any) -> None:
         """As in Keras, but a build does not overwrite what a TensorFlow checkpoint gave a slot as it was made."""
         if not (self._distlr.building and getattr(variable, "_update_uid", -1) >= 0):

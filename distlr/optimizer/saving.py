@@ -46,7 +46,7 @@ def save(optimizer: Any, store: Any) -> None:
     store[_ITERATION] = iteration.numpy()
     if rate is not None:
         store[_RATE] = rate.numpy()
-    values = [slot.numpy() for slot in slots]
+    values = [adoption.training_values.holder(slot).numpy() for slot in slots]
     if adoption.held is not None and not optimizer.built:
         values = _rate_and_slots(adoption.held, rate is not None)[1]
     for i, value in enumerate(values):
@@ -243,6 +243,7 @@ def _check_shape(optimizer: Any, what: str, value: Any, shape: Any) -> None:
 def _assign(optimizer: Any, state: _State) -> None:
     adoption = optimizer._distlr
     iteration, rate, slots = _plain_variables(optimizer)
+    adoption.training_values.forget()
     has_rate = len(state.slots) != len(slots) if optimizer.built else rate is not None
     loaded_rate, values = _rate_and_slots(state, has_rate)
     state.before = [(v, v.numpy()) for v in (iteration, rate, *adoption.variables) if v is not None]

@@ -195,3 +195,32 @@ def test_one_value_of_several_that_is_not_finite_is_found() -> None:
     callback.on_epoch_end(0, {"f1": np.array([0.5, 0.25]), "loss": 1.0, "note": "no number"})
     with pytest.raises(NonFiniteError, match="f1 is"):
         callback.on_epoch_end(1, {"f1": np.array([0.5, np.nan]), "loss": 1.0})
+
+
+def test_the_limit_is_of_the_run_and_not_of_a_process(tmp_path) -> None:
+    """Each of three processes trains one epoch, in which two steps are lost; two at the end of none are another's."""
+    x = poisoned()
+    x[PER_STEP] = np.nan  # in the second step as well
+
+    def process(epochs: int, policy: str = "skip"):
+        job = distlr.init(environ={})
+        batch = job.batch(per_replica=PER_STEP, base_batch=PER_STEP, samples_per_epoch=len(x))
+        with job.scope():
+            model = keras.Sequential([keras.Input((x.shape[1],)), keras.layers.Dense(1)])
+            model.compile(job.optimizer(keras.optimizers.SGD(0.01), batch), "mse")
+        bad = BadNumbers(policy, limit=5)
+        callbacks = job.callbacks([bad, distlr.callbacks.Checkpoint(tmp_path)])
+        data = job.shard((x, np.ones((len(x), 1), "float32")), batch, shuffle=False)
+        error = None
+        try:
+            model.fit(data, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0)
+        except NonFiniteError as raised:
+            error = str(raised)
+        return bad.count, error
+
+    assert process(1) == (2, None)
+    assert process(2) == (4, None)
+    assert process(2) == (4, None)  # nothing is left to train
+    count, error = process(3, "backtrack")  # under another policy, too
+    assert count == 6
+    assert "the 6th time in this run, and the limit is 5" in error

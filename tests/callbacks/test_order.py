@@ -60,12 +60,12 @@ def _stages(tmp_path: Any) -> list[list[Any]]:
         ],
         [ReplicaGuard()],
         [
-            Checkpoint(tmp_path),
             K.ModelCheckpoint(tmp_path / "a.keras"),
             K.BackupAndRestore(tmp_path / "backup"),
             Saver(tmp_path / "b.keras"),
         ],
         [Record(tmp_path), Scalars(tmp_path), K.TensorBoard(tmp_path), K.CSVLogger(tmp_path / "log.csv")],
+        [Checkpoint(tmp_path)],
         [BroadcastState()],
     ]
 
