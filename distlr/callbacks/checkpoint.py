@@ -329,7 +329,7 @@ class Checkpoint(JobCallback):
             self._epoch, self._left, self._done, self._steps = epoch + 1, None, 0, 0
         # The end is written here: before `on_train_end` Keras and its callbacks put other weights into the model.
         ends = self.model.stop_training or epoch + 1 >= (self.params or {}).get("epochs", math.inf)
-        if asked or self._is_due(at_end=True) or (ends and self._count != self._saved_at):
+        if asked or self._is_due(at_end=True) or (ends and self._steps_in_run != self._saved_at):
             self._write(steps=steps, within_epoch=False)
         self._answer(asked)
 
@@ -384,8 +384,8 @@ class Checkpoint(JobCallback):
             place=self.follow.place if steps else 0,
             updates=updates,
         )
-        # Not by the iterations, which stand still where steps are left out: each file would replace the one before.
         counted = self.counters.read()
+        # Not by the iterations, which stand still where steps are left out: each file would replace the one before.
         self.directory.write(updates, {**arrays, **counted.arrays}, state.to_json() | {"callbacks": counted.note})
 
     # -- when ----------------------------------------------------------------------------------------
