@@ -96,8 +96,10 @@ class Audit(JobCallback):
         """Compares the steps per epoch, where Keras knows them, and has the training step recorded."""
         self._audited = False
         steps = (self.params or {}).get("steps")
-        self._step_audit = StepAudit(self.model, self.communicator, steps, self._check_steps, self._check_averaged)
-        self._step_audit.others = OtherOptimizers(self.model, self.communicator, self.others)
+        others = OtherOptimizers(self.model, self.communicator, self.others)
+        self._step_audit = StepAudit(
+            self.model, self.communicator, steps, self._check_steps, self._check_averaged, others
+        )
         adopted = adopted_by(self.model)
         if adopted and self.trains_with is not None:
             self.trains_with(adopted[0])

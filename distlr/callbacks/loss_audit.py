@@ -59,7 +59,7 @@ class LossAudit:
         shares = {part.ref() for part in step.shares}
         keras = {part.ref() for part in step.keras_losses if tf.is_tensor(part)}
         terms: set[Term] = set()
-        for loss in step.losses:
+        for loss in filter(tf.is_tensor, step.losses):
             terms |= loss_terms(loss, self.replicas, samples, shares, keras)
         wrong = terms & {Term.MEAN, Term.OTHER}
         if wrong and Term.SHARE not in terms:

@@ -11,7 +11,7 @@ from distlr.callbacks.loss_audit import LossAudit
 from distlr.callbacks.other_optimizers import OtherOptimizers
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationError
-from distlr.optimizer import ScaledOptimizer, batch_of, inner
+from distlr.optimizer import ScaledOptimizer, batch_of, inner, samples_of
 from distlr.optimizer.hooks import missing
 from distlr.step_record import Step, StepRecord, overrides_train_step, record_of
 
@@ -32,6 +32,7 @@ class StepAudit:
         steps: Keras' steps an epoch, where it knows them.
         check_steps: refuses these where the batch of the model's optimizer has others, by their number.
         check_averaged: refuses an optimizer whose gradients nothing averages over the ranks.
+        others: looks after optimizers beside the model's own.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class StepAudit:
         steps: int | None,
         check_steps: Callable[[int], None],
         check_averaged: Callable[[Any], None],
+        others: OtherOptimizers,
     ) -> None:
         self.model = model
         self.communicator = communicator
@@ -54,12 +56,14 @@ class StepAudit:
         self._began: dict[int, tuple[int, int]] = {}  # the clock and the bad steps at the epoch's start
         self._warned: set[str] = set()
         self._add(model.optimizer)
-        self.others: OtherOptimizers | None = None
+        self._others = others
         self._history, self._has_ended = getattr(model, "history", None), False
         self._record = record_of(model)
-        for step in self._record.steps:  # traced in an earlier `fit`
+        for step in self._record.steps:  # traced in an earlier `fit`, which may have had other callbacks
             for optimizer, _ in step.applied:
                 self._add(optimizer)
+                others.check_applied(inner(optimizer))
+            others.check_step([inner(optimizer) for optimizer, _ in step.applied])
         self._record.begin(self)
 
     # -- the step is traced, or runs eagerly ---------------------------------------------------------
@@ -72,8 +76,7 @@ class StepAudit:
         self._loss.check(step, core if isinstance(core, ScaledOptimizer) else None)
         if not step.averages_itself:
             self._check_averaged(core)
-        if self.others is not None:
-            self.others.check_applied(core)
+        self._others.check_applied(core)
         batch = batch_of(core)
         if batch is None:
             return
@@ -91,8 +94,7 @@ class StepAudit:
         expects_apply = not self.is_own_step and isinstance(inner(self.model.optimizer), ScaledOptimizer)
         if expects_apply and not step.applied and self.model.trainable_weights:
             raise ConfigurationError(missing("apply"))
-        if self.others is not None:
-            self.others.check_step([inner(optimizer) for optimizer, _ in step.applied])
+        self._others.check_step([inner(optimizer) for optimizer, _ in step.applied])
         if step.samples is not None:
             self._check_all(step, step.samples)
         can_count = all(always for _, always in step.applied)
@@ -109,15 +111,18 @@ class StepAudit:
 
     def begin_epoch(self) -> None:
         """Notes where the clocks stand."""
-        self._began = {key: (core.samples_seen, core.bad_steps) for key, (core, _) in self._applied.items()}
+        self._began = {key: (samples_of(core), core.bad_steps) for key, (core, _) in self._applied.items()}
 
     def end_epoch(self, steps: int) -> None:
         """Compares how far each clock has come with the steps that Keras has run since the epoch began."""
+        noted = {id(inner(optimizer)) for step in self._record.steps for optimizer, _ in step.applied}
         for key, (core, is_loss_scaled) in self._applied.items():
             if core.batch is None or key not in self._began:
                 continue
             batch = core.batch
-            (start, bad_before), end = self._began[key], core.samples_seen
+            (start, bad_before), end = self._began[key], samples_of(core)
+            if end < start or (end == start and key not in noted):
+                continue  # a callback has loaded an earlier state; or the model has it, and never applies it
             passes = 1 if key in self._takes_whole_updates else batch.accumulation
             updates = batch.updates_at(end) - batch.updates_at(start)
             expected = (steps - (core.bad_steps - bad_before)) / passes

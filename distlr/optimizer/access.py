@@ -19,6 +19,7 @@ __all__ = [
     "inner",
     "is_adopted",
     "rate_of",
+    "samples_of",
     "schedule_of",
     "strategy_of",
     "training_values_of",
@@ -68,6 +69,11 @@ def batch_of(optimizer: Any) -> GlobalBatch | None:
     if isinstance(core, ScaledOptimizer) and core.batch is not None:
         return core.batch  # type: ignore[no-any-return]
     return core._learning_rate.batch if isinstance(core._learning_rate, Scaled) else None
+
+
+def samples_of(optimizer: Any) -> int:
+    """What the clock of an adopted optimizer shows, without asking its schedule for a rate."""
+    return int(inner(optimizer)._samples().numpy())
 
 
 def schedule_of(optimizer: Any) -> Any:

@@ -18,6 +18,9 @@ _READ = {"ReadVariableOp", "StopGradient", "Const"}
 _FUNCTIONS = {"PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf", "While", "StatelessWhile"}
 
 
+_DEEPEST = 150  # operations on one way, each a few calls of Python's
+
+
 class Term(enum.Enum):
     """What a term of a loss is, as the sum of the gradients of all replicas has it."""
 
@@ -48,9 +51,21 @@ class _Walk:
 
     def __init__(self, replicas: int, samples: int | None, shares: Collection[Any], keras: Collection[Any]) -> None:
         self.replicas, self.samples, self.shares, self.keras = replicas, samples, shares, keras
+        self._known: dict[tuple[Any, ...], set[Term]] = {}
+        self._depth = 0
 
     def terms(self, tensor: tf.Tensor, reduced: Term | None, within_keras: bool) -> set[Term]:
         """The terms of a tensor that was summed over the batch (SUM), or its mean taken (MEAN), on the way here."""
+        key = tensor.ref(), reduced, within_keras
+        if key not in self._known:
+            if self._depth == _DEEPEST:
+                return {Term.UNKNOWN}
+            self._depth += 1
+            self._known[key] = self._terms(tensor, reduced, within_keras)
+            self._depth -= 1
+        return self._known[key]
+
+    def _terms(self, tensor: tf.Tensor, reduced: Term | None, within_keras: bool) -> set[Term]:
         reference, op = tensor.ref(), tensor.op
         if reference in self.shares:
             return {Term.SHARE}

@@ -98,6 +98,10 @@ def test_what_keeps_one_optimizer_alone_is_refused_before_the_first_update(tmp_p
     ):
         _fit(job, data, model, [callback(tmp_path / "ck")])
     np.testing.assert_array_equal(before[0], model.get_weights()[0])
+    job, data, model = _pair(uses_compiled=True)
+    _fit(job, data, model)
+    with pytest.raises(ConfigurationError, match=r"model\.optimizer alone"):  # of a step that is traced already
+        _fit(job, data, model, [ReduceLROnPlateau("loss", restore_best=True)])
 
 
 def test_keras_backup_keeps_each_optimizer_of_the_model(tmp_path) -> None:
