@@ -44,12 +44,10 @@ while true; do
     job=$!
     running=1
     [[ -z $stopping ]] || end "$stopping" # it came before `job` was known
+    # A signal ends `wait` before the job has ended, with a status of its own; bash keeps the job's.
+    while kill -0 "$job" 2>/dev/null; do wait "$job" || true; done
     status=0
-    while true; do # a signal ends `wait` before the job has ended
-        status=0
-        wait "$job" || status=$?
-        kill -0 "$job" 2>/dev/null || break
-    done
+    wait "$job" || status=$?
     kill -KILL -- "-$job" 2>/dev/null || true # what is left of it
     job='' running=''
     [[ $status -ne 0 ]] || exit 0

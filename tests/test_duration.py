@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distlr.duration import Duration
-from distlr.errors import ConfigurationError, ConfigurationTypeError
+from distlr.errors import ConfigurationError, ConfigurationTypeError, shown
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_bad_durations(value: Any, error: type[Exception], words: str) -> None:
         Duration.parse(value, argument="warmup")
     message = str(caught.value)
     assert message.startswith("`warmup` must be ")
-    assert f"warmup={value!r}." in message
+    assert f"warmup={shown(value)}." in message
     assert words in message
 
 

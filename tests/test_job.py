@@ -316,7 +316,7 @@ def test_callbacks_know_the_jobs_ranks():
         return [callback.communicator is comm for callback in job.callbacks([distlr.callbacks.ReduceLROnPlateau()])]
 
     for known in run_ranks(fn, 2):
-        assert len(known) == 8
+        assert len(known) == 9
         assert all(known)
 
 

@@ -129,5 +129,6 @@ def test_a_hint_where_they_are_not_scaled(caplog, per_step, scale, hint) -> None
     if scale:
         job.scale_moving_averages(trained, batch)
     trained.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
-    trained.fit(np.ones((8, 2)), np.ones((8, 3)), verbose=0, shuffle=False, callbacks=job.callbacks())
+    x, y = np.ones((per_step, 2)), np.ones((per_step, 3))
+    trained.fit(x, y, batch_size=per_step, verbose=0, shuffle=False, callbacks=job.callbacks())
     assert ("The moving averages of 2 layers (outside) are not scaled" in caplog.text) is hint

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import distlr
 from distlr.errors import ConfigurationError
+from distlr.strategies.mirrored import mirrored
 
 ONE = np.ones((16, 1), "float32")
 TIMES_TOO_LARGE = r"each update is 2 times as large"
@@ -47,7 +48,7 @@ class OwnComputeLoss(Net):
 
 @pytest.fixture(scope="module")
 def strategy(four_cpus):
-    return tf.distribute.MirroredStrategy(four_cpus[:2])
+    return mirrored(four_cpus[:2])
 
 
 def _trained(strategy, make, compile_with=None):

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import distlr
 from distlr.errors import ConfigurationError
+from distlr.strategies.mirrored import mirrored
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 Y = X[:, :1]
@@ -251,7 +252,7 @@ def test_steps_in_one_call_and_compiled_steps_are_compared_too(compile_with) -> 
 
 
 def test_each_replica_takes_its_share(four_cpus) -> None:
-    strategy = tf.distribute.MirroredStrategy(four_cpus)
+    strategy = mirrored(four_cpus)
     for size, right in ((64, True), (32, False)):
         job = distlr.init(strategy=strategy, environ={})
         job, _, model = _compiled(_net, job=job)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import distlr
 from distlr.errors import ConfigurationError
+from distlr.strategies.mirrored import mirrored
 
 X = np.ones((8, 2), "float32")
 
@@ -132,7 +133,7 @@ def test_a_step_of_keras_that_applies_by_another_name_is_refused() -> None:
 
 @pytest.mark.parametrize("hook", ["_all_reduce_sum_gradients", "_clip_gradients"])
 def test_on_replicas_the_sum_of_gradients_is_part_of_it(four_cpus, hook) -> None:
-    job, model = _model((hook,), tf.distribute.MirroredStrategy(four_cpus[:2]))
+    job, model = _model((hook,), mirrored(four_cpus[:2]))
     with pytest.raises(ConfigurationError, match=f"without calling `{hook}`"):
         model.fit(X, X[:, :1], batch_size=8, callbacks=job.callbacks(), verbose=0)
 
