@@ -25,9 +25,9 @@ SHARED     := -n 2 --dist loadgroup
 .PHONY: help demo test fast properties canaries replicas processes oldest distributed slurm browser newest nightly \
   lint format docs bench bench-large parity horovod clean FORCE
 
-# Seconds that a lane may take on two cores, once its environment is there: one past its limit fails, and is ended a minute
-# after it. SLOWER=3 is for a machine that is three times as slow, or busy.
-SLOWER     ?= 1
+# Seconds that a lane may take on two quiet cores, once its environment is there. Machines differ by half of that and more:
+# a lane that takes SLOWER times as long fails, and is ended a minute after that.
+SLOWER     ?= 2
 LIMITS     := lint=120 fast=180 properties=150 canaries=120 replicas=240 processes=90 oldest=360 distributed=1080 slurm=60 \
   browser=60 newest=240
 limit       = $(patsubst $(1)=%,%,$(filter $(1)=%,$(LIMITS))) * $(SLOWER)

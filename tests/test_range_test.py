@@ -15,6 +15,8 @@ from distlr.errors import ConfigurationError, ConfigurationTypeError, Distributi
 from distlr.optimizer import inner
 from distlr.strategies.mirrored import mirrored
 
+pytestmark = pytest.mark.replicas
+
 # -- the test ------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,8 @@ import pytest
 import distlr
 from distlr.reductions import reduction_warnings
 
+pytestmark = pytest.mark.replicas
+
 L = keras.losses.MeanSquaredError
 
 

@@ -27,6 +27,8 @@ from distlr.errors import ConfigurationError, DistlrError, NonFiniteError, State
 from distlr.job import Job
 from distlr.testing import run_ranks
 
+pytestmark = pytest.mark.replicas
+
 K = keras.callbacks
 SAMPLES, EPOCHS = 70, 4
 RNG = np.random.default_rng(0)

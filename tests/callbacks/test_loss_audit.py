@@ -13,6 +13,8 @@ import distlr
 from distlr.errors import ConfigurationError
 from distlr.strategies.mirrored import mirrored
 
+pytestmark = pytest.mark.replicas
+
 ONE = np.ones((16, 1), "float32")
 TIMES_TOO_LARGE = r"each update is 2 times as large"
 

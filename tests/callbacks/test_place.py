@@ -14,6 +14,8 @@ from distlr.callbacks import BadNumbers, Checkpoint
 from distlr.checkpoints import CheckpointDirectory, read_checkpoint, write_checkpoint
 from distlr.run_directory import RunDirectory
 
+pytestmark = pytest.mark.replicas
+
 SAMPLES = 64
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(SAMPLES, 4)).astype("float32")

@@ -13,6 +13,8 @@ import distlr
 from distlr.callbacks import BadNumbers, Checkpoint, ReduceLROnPlateau
 from distlr.errors import ConfigurationError, StateError
 
+pytestmark = pytest.mark.replicas
+
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 
 

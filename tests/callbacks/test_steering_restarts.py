@@ -13,6 +13,8 @@ from distlr.callbacks import Checkpoint, ReduceLROnPlateau, Steering
 from distlr.control import ControlDirectory, Request
 from distlr.run_directory import RunDirectory
 
+pytestmark = pytest.mark.replicas
+
 PER_EPOCH = 8
 
 

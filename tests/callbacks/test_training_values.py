@@ -14,6 +14,8 @@ import distlr
 from distlr.checkpoints import CheckpointDirectory, read_checkpoint
 from distlr.optimizer import averages, training_values_of
 
+pytestmark = pytest.mark.replicas
+
 K = keras.callbacks
 RATE, MOMENTUM, STEPS, EPOCHS = 0.05, 0.9, 3, 4
 X = np.random.default_rng(0).normal(size=(8 * STEPS, 3)).astype("float32")
