@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 RANKS = Path(__file__).with_name("ranks")
 CONFORMANCE = "tests/communicators/test_conformance.py"
@@ -42,10 +42,11 @@ def test_conformance(launching, launcher, size) -> None:
 def test_each_rank(launching, launcher, size) -> None:
     left_out = {"test_exchange", "test_drop_in"} if launcher == "multi-worker" else {"test_strategy"}
     if launcher == "mpirun":
-        left_out.add("test_range_test")  # half a minute, and Horovod's is gloo's
+        # Minutes on three ranks, and of what they test Horovod's part is gloo's.
+        left_out |= {"test_range_test", "test_saved", "test_several_optimizers", "test_steering"}
     files = [path for path in sorted(RANKS.glob("test_*.py")) if path.stem not in left_out]
     script = ["tests/distributed/scripts/in_ranks.py", *map(str, files)]
-    counts = passed(launching.launch(launcher, size, script, limit=400).check(), size)
+    counts = passed(launching.launch(launcher, size, script, limit=840).check(), size)
     assert len(set(counts)) == 1
     assert counts[0] >= 40
 
