@@ -92,7 +92,6 @@ def assembled(
         given = for_ranks(given, communicator)
     audit.others = given
     journal = Journal()
-    journal.drawn = lambda: follow.drawn
     for callback in given:
         adapt(callback)
         if isinstance(callback, JobCallback):

@@ -56,6 +56,11 @@ class FollowEpochs(JobCallback):
         self._before: tuple[int, int] | None = None  # the optimizer's steps and clock as the epoch began
         self._bad_before = 0  # and what it had left out
 
+    def set_model(self, model: Any) -> None:
+        """From here on the journal's entries say how far the data is."""
+        super().set_model(model)
+        self.journal.drawn = lambda: self.drawn
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Forgets an earlier `fit`."""
         self.positions = list(self._all)

@@ -49,8 +49,8 @@ def main(script: str, out: str, seconds: str) -> None:
 def _compared(script: Path) -> dict[str, Any]:
     two = distlr.init(simulate=_REPLICAS, environ={})  # before the script, which may start TensorFlow
     one = distlr.init(environ={})
-    setup = _setup_of(script)
-    trained = {job.replicas: _Trained(job, *setup(job)[:2]) for job in (one, two)}
+    # Each job has a module of its own: its steps may read what its `setup` has put into the module's names.
+    trained = {job.replicas: _Trained(job, *_setup_of(script)(job)[:2]) for job in (one, two)}
     half = trained[_REPLICAS].first(1 / _REPLICAS)
     start = trained[1].model.get_weights()
     updates: dict[int, list[Any]] = {}
