@@ -61,8 +61,8 @@ replicas: $(VENV)/.installed-$(TF)-dev ## the tests that train again and again, 
 processes: $(VENV)/.installed-$(TF)-dev ## the tests that start Python anew
 	$(call lane,processes,$(VENV),processes)
 
-oldest: $(OLDEST)/.installed ## fast, replicas and processes on TensorFlow 2.16
-	$(call lane,oldest,$(OLDEST),not ($(ELSEWHERE) or $(ONCE)),$(SHARED))
+oldest: $(OLDEST)/.installed ## fast and processes on TensorFlow 2.16 (make nightly has the replicas, too)
+	$(call lane,oldest,$(OLDEST),not ($(ELSEWHERE) or $(ONCE) or replicas),$(SHARED))
 
 distributed: $(VENV)/.horovod-$(TF) ## the tests under horovodrun and mpirun, on a Horovod built once
 	$(call lane,distributed,$(VENV),distributed)
