@@ -14,7 +14,7 @@ from distlr.errors import ConfigurationError
 from distlr.json_lines import LONGEST_FILE, Lines
 from distlr.run_directory import DECISIONS, RunDirectory
 
-__all__ = ["Moment", "Place", "again_from", "in_words", "read_changes"]
+__all__ = ["Moment", "Place", "again_from", "answers", "in_words", "read_changes"]
 
 _log = logging.getLogger("distlr")
 
@@ -74,6 +74,16 @@ def read_changes(run: RunDirectory) -> list[dict[str, Any]]:
     if len(whole) < len(found):
         _log.warning("%s: %d lines are no changes by hand, and are left out.", path, len(found) - len(whole))
     return sorted(whole, key=Place.of)
+
+
+def answers(run: RunDirectory) -> dict[str, str]:
+    """What the run's decisions say of each request, by its name: "asked" while it waits, "control" or "refused"."""
+    try:
+        lines = run.decisions()
+    except ConfigurationError:
+        return {}  # `read_changes` says so
+    kinds = ("asked", "control", "refused")
+    return {str(line.get("id")): line["kind"] for line in lines if line.get("kind") in kinds}
 
 
 def again_from(changes: Sequence[Mapping[str, Any]], last: Place, made: int) -> list[dict[str, Any]]:

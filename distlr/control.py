@@ -1,144 +1,43 @@
 """Requests to a run that is under way: files that `distlr control` writes and rank 0 reads, trusting none of them.
 
 A request is a small JSON object in `RUN_DIR/control/`, which belongs to the user whose run it is. Nothing of it is
-executed; what is not exactly a request is refused, with the reason, and changes nothing.
+executed; what is not exactly a request is refused, with the reason, and changes nothing. The end of a file's name says
+what has become of it:
+
+ID.json             it waits, and can be cancelled
+ID.json.taken       rank 0 does it now; a run that goes on after a crash looks whether it was done
+ID.json.applied, ID.json.refused, ID.json.cancelled
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import math
 import os
 import pwd
 import re
+import secrets
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
 
-from distlr._arguments import one_of
-from distlr.errors import ConfigurationError, received
+from distlr.control_request import ACTIONS, Request, is_change
+from distlr.errors import ConfigurationError
 from distlr.files import write_bytes
 
 __all__ = ["ACTIONS", "ControlDirectory", "Found", "Request", "is_change", "trouble_with"]
 
-ACTIONS = ("set-lr", "pause-plateau", "resume-plateau", "stop")
-
 DIRECTORY = "control"
-_LARGEST_FACTOR = 100.0
-_RATES = (1e-30, 1e6)  # beyond these no rate is meant, not even with `force`
 _LONGEST = 4096  # bytes of a request
-_MANY = 1000  # requests that are looked at in one go
-_LAST_EPOCH = 10**9
+_NAMES = 10_000  # that one look goes over
+_READ = 100  # files that one look reads
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.json")
+_ASKED = re.compile(r"[0-9]{19}-[0-9]{1,10}\.json")  # a name that `ask` gives
+_TAKEN, _CANCELLED = ".taken", ".cancelled"
 _SETTLED = (".applied", ".refused")
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One thing that is asked of a run.
-
-    Attributes:
-        action: one of `ACTIONS`.
-        multiply: "set-lr": the factor on the rate.
-        to: "set-lr", instead: the rate itself, as it is applied.
-        at_epoch: when, before the epoch that Keras prints as this number, from 1; None for as soon as it is read.
-        force: "set-lr": whether a change by more than a factor of 100 is meant.
-
-    Raises:
-        ConfigurationError: a value is out of its range, or does not belong to the action.
-    """
-
-    action: str
-    multiply: float | None = None
-    to: float | None = None
-    at_epoch: int | None = None
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks the values, also those of a file."""
-        one_of("action", self.action, ACTIONS)
-        for name in ("multiply", "to"):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value <= float(10**12) and math.isfinite(value)):
-                raise ConfigurationError(received(name, value, "a finite number above 0"))
-        given = (self.multiply is not None) + (self.to is not None)
-        if given != (self.action == "set-lr"):
-            expected = "one of multiply and to" if self.action == "set-lr" else "neither multiply nor to"
-            raise ConfigurationError(
-                f"{self.action!r} takes {expected}. Received: multiply={self.multiply!r}, to={self.to!r}."
-            )
-        epoch = self.at_epoch
-        if epoch is not None and (type(epoch) is not int or not 1 <= epoch <= _LAST_EPOCH):
-            raise ConfigurationError(received("at_epoch", epoch, "a whole number from 1, as Keras prints epochs"))
-        if type(self.force) is not bool:
-            raise ConfigurationError(received("force", self.force, "true or false"))
-
-    def __str__(self) -> str:
-        """As on the command line of `distlr control`."""
-        values = {"--multiply": self.multiply, "--to": self.to, "--at-epoch": self.at_epoch}
-        words = [f"{option} {value}" for option, value in values.items() if value is not None]
-        return " ".join([self.action, *words, *(["--force"] if self.force else [])])
-
-    def factor(self, rate: float) -> float:
-        """What the rate is multiplied by, of a run whose rate is `rate` now.
-
-        Raises:
-            ConfigurationError: the change is larger than a factor of 100 and not forced, or no rate results.
-        """
-        if not (math.isfinite(rate) and rate > 0):
-            raise ConfigurationError(f"The rate is {rate:g} now, and a change by hand multiplies it.")
-        # A float, also of a whole number: `is_change` takes nothing else from the run's decisions.
-        factor = float(self.multiply) if self.multiply is not None else (self.to or 1.0) / rate
-        if abs(math.log(factor)) > math.log(_LARGEST_FACTOR) + 1e-6 and not self.force:
-            raise ConfigurationError(
-                f"`{self}` would change the rate from {rate:.6g} to {rate * factor:.6g}, by more than a factor of "
-                f"{_LARGEST_FACTOR:g}. To mend it: add --force if it is meant."
-            )
-        if not _RATES[0] <= rate * factor <= _RATES[1]:
-            expected = f"from {_RATES[0]:g} to {_RATES[1]:g}"
-            raise ConfigurationError(f"`{self}` would set the rate to {rate * factor:.6g}, and it must be {expected}.")
-        return factor
-
-    def to_json(self) -> dict[str, Any]:
-        """The object in the file."""
-        values = {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, False)}
-        return {"distlr": 1, **values}
-
-    @classmethod
-    def parse(cls, data: bytes) -> Request:
-        """The request in the bytes of a file.
-
-        Raises:
-            ConfigurationError: it is not exactly one.
-        """
-        try:
-            value = json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_doubles)
-        except (ValueError, RecursionError) as error:
-            raise ConfigurationError(f"It is not JSON: {error}.") from error
-        if not isinstance(value, dict):
-            raise ConfigurationError("It is no JSON object.")
-        if type(value.get("distlr")) is not int or value.pop("distlr") != 1:
-            raise ConfigurationError('It does not say "distlr": 1.')
-        names = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(value) - set(names))
-        if unknown:
-            raise ConfigurationError(f"It has {unknown[0][:40]!r}, which is none of {', '.join(names)}.")
-        if not isinstance(value.get("action"), str):
-            raise ConfigurationError("It names no action.")
-        return cls(**value)
-
-
-def is_change(entry: dict[str, Any]) -> bool:
-    """Whether a line of a run's decisions is a change by hand that can be made again."""
-    factor, action = entry.get("multiplier"), entry.get("action")
-    if action not in ACTIONS or not isinstance(entry.get("by"), str):
-        return False
-    return factor is None if action != "set-lr" else type(factor) is float and _RATES[0] <= factor <= 1 / _RATES[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,12 +49,25 @@ class Found:
         by: the name of the file's owner.
         request: what is asked for; None where it is refused.
         refused: why not.
+        written: when it was written, in ns, by the clock of the file system; see `ControlDirectory.file_time`.
+        came: when it came into the directory, by the same clock.
+        file: which file it is, also after a change of its name.
     """
 
     name: str
     by: str
     request: Request | None = None
     refused: str = ""
+    written: int = 0
+    came: int = 0
+    file: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def expires(self) -> int | None:
+        """Until when it is valid, in ns, by the clock of the file system; None for no limit."""
+        if self.request is None or self.request.valid_for is None:
+            return None
+        return self.written + int(self.request.valid_for * 1e9)
 
 
 class ControlDirectory:
@@ -167,8 +79,12 @@ class ControlDirectory:
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         self.path = Path(run_dir) / DIRECTORY
-        self._seen: set[tuple[int, int, int]] = set()  # what could not be renamed, or waits for its epoch
+        self._seen: set[str] = set()  # what could not be renamed, or waits for its epoch
+        self._claimed: set[str] = set()
+        self._scan: Iterator[os.DirEntry[str]] | None = None  # where the next look goes on
         self._warned_of_directory = False
+
+    # -- who asks ------------------------------------------------------------------------------------
 
     def make(self) -> None:
         """Makes the directory, for its owner alone."""
@@ -181,54 +97,171 @@ class ControlDirectory:
         write_bytes(self.path / name, (json.dumps(request.to_json()) + "\n").encode(), mode=0o600)
         return name
 
+    def cancel(self, name: str) -> bool:
+        """Takes a request back, and says whether it could: one that a run has taken is no longer there.
+
+        Raises:
+            OSError: the file cannot be renamed.
+        """
+        try:
+            (self.path / name).rename(self.path / (name + _CANCELLED))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def was_taken(self, name: str) -> bool:
+        """Whether a run has begun to do a request, or has answered it."""
+        return os.path.lexists(self.path / (name + _TAKEN)) or self.was_settled(name)
+
+    def waiting(self, most: int = _NAMES) -> list[Found]:
+        """What has not been answered, in the order of names, for who wants to know: nothing is taken.
+
+        Args:
+            most: how many files are looked at.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        try:
+            with os.scandir(self.path) as entries:
+                names = sorted(islice((entry.name for entry in entries if _is_open(entry.name)), most))
+        except FileNotFoundError:
+            return []
+        return [found for name in names if (found := self._read(name)) is not None]
+
+    # -- the run -------------------------------------------------------------------------------------
+
     def look(self) -> list[Found]:
-        """What has come since the last look, in the order of names; each file once.
+        """What has come since the last look; each file once.
+
+        Those of `ask` come first, in the order in which they were asked, then others in the order of names. One look
+        goes over 10,000 names and reads 100 files, and the next one goes on there. So whatever lies there costs a step
+        no more than that, and a request is found after a number of looks that the number of files bounds.
 
         Never raises for what a file is: whatever is no request is found as refused.
         """
         try:
-            with os.scandir(self.path) as entries:
-                names = sorted(islice((entry.name for entry in entries if _is_open(entry.name)), _MANY))
+            names = self._next_names()
             trouble = trouble_with(os.lstat(self.path), directory=True)
         except OSError:
+            self.close()
             return []
         if trouble:
+            self.close()
             if self._warned_of_directory:
                 return []
             self._warned_of_directory = True
             return [Found(DIRECTORY, "?", refused=f"{self.path} {trouble}")]
-        found = []
-        for name in names:
-            try:
-                about = os.lstat(self.path / name)
-            except OSError:
-                continue
-            key = (about.st_dev, about.st_ino, about.st_mtime_ns)
-            if key not in self._seen:
-                self._seen.add(key)
-                found.append(self._read(name, about))
+        new = sorted((not _ASKED.fullmatch(name), name) for name in names if name not in self._seen)
+        chosen = [name for _, name in new[:_READ]]
+        found = [each for name in chosen if (each := self._read(name)) is not None]
+        self._seen.update(each.name for each in found)
         return found
+
+    def claim(self, found: Found) -> bool:
+        """Takes a request to do it now, and says whether it is still there: from here on nobody can cancel it."""
+        path = self.path / found.name
+        try:
+            if _identity(os.lstat(path)) != found.file:
+                raise FileNotFoundError
+            path.rename(path.with_name(found.name + _TAKEN))
+        except FileNotFoundError:
+            self._seen.discard(found.name)
+            return False
+        except OSError:
+            return True  # it cannot be renamed, so that nobody can cancel it either
+        self._claimed.add(found.name)
+        return True
 
     def settle(self, names: Iterable[str], *, applied: bool) -> None:
         """Marks requests as answered, so that no later run takes them."""
+        suffix = _SETTLED[not applied]
         for name in names:
-            path = self.path / name
-            try:
-                path.rename(path.with_name(name + _SETTLED[not applied]))
-            except OSError:
-                continue  # `look` has seen it, and does not show it again
+            source = self.path / (name + _TAKEN if name in self._claimed else name)
+            # With the suffix a long name may be too long.
+            short = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+            for target in (name, short):
+                try:
+                    source.rename(self.path / (target + suffix))
+                except OSError:
+                    continue  # else `look` has seen it, and does not show it again
+                self._seen.discard(name)
+                self._claimed.discard(name)
+                break
 
-    def _read(self, name: str, about: os.stat_result) -> Found:
-        by = _user(about.st_uid)
+    def was_settled(self, name: str) -> bool:
+        """Whether a file of this name was answered, so that one that waits now is another."""
+        return any(os.path.lexists(self.path / (name + suffix)) for suffix in _SETTLED)
+
+    def take_back(self) -> set[str]:
+        """Lets requests wait again that a run had taken as it died, and gives their names.
+
+        Those that it had done are in its decisions.
+        """
+        back: set[str] = set()
+        try:
+            with os.scandir(self.path) as entries:
+                names = list(islice((entry.name for entry in entries if entry.name.endswith(_TAKEN)), _NAMES))
+        except OSError:
+            return back
+        for name in names:
+            path = self.path / name.removesuffix(_TAKEN)
+            if _NAME.fullmatch(path.name) and path.name not in self._claimed and not os.path.lexists(path):
+                try:
+                    (self.path / name).rename(path)
+                except OSError:
+                    continue
+                back.add(path.name)
+        return back
+
+    def file_time(self) -> int:
+        """Now, in ns, by the clock that stamps the files here: that of a file server, which no host need agree with."""
+        probe = self.path / f".clock.{secrets.token_hex(4)}"
+        try:
+            descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                return os.fstat(descriptor).st_mtime_ns
+            finally:
+                os.close(descriptor)
+                probe.unlink()
+        except OSError:
+            return time.time_ns()  # the directory is full, or cannot be written
+
+    def close(self) -> None:
+        """Ends the look that the next one would have gone on with."""
+        scan, self._scan = self._scan, None
+        if scan is not None:
+            scan.close()  # type: ignore[attr-defined]
+
+    # -- files ---------------------------------------------------------------------------------------
+
+    def _next_names(self) -> list[str]:
+        """The names that wait, of those that come next in the directory; at its end the next ones are the first."""
+        if self._scan is None:
+            self._scan = os.scandir(self.path)
+        names = [entry.name for entry in islice(self._scan, _NAMES)]
+        if len(names) < _NAMES:
+            self.close()
+        return [name for name in names if _is_open(name)]
+
+    def _read(self, name: str) -> Found | None:
+        """What a file is; None where it has gone."""
+        try:
+            about = os.lstat(self.path / name)
+        except OSError:
+            return None
+        found = Found(
+            name, _user(about.st_uid), written=about.st_mtime_ns, came=about.st_ctime_ns, file=_identity(about)
+        )
         trouble = trouble_with(about)
         if not _NAME.fullmatch(name):
             trouble = "has a name that no request has"
         if trouble:
-            return Found(name, by, refused=f"It {trouble}.")
+            return dataclasses.replace(found, refused=f"It {trouble}.")
         try:
-            return Found(name, by, Request.parse(_contents(self.path / name)))
+            return dataclasses.replace(found, request=Request.parse(_contents(self.path / name)))
         except (ConfigurationError, OSError) as error:
-            return Found(name, by, refused=str(error))
+            return dataclasses.replace(found, refused=str(error))
 
 
 def _contents(path: Path) -> bytes:
@@ -241,9 +274,14 @@ def _contents(path: Path) -> bytes:
         return file.read(_LONGEST + 1)
 
 
+def _identity(about: os.stat_result) -> tuple[int, int, int]:
+    return about.st_dev, about.st_ino, about.st_mtime_ns
+
+
 def _is_open(name: str) -> bool:
-    """Whether a file has still to be looked at: it is neither being written nor answered."""
-    return not (name.endswith(_SETTLED) or (name.startswith(".") and not name.endswith(".json")))
+    """Whether a file has still to be looked at: it is not being written, and was not taken, answered or cancelled."""
+    ended = (*_SETTLED, _TAKEN, _CANCELLED)
+    return not (name.endswith(ended) or (name.startswith(".") and not name.endswith(".json")))
 
 
 def trouble_with(about: os.stat_result, *, directory: bool = False, longest: int = _LONGEST) -> str:
@@ -268,14 +306,3 @@ def _user(number: int) -> str:
         return pwd.getpwuid(number).pw_name
     except KeyError:
         return f"user {number}"
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
-
-
-def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError("a name stands twice")
-    return dict(pairs)

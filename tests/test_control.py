@@ -45,6 +45,110 @@ def test_requests_come_in_the_order_in_which_they_were_asked(tmp_path) -> None:
     assert [found.name for found in directory.look()] == names
 
 
+def test_a_request_that_was_cancelled_is_not_there_any_more(tmp_path) -> None:
+    directory = ControlDirectory(tmp_path)
+    first, second = (directory.ask(Request("set-lr", multiply=factor)) for factor in (2.0, 3.0))
+    one, two = directory.look()
+    assert ControlDirectory(tmp_path).cancel(first)
+    assert not ControlDirectory(tmp_path).cancel(first)
+    assert not directory.claim(one)
+    assert directory.claim(two)
+    assert not ControlDirectory(tmp_path).cancel(second)
+    assert ControlDirectory(tmp_path).look() == []
+    directory.settle([second], applied=True)
+    names = sorted(path.name for path in directory.path.iterdir())
+    assert names == [f"{first}.cancelled", f"{second}.applied"]
+
+
+def test_a_file_that_took_the_place_of_another_is_not_the_request_that_was_read(tmp_path) -> None:
+    directory = ControlDirectory(tmp_path)
+    directory.make()
+    for multiply in (2.0, 3.0):
+        if multiply == 3.0:
+            (found,) = directory.look()
+            ControlDirectory(tmp_path).cancel("mine.json")
+        (directory.path / "mine.json").write_text(json.dumps({"distlr": 1, "action": "set-lr", "multiply": multiply}))
+    assert not directory.claim(found)
+    assert [each.request for each in directory.look()] == [Request("set-lr", multiply=3.0)]
+
+
+def test_what_a_run_had_taken_as_it_died_waits_again(tmp_path) -> None:
+    directory = ControlDirectory(tmp_path)
+    name = directory.ask(Request("stop"))
+    assert directory.claim(directory.look()[0])
+    assert directory.take_back() == set()  # the one that has it keeps it
+    other = ControlDirectory(tmp_path)
+    assert other.look() == []
+    assert other.take_back() == {name}
+    assert [found.name for found in other.look()] == [name]
+
+
+def test_when_a_request_expires(tmp_path) -> None:
+    """By the clock of the file system: no host's own plays a part."""
+    directory = ControlDirectory(tmp_path)
+    directory.ask(Request("stop", valid_for=60))
+    directory.ask(Request("stop"))
+    limited, endless = directory.look()
+    path = directory.path / limited.name
+    assert limited.expires == path.stat().st_mtime_ns + 60 * 10**9
+    assert endless.expires is None
+    assert 0 <= directory.file_time() - path.stat().st_mtime_ns < 50 * 10**9
+    assert sorted(each.name for each in directory.path.iterdir()) == sorted([limited.name, endless.name])
+
+
+@pytest.mark.parametrize("value", [0, -1, 1e10, float("nan"), float("inf"), True, "60"])
+def test_a_time_limit_is_a_number_of_seconds(value) -> None:
+    with pytest.raises(ConfigurationError, match="valid_for"):
+        Request("stop", valid_for=value)
+
+
+def test_a_request_of_an_earlier_version_has_no_time_limit() -> None:
+    assert Request.parse(b'{"distlr": 1, "action": "stop"}') == Request("stop")
+    assert Request("stop").to_json() == {"distlr": 1, "action": "stop"}
+
+
+@pytest.mark.parametrize("renamed", [True, False], ids=["settled", "unsettled"])
+def test_a_thousand_files_with_long_names_do_not_starve_a_request(tmp_path, renamed) -> None:
+    """Also where nothing can be marked as answered, and whether or not the request has a name that sorts last."""
+    directory = ControlDirectory(tmp_path)
+    directory.make()
+    junk = {f"{i:04d}{'a' * 246}.json" for i in range(1000)}  # with ".refused" behind it no file can have the name
+    for name in junk:
+        (directory.path / name).touch(mode=0o600)
+    (directory.path / "zzz.json").write_text('{"distlr": 1, "action": "stop"}')
+    asked = directory.ask(Request("stop"))
+    looks, found = 0, []
+    while (looked := directory.look()) and looks < 20:
+        assert len(looked) <= 100
+        looks += 1
+        found += looked
+        if renamed:
+            directory.settle([each.name for each in looked], applied=False)
+    assert found[0].name == asked  # at the first look
+    assert {each.name for each in found[1:]} == junk | {"zzz.json"}  # each once
+    assert looks == 11
+    left = {path.name for path in directory.path.iterdir()}
+    assert len(left) == 1002
+    assert not renamed or not [name for name in left if name.endswith(".json")]
+
+
+def test_a_look_goes_over_a_bounded_number_of_names(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("distlr.control._NAMES", 50)
+    directory = ControlDirectory(tmp_path)
+    directory.make()
+    for i in range(200):
+        (directory.path / f"{i:04d}.json.applied").touch()
+    names = []
+    for _ in range(6):
+        names.append(directory.ask(Request("stop")))
+        found = []
+        for _ in range(2 * 5 + 1):  # at most one look that has passed its place, and two rounds
+            found += directory.look()
+            directory.settle([each.name for each in found], applied=True)
+        assert [each.name for each in found] == [names[-1]]
+    directory.close()
+
+
 def test_a_file_that_is_being_written_is_not_looked_at(tmp_path) -> None:
     directory = ControlDirectory(tmp_path)
     directory.make()

@@ -8,18 +8,21 @@ from typing import Any
 
 from distlr._arguments import positive_integer
 from distlr.callbacks.base import JobCallback
-from distlr.changes import Moment, Place, again_from, in_words, read_changes
+from distlr.changes import Moment, Place, again_from, answers, in_words, read_changes
 from distlr.communicators.root import from_root
 from distlr.control import ControlDirectory, Found
 from distlr.errors import ConfigurationError
 from distlr.optimizer import ScaledOptimizer, Steered, rate_of
-from distlr.run_directory import RunDirectory
+from distlr.run_directory import DECISIONS, RunDirectory
 
 __all__ = ["Steering"]
 
 _log = logging.getLogger("distlr")
 
 _READ = "read what was asked for by hand"
+_TOLD = 200  # refused requests that a run warns of; the others are among its decisions alone
+_LOOKS = 10  # that are taken at once where a run begins or ends
+_LONGEST_NAME = 120  # letters of a file's name that are shown
 
 
 class Steering(JobCallback):
@@ -31,7 +34,8 @@ class Steering(JobCallback):
     a decision in the journal, with who asked for it, and so is each request that is refused.
 
     A run that continues a checkpoint makes the changes again, at the same places, that came after it. One that begins
-    anew, also for want of a checkpoint, has none of them.
+    anew, also for want of a checkpoint, has none of them. A request that nobody has answered is done by the run that
+    continues only within its time limit.
 
     Args:
         run_dir: the run's directory.
@@ -70,6 +74,9 @@ class Steering(JobCallback):
         self._asked: list[Found] = []  # rank 0: what is to be decided next
         self._waiting: list[Found] = []  # rank 0: what waits for its epoch
         self._answered: list[tuple[str, bool]] = []  # rank 0: what is to be marked as applied, or refused
+        self._accepted: set[str] = set()  # rank 0: names of requests that wait, and have no time limit any more
+        self._since = 0  # rank 0: a request that came before is not of this run; by the clock of the file system
+        self._refusals = 0
         self._epochs: set[int] = set()  # for which something waits, on every rank
         self._again: list[dict[str, Any]] = []  # changes of before a restart, in the order of their places
         self._epoch = 0
@@ -127,10 +134,11 @@ class Steering(JobCallback):
         if not self._active or not self.communicator.is_root:
             return
         self._mark()
-        for found in [*self._waiting, *self._asked, *self.directory.look()]:
+        for found in [*self._waiting, *self._asked, *self._looks_at_once()]:
             self._refuse(found, found.refused or "The run has ended.")
         self._waiting, self._asked = [], []
         self._mark()
+        self.directory.close()
 
     # -- the run begins ------------------------------------------------------------------------------
 
@@ -151,12 +159,15 @@ class Steering(JobCallback):
         self.directory.make()
         steered: Steered = self.core.steered
         fresh = not self.journal.resumed and (epoch == 0 or int(self.core.iterations.numpy()) == 0)
-        changes = [] if fresh else read_changes(self.run)
-        done = {entry.get("id") for entry in changes}
+        changes, answered = ([], {}) if fresh else (read_changes(self.run), answers(self.run))
+        self._accepted = {name for name, kind in answered.items() if kind == "asked"}
         waiting, self._waiting, self._asked = [*self._waiting, *self._asked], [], []  # of an earlier fit
-        for found in [*waiting, *self.directory.look()]:
-            if found.name in done:
-                self._answered.append((found.name, True))  # a crash came between the two
+        back = self.directory.take_back()
+        self._since = self.directory.file_time() if fresh else 0
+        for found in [*waiting, *self._looks_at_once()]:
+            kind = answered.get(found.name, "asked")
+            if kind != "asked" and (found.name in back or not self.directory.was_settled(found.name)):
+                self._answered.append((found.name, kind == "control"))  # a crash came between the two
             elif fresh:
                 self._refuse(found, found.refused or "It was there before the run began.")
             else:
@@ -195,17 +206,52 @@ class Steering(JobCallback):
         if alone and (self._asked or due):
             self._decide(moment)
 
+    def _looks_at_once(self) -> list[Found]:
+        """All that lies there, within bounds."""
+        found: list[Found] = []
+        for _ in range(_LOOKS):
+            looked = self.directory.look()
+            found += looked
+            if not looked:
+                break
+        return found
+
     def _take(self, found: Found) -> None:
         if found.request is None:
             self._refuse(found, found.refused)
+        elif found.came < self._since:
+            self._refuse(found, "It was there before the run began.")
         elif "plateau" in found.request.action and not self.has_plateau:
             self._refuse(found, "The run has no distlr.callbacks.ReduceLROnPlateau.")
+        elif self._is_late(found):
+            self._refuse(found, self._late(found))
         else:
             self._asked.append(found)
 
+    def _is_late(self, found: Found) -> bool:
+        """Whether the time limit of a request has passed; one that was accepted for its epoch has none any more."""
+        if found.expires is None or found.name in self._accepted:
+            return False
+        return self.directory.file_time() > found.expires
+
+    @staticmethod
+    def _late(found: Found) -> str:
+        assert found.request is not None
+        return (
+            f"It was valid for {found.request.valid_for:g} s, and nobody took it in that time. Fix: ask once more, "
+            "with a longer --valid-for where the run looks rarely."
+        )
+
     def _refuse(self, found: Found, why: str) -> None:
-        _log.warning("The request %a of %s is refused and changes nothing. %s", found.name, found.by, why[:500])
-        self.decided("refused", self._epoch, why[:500], by=found.by, id=ascii(found.name)[1:-1], between=False)
+        name = ascii(found.name)[1:-1]
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[:_LONGEST_NAME]}..."
+        self._refusals += 1
+        if self._refusals <= _TOLD:
+            _log.warning("The request '%s' of %s is refused and changes nothing. %s", name, found.by, why[:500])
+        elif self._refusals == _TOLD + 1:
+            _log.warning("Further requests that are refused are in %s alone.", self.run.path / DECISIONS)
+        self.decided("refused", self._epoch, why[:500], by=found.by, id=name, between=False)
         self._answered.append((found.name, False))
 
     def _mark(self) -> None:
@@ -236,17 +282,23 @@ class Steering(JobCallback):
         for found in [*self._waiting, *self._asked]:
             assert found.request is not None
             at = found.request.at_epoch
-            if at is not None and at <= begun:
+            if self._is_late(found):
+                self._refuse(found, self._late(found))
+            elif at is not None and at <= begun:
                 self._refuse(found, f"Epoch {at} has begun already.")
             elif at is not None and (at > begun + 1 or not between):
                 kept.append(found)
-                if found in self._asked:
+                if found.name not in self._accepted:
+                    self._accepted.add(found.name)
                     _log.info("%s asks for `%s`, which waits for that epoch.", found.by, found.request)
                     reason, when = f"waits: {found.request}", moment != Moment.BATCH
                     self.decided("asked", self._epoch, reason, by=found.by, between=when, id=found.name)
             else:
                 factor = self._checked(found, rate)
                 if found.request.action == "set-lr" and factor is None:
+                    continue
+                if not self.directory.claim(found):
+                    self._refuse(found, "It was cancelled.")
                     continue
                 rate *= factor or 1.0
                 action = found.request.action

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from types import SimpleNamespace
 
@@ -111,6 +112,71 @@ def test_what_lay_there_before_the_run_is_refused(recording, tmp_path) -> None:
     bench, run = _fit(recording, tmp_path, {}, epochs=1)
     np.testing.assert_allclose(bench.rates(), 0.1, rtol=1e-6)
     assert "before the run began" in run.decisions[0]["reason"]
+
+
+def test_what_a_run_finds_late_and_lay_there_before_it_is_refused_as_well(recording, tmp_path, monkeypatch) -> None:
+    """As behind a thousand other files, which are more than it looks at as it begins."""
+    monkeypatch.setattr("distlr.callbacks.steering._LOOKS", 0)
+    ControlDirectory(tmp_path).ask(Request("set-lr", multiply=0.5))
+    bench, run = _fit(recording, tmp_path, {}, epochs=1)
+    np.testing.assert_allclose(bench.rates(), 0.1, rtol=1e-6)
+    assert [d["reason"] for d in run.decisions] == ["It was there before the run began."]
+
+
+class AskLate(keras.callbacks.Callback):
+    """Asks for half the rate, as somebody did so many seconds ago."""
+
+    def __init__(self, run_dir, seconds) -> None:
+        super().__init__()
+        self.directory, self.seconds = ControlDirectory(run_dir), seconds
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch:
+            return
+        name = self.directory.ask(Request("set-lr", multiply=0.5, valid_for=60))
+        when = self.directory.file_time() - self.seconds * 10**9
+        os.utime(self.directory.path / name, ns=(when, when))
+
+
+@pytest.mark.parametrize(("seconds", "kind"), [(50, "control"), (70, "refused")])
+def test_a_request_is_done_within_its_time_limit(recording, tmp_path, seconds, kind) -> None:
+    bench, run = _fit(recording, tmp_path, {}, epochs=1, more=[AskLate(tmp_path, seconds)])
+    assert [d["kind"] for d in run.decisions] == [kind]
+    assert bench.rates()[-1] == pytest.approx(0.1 if kind == "refused" else 0.05)
+    assert kind == "control" or "It was valid for 60 s" in run.decisions[0]["reason"]
+
+
+def test_what_waits_for_its_epoch_can_be_cancelled(recording, tmp_path) -> None:
+    class Cancel(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            directory = ControlDirectory(tmp_path)
+            if epoch == 1:
+                first, _ = directory.waiting()
+                assert directory.cancel(first.name)
+
+    two = {1: Request("set-lr", to=0.01, at_epoch=3), 2: Request("set-lr", to=0.02, at_epoch=3)}
+    bench, run = _fit(recording, tmp_path, two, more=[Cancel()])
+    np.testing.assert_allclose(bench.rates(), [0.1] * 16 + [0.02] * 16, rtol=1e-6)
+    assert [d["kind"] for d in run.decisions] == ["asked", "asked", "refused", "control"]
+    assert run.decisions[2]["reason"] == "It was cancelled."
+
+
+def test_refused_files_cost_bounded_text(recording, tmp_path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("distlr.callbacks.steering._TOLD", 3)
+
+    class Write(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            for i in range(10 if batch == 1 else 0):
+                (tmp_path / "control" / (f"{i}" + "\x1b" * 249 + ".json")).touch()
+
+    with caplog.at_level("WARNING", "distlr"):
+        _, run = _fit(recording, tmp_path, {}, more=[Write()], epochs=1)
+    warnings = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert len(warnings) == 4
+    assert all(len(text) < 300 and "\x1b" not in text for text in warnings)
+    assert len(run.decisions) == 10
+    assert all(len(entry["id"]) < 130 for entry in run.decisions)
+    assert len(list((tmp_path / "control").glob("*.refused"))) == 10
 
 
 def test_hostile_files_change_nothing(recording, tmp_path, hostile, caplog) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import keras
 import numpy as np
@@ -143,6 +144,62 @@ def test_a_request_that_was_done_and_not_marked_is_not_done_twice(recording, tmp
     again = run(recording, tmp_path)
     np.testing.assert_allclose(again.rates(), 0.05, rtol=1e-6)
     assert len(control(tmp_path)) == 1
+
+
+def _make_old(tmp_path, seconds: int) -> None:
+    """As if what waits had been asked for so many seconds ago."""
+    directory = ControlDirectory(tmp_path / "run")
+    when = directory.file_time() - seconds * 10**9
+    for found in directory.waiting():
+        os.utime(directory.path / found.name, ns=(when, when))
+
+
+@pytest.mark.parametrize(("seconds", "kind", "rate"), [(50, "control", 0.05), (70, "refused", 0.1)])
+def test_what_nobody_answered_is_done_by_the_next_run_within_its_time_limit(
+    recording, tmp_path, seconds, kind, rate
+) -> None:
+    run(recording, tmp_path, dies_at=18)
+    ControlDirectory(tmp_path / "run").ask(Request("set-lr", multiply=0.5, valid_for=60))
+    _make_old(tmp_path, seconds)
+    again = run(recording, tmp_path)
+    np.testing.assert_allclose(again.rates(), rate, rtol=1e-6)
+    assert [d["kind"] for d in RunDirectory(tmp_path / "run").read().decisions] == ["resume", kind]
+
+
+def test_what_was_accepted_for_its_epoch_has_no_time_limit_any_more(recording, tmp_path) -> None:
+    run(recording, tmp_path, {3: Request("set-lr", multiply=0.5, at_epoch=4, valid_for=60)}, dies_at=18)
+    _make_old(tmp_path, 10_000)
+    again = run(recording, tmp_path)
+    np.testing.assert_allclose(again.rates(), [0.1] * 8 + [0.05] * 8, rtol=1e-6)
+    assert [d["kind"] for d in RunDirectory(tmp_path / "run").read().decisions] == ["asked", "resume", "control"]
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_run_that_died_with_a_request_in_hand(recording, tmp_path, done) -> None:
+    """It is done once, whether or not the line of its decision was written."""
+    run(recording, tmp_path, {3: HALF}, dies_at=10)
+    (marked,) = (tmp_path / "run" / "control").glob("*.applied")
+    marked.rename(marked.with_suffix(".taken"))
+    if not done:
+        (tmp_path / "run" / "decisions.jsonl").unlink()
+        for file in (tmp_path / "checkpoints").glob("*.safetensors"):
+            file.unlink()
+        run(recording, tmp_path, dies_at=10, run_dir=tmp_path / "other")  # a checkpoint without the change
+    again = run(recording, tmp_path)
+    np.testing.assert_allclose(again.rates(), 0.05, rtol=1e-6)
+    assert len(control(tmp_path)) == 1
+    assert [path.name for path in (tmp_path / "run" / "control").iterdir()] == [marked.name]
+
+
+def test_a_name_of_ones_own_may_be_used_again_by_a_run_that_goes_on(recording, tmp_path) -> None:
+    run(recording, tmp_path, {3: HALF}, dies_at=10)
+    path = tmp_path / "run" / "decisions.jsonl"
+    (marked,) = (tmp_path / "run" / "control").glob("*.applied")
+    path.write_text(path.read_text().replace(marked.stem, "mine.json"))
+    marked.rename(marked.with_name("mine.json.applied"))
+    (marked.with_name("mine.json")).write_text('{"distlr": 1, "action": "set-lr", "multiply": 0.1}')
+    again = run(recording, tmp_path)
+    np.testing.assert_allclose(again.rates(), 0.005, rtol=1e-6)
 
 
 def test_state_of_a_tensorflow_checkpoint_is_kept(recording, tmp_path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import json
+import os
 import subprocess
 
 import pytest
 
+from distlr.cli import control
 from distlr.cli.completion import SHELLS
 from distlr.cli.main import main
 from distlr.control import ControlDirectory, Request
@@ -35,7 +39,7 @@ def run(tmp_path) -> str:
 def test_what_is_typed_is_asked(run, capsys, words, request_) -> None:
     assert main(["control", run, *words]) == 0
     (found,) = ControlDirectory(run).look()
-    assert found.request == request_
+    assert found.request == dataclasses.replace(request_, valid_for=3600.0)
     assert f"asked: {request_}" in capsys.readouterr().out
 
 
@@ -48,6 +52,9 @@ def test_what_is_typed_is_asked(run, capsys, words, request_) -> None:
         (["set-lr", "--to", "nan"], "`to` must be a finite number above 0"),
         (["stop", "--at-epoch", "0"], "`at_epoch` must be a whole number from 1"),
         (["faster"], "invalid choice"),
+        (["stop", "--valid-for", "0"], "`valid_for` must be a number of seconds above 0"),
+        (["stop", "--valid-for", "nan"], "`valid_for` must be a number of seconds above 0"),
+        (["cancel", "../run.json"], "`ID` must be an ID that `distlr control RUN_DIR list` shows"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line_and_no_file(run, capsys, words, said) -> None:
@@ -99,13 +106,76 @@ def test_the_answer_is_waited_for(run, capsys, monkeypatch, kind, code) -> None:
 
 def test_no_answer_in_time(run, capsys) -> None:
     assert main(["control", run, "stop", "--wait", "0.01"]) == 3
-    assert "is the run under way?" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "is the run under way?" in error
+    (found,) = ControlDirectory(run).waiting()
+    assert f"To take it back: distlr control {run} cancel {found.name}" in error
+    until = datetime.datetime.fromtimestamp(os.stat(ControlDirectory(run).path / found.name).st_mtime + 3600)
+    assert f"still waits, until {until:%Y-%m-%d %H:%M:%S}" in error
+
+
+def test_a_request_is_valid_for_as_long_as_somebody_waits(run, monkeypatch) -> None:
+    monkeypatch.setattr(control, "_answer", lambda *_: None)
+    main(["control", run, "stop", "--wait", "7200"])
+    main(["control", run, "stop", "--wait", "7200", "--valid-for", "60"])
+    assert [found.request.valid_for for found in ControlDirectory(run).waiting()] == [7200, 60]
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_an_interrupt_takes_the_request_back_where_no_run_has_taken_it(run, capsys, monkeypatch, taken) -> None:
+    def interrupted(directory, name, seconds):
+        if taken:
+            (found,) = ControlDirectory(run).waiting()
+            assert ControlDirectory(run).claim(found)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(control, "_answer", interrupted)
+    assert main(["control", run, "stop", "--wait", "60"]) == 130
+    said = capsys.readouterr().out
+    assert ("was taken by the run already, and cannot be cancelled" if taken else "cancelled: ") in said
+    assert ControlDirectory(run).look() == []
+    (path,) = ControlDirectory(run).path.iterdir()
+    assert path.name.endswith(".json.taken" if taken else ".json.cancelled")
+
+
+def test_requests_are_listed_and_cancelled(run, capsys) -> None:
+    assert main(["control", run, "list"]) == 0
+    assert capsys.readouterr().out == "no request waits\n"
+    directory = ControlDirectory(run)
+    first = directory.ask(Request("stop"))
+    accepted = directory.ask(Request("set-lr", to=0.1, at_epoch=9, valid_for=60))
+    done = directory.ask(Request("set-lr", to=0.2, valid_for=60))
+    (directory.path / "\x1b[31m.json").write_text("{")
+    RunDirectory(run).add_decision({"kind": "asked", "id": accepted, "reason": "waits"})
+    RunDirectory(run).add_decision({"kind": "control", "id": done, "reason": "done"})
+    assert main(["control", run, "list"]) == 0
+    junk, one, two = sorted(capsys.readouterr().out.splitlines(), key=lambda line: (line[:1] != "\\", line))
+    assert junk.startswith("\\x1b[31m.json")
+    assert "it will be refused" in junk
+    assert one.startswith(first)
+    assert one.endswith("`stop`  not taken yet, without a limit")
+    assert two.startswith(accepted)
+    assert two.endswith("`set-lr --to 0.1 --at-epoch 9`  accepted, and waits for its epoch")
+    assert main(["control", run, "cancel", first]) == 0
+    assert capsys.readouterr().out == f"cancelled: {first}; no run will do it\n"
+    assert main(["control", run, "cancel", first]) == 1
+    assert "it was cancelled before, or never asked" in capsys.readouterr().out
+    directory.settle([done], applied=True)
+    assert main(["control", run, "cancel", done]) == 1
+    assert "was answered already, and cannot be cancelled. control: done" in capsys.readouterr().out
+
+
+def test_what_waits_for_a_run_that_has_ended_is_still_listed(run, capsys) -> None:
+    name = ControlDirectory(run).ask(Request("stop"))
+    RunDirectory(run).end()
+    assert main(["control", run, "list"]) == 0
+    assert capsys.readouterr().out.startswith(name)
 
 
 def test_the_file_is_the_request(run) -> None:
     main(["control", run, "set-lr", "--multiply", "0.5"])
     (path,) = (ControlDirectory(run).path).iterdir()
-    assert json.loads(path.read_text()) == {"distlr": 1, "action": "set-lr", "multiply": 0.5}
+    assert json.loads(path.read_text()) == {"distlr": 1, "action": "set-lr", "multiply": 0.5, "valid_for": 3600.0}
 
 
 @pytest.mark.parametrize("shell", SHELLS)
