@@ -58,25 +58,39 @@ class HorovodGradients(Requests):
         """
         import tensorflow as tf
 
+        before = self._update_before()
         # Not before a gradient is there: at the end of data of unknown length Keras runs one more step, which fails,
         # and what does not wait for the data would be sent all the same and meet nothing.
-        with tf.control_dependencies([gradient for gradient in gradients if gradient is not None][:1]):
+        first = [gradient for gradient in gradients if gradient is not None][:1]
+        with tf.control_dependencies([before, *first]):
             wanted = tf.identity(self.wanted)
             if not self.updates.gated:
                 self.updates.begin()
         self.updates.record()
-        self.agreed.assign(self.updates.mean(wanted, "requests"))
-        return [
-            gradient if gradient is None else self._average(gradient, flat(name))
-            for gradient, name in zip(gradients, names, strict=True)
-        ]
+        agreed = self.updates.mean(wanted, "requests")
+        with tf.control_dependencies([before]):
+            means = [
+                gradient if gradient is None else self._average(gradient, flat(name))
+                for gradient, name in zip(gradients, names, strict=True)
+            ]
+        with tf.control_dependencies(tf.nest.flatten(means, expand_composites=True)):
+            self.agreed.assign(agreed)
+        return means
+
+    def _update_before(self) -> Any:
+        """What an update waits for that comes second in a graph: `agreed`, assigned once the first has all that it sent.
+
+        Both send under the same names, of which Horovod refuses one that is still under way. The second's gradients
+        need not depend on the first's: that of a Wasserstein loss by the last layer's bias is a constant.
+        """
+        return self.agreed.read_value()
 
     def all_true(self, flag: Any) -> Any:
         """Whether a boolean tensor is true on every rank; the same on each."""
         import tensorflow as tf
 
         self.updates.gated, self.updates.eager = True, tf.executing_eagerly()
-        with tf.control_dependencies([flag]):
+        with tf.control_dependencies([flag, self._update_before()]):
             self.updates.begin()
         return self.updates.mean(tf.cast(flag, tf.float32), "finite") >= 1.0
 

@@ -58,6 +58,26 @@ def test_dense_gradients_are_averaged(job, in_graph) -> None:
     np.testing.assert_allclose(model.kept[1].numpy(), [[-30 * (mean + 1)]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_updates_of_one_graph_are_exchanged_one_after_the_other(job, gated) -> None:
+    """Also where no gradient depends on the update before: a critic's by its last bias is a constant."""
+    many = 8
+    model, optimizer = adopted(job, np.zeros(100_000, "float32"), [0.0])
+    if gated:
+        optimizer.watch()
+
+    @tf.function
+    def step(gradient):
+        for _ in range(many):  # unrolled: so many updates in one graph
+            optimizer.apply([tf.fill([100_000], gradient), tf.fill([1], gradient)], model.trainable_variables)
+
+    for _ in range(3):
+        step(tf.constant(1.0 + job.rank))
+    mean = 3 * many * ranks_mean(job, lambda rank: 1.0 + rank)
+    np.testing.assert_allclose(model.kept[0].numpy(), -mean, rtol=1e-6)
+    np.testing.assert_allclose(model.kept[1].numpy(), [-mean], rtol=1e-6)
+
+
 def test_a_gradient_that_is_none_stays_none(job) -> None:
     model, optimizer = adopted(job, [5.0], [7.0])
     with pytest.warns(UserWarning, match="Gradients do not exist"):
