@@ -8,7 +8,7 @@ import pytest
 
 import distlr
 from distlr.errors import ConfigurationError, ConfigurationTypeError
-from distlr.moving_averages import scale_moving_averages
+from distlr.moving_averages import averaging_layers, scale_moving_averages
 
 BATCH = distlr.GlobalBatch(32, base_batch=8)  # k = 4
 
@@ -121,11 +121,16 @@ def test_bad_arguments(arguments, kind, text) -> None:
         scale_moving_averages(*arguments)
 
 
-@pytest.mark.parametrize(("per_step", "scale", "hint"), [(32, False, True), (32, True, False), (24, False, False)])
-def test_a_hint_where_they_are_not_scaled(caplog, per_step, scale, hint) -> None:
+@pytest.mark.parametrize(
+    ("per_step", "scale", "frozen", "hint"),
+    [(32, False, False, True), (32, True, False, False), (24, False, False, False), (32, False, True, False)],
+)
+def test_a_hint_where_they_move_and_are_not_scaled(caplog, per_step, scale, frozen, hint) -> None:
     job = distlr.init(environ={})
     batch = job.batch(per_step, base_batch=8)
     trained = model()
+    for layer, _ in averaging_layers(trained):
+        layer.trainable = not frozen
     if scale:
         job.scale_moving_averages(trained, batch)
     trained.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")

@@ -213,7 +213,8 @@ class Audit(JobCallback):
         batch = self.batch
         if batch is None or batch.ratio / batch.accumulation < _MANY or not self.communicator.is_root:
             return
-        lagging = [layer for layer, _ in averaging_layers(model) if not is_scaled(layer)]
+        # Those of a frozen layer stand still: Keras runs it as in inference.
+        lagging = [layer for layer, _ in averaging_layers(model) if layer.trainable and not is_scaled(layer)]
         if lagging:
             _log.warning(
                 "The moving averages of %d layers (%s) are not scaled for a batch %g times the base batch: they lag "
