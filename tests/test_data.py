@@ -300,6 +300,7 @@ def models(job):
     return replicated, compiled(build_model())
 
 
+@pytest.mark.replicas
 @pytest.mark.parametrize(
     ("n", "weighted"), [(361, False), (362, False), (363, False), (364, False), (3, False), (363, True), (364, True)]
 )
@@ -342,6 +343,7 @@ def test_padding_needs_labels_to_weigh(job):
         job.shard(tf.data.Dataset.range(3), job.batch(8, base_batch=8), training=False)
 
 
+@pytest.mark.replicas
 def test_batch_normalization_trains_and_validates_with_remainders(job):
     """A last batch of 2 samples on 4 replicas crashes a CNN, or makes the statistics NaN, in plain Keras."""
     x, y = images(34)

@@ -384,6 +384,7 @@ def train(job, per_replica, steps=5):
     return model, optimizer, rates, job.result([seen])
 
 
+@pytest.mark.replicas
 def test_a_loop_of_ones_own_on_four_replicas_is_the_big_batch_on_one_device(four):
     model, optimizer, rates, result = train(four, 8)
     single, alone, expected_rates, expected = train(distlr.init(environ={}), 32)

@@ -131,6 +131,7 @@ def state(callback) -> dict:
     return {name: np.asarray(getattr(callback, name)).tolist() for name in names if name != "best_weights"}
 
 
+@pytest.mark.replicas
 @pytest.mark.parametrize("die_before", [2, 3, 5])
 def test_keras_callbacks_decide_as_in_the_run_that_was_not_interrupted(tmp_path, die_before) -> None:
     whole, resumed = made(tmp_path / "whole"), made(tmp_path / "resumed")

@@ -44,6 +44,7 @@ def _begin(by_rank: list[list[Any]]) -> list[Any]:
     return run_ranks(begin, len(by_rank), timeout=20.0)
 
 
+@pytest.mark.replicas
 def test_a_decider_on_one_rank_is_named_on_all() -> None:
     for rank, error in enumerate(_begin([[K.EarlyStopping("loss", patience=7)], [], []])):
         assert error.startswith(f"[rank {rank}]")

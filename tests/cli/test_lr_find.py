@@ -66,6 +66,7 @@ def test_the_chart_and_the_suggestions(script, capsys) -> None:
     assert (script / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.replicas
 def test_json_on_simulated_replicas(script, capsys) -> None:
     assert find("a_script:setup", *SHORT, "--json", "-n", "4") == 0
     found = json.loads(capsys.readouterr().out)

@@ -95,6 +95,7 @@ def test_multipliers_by_path_on_the_rate_and_on_the_decay(name) -> None:
     assert together[2].numpy().tolist() == [1.0, 1.0]
 
 
+@pytest.mark.replicas
 def test_on_four_replicas_and_after_a_reload(four_cpus, tmp_path) -> None:
     job = distlr.init(simulate=4, environ={})
     batch = job.batch(2, base_batch=2, samples_per_epoch=16)

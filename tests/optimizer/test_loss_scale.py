@@ -70,6 +70,7 @@ def test_plain_keras_ruins_the_weights(job, lab, data):
     assert int(model.optimizer.iterations.numpy()) == 2  # the overflow was applied, what came after it skipped
 
 
+@pytest.mark.replicas
 @pytest.mark.usefixtures("mixed_float16")
 def test_all_replicas_skip_when_compile_wraps(job, lab, batch, data):
     model = build(job, lab, lambda optimizer: job.optimizer(optimizer, batch))
@@ -84,6 +85,7 @@ def test_all_replicas_skip_when_compile_wraps(job, lab, batch, data):
     assert not inner(model.optimizer).agreed_loss_scale
 
 
+@pytest.mark.replicas
 @pytest.mark.usefixtures("mixed_float16")
 def test_all_replicas_skip_when_the_user_wraps(job, lab, batch, data, tmp_path):
     def wrapped(optimizer):
@@ -117,6 +119,7 @@ def test_one_device_skips(lab, data, by):
     assert np.isfinite(model.get_weights()[0]).all()
 
 
+@pytest.mark.replicas
 def test_every_replica_has_a_say(job):
     """Without a model: the gradients of some replicas are not finite."""
     factors = tf.Variable([1.0] * REPLICAS)

@@ -105,6 +105,7 @@ def test_what_is_divided_is_taken_as_it_is(strategy) -> None:
         job.shard(divided, job.batch(per_replica=2, base_batch=2))
 
 
+@pytest.mark.replicas
 def test_a_fit_is_bit_for_bit_that_of_tensorflows_iterator(strategy, monkeypatch) -> None:
     assert isinstance(strategy, CpuMirroredStrategy)
     x = np.random.default_rng(0).normal(size=(32, 4)).astype("f4")
