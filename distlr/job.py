@@ -39,6 +39,7 @@ from distlr.optimizer import (
     warn_of_restored_schedule,
 )
 from distlr.position import Position
+from distlr.reductions import check_one_loss_a_sample
 from distlr.scaling import Rule
 from distlr.statistics import exchange_with_statistics, has_statistics
 from distlr.step_record import note_share
@@ -449,11 +450,14 @@ class Job:
         over the ranks of Horovod it takes the mean.
 
         Args:
-            losses: one loss a sample of this replica's batch, not reduced.
+            losses: one loss a sample of this replica's batch, not reduced: of shape (samples,) or (samples, 1).
             batch: the global batch.
 
         Returns:
             A scalar of the type of `losses`.
+
+        Raises:
+            ConfigurationError: `losses` has another shape.
 
         >>> import distlr
         >>> job = distlr.init(environ={})
@@ -461,6 +465,8 @@ class Job:
         >>> float(job.mean_loss(tf.constant([1.0, 2.0, 3.0, 6.0]), batch))
         3.0
         """
+        losses = tf.convert_to_tensor(losses)
+        check_one_loss_a_sample(losses)
         samples = batch.feed * (self.size if self._spans else 1)
         loss = tf.reduce_sum(losses) / tf.cast(samples, losses.dtype)
         note_share(loss)

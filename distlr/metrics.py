@@ -28,6 +28,7 @@ __all__ = [
     "COMBINE",
     "EagerMetrics",
     "GraphMetrics",
+    "KeptStates",
     "MetricStates",
     "are_distributed",
     "assign_states",
@@ -74,6 +75,30 @@ def assign_states(metrics: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> N
     for name, _, variable in _variables(metrics):
         if name in arrays:
             variable.assign(arrays[name].astype(variable.dtype))
+
+
+class KeptStates:
+    """What this process has counted until now, to go back to; without any other rank, and without leaving the device.
+
+    Args:
+        metrics: Keras metrics; of one that has no variables yet what it counts first is taken back.
+        strategy: of their variables, of which each local replica has a part of its own.
+    """
+
+    def __init__(self, metrics: Sequence[Any], strategy: tf.distribute.Strategy) -> None:
+        self._metrics = metrics
+        self._values = [
+            (part, tf.identity(part))
+            for _, _, variable in _variables(metrics)
+            for part in strategy.experimental_local_results(variable.value)
+        ]
+
+    def restore(self) -> None:
+        """Forgets what was counted since."""
+        for metric in self._metrics:
+            metric.reset_state()
+        for part, value in self._values:
+            part.assign(value)
 
 
 def results(

@@ -144,13 +144,14 @@ def matched(positions: Sequence[Position], places: Sequence[Place]) -> list[tupl
         positions: of the script, in the order in which they were made.
         places: of the pipelines that the `fit` read.
     """
+    if len(places) == 1:
+        # Whatever their seeds: where a notebook's cell is run once more, the data that it makes has the next one.
+        return [(position, places[0]) for position in positions]
     by_seed = {place[0]: place for place in places}
     same = [(position, by_seed[position.seed]) for position in positions if position.seed in by_seed]
     if len(by_seed) == len(places) and {position.seed for position, _ in same} == set(by_seed):
         return same
-    if len(positions) == len(places):
-        return list(zip(positions, places, strict=True))
-    return [(position, places[0]) for position in positions] if len(places) == 1 else None
+    return list(zip(positions, places, strict=True)) if len(positions) == len(places) else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-__all__ = ["reduction_warnings"]
+from distlr.errors import ConfigurationError
+
+__all__ = ["check_one_loss_a_sample", "reduction_warnings"]
 
 
 def reduction_warnings(loss: Any, ranks: int, factor: float = 1.0) -> list[str]:
@@ -50,3 +52,28 @@ def reduction_warnings(loss: Any, ranks: int, factor: float = 1.0) -> list[str]:
                     'beside it. Fix: the default reduction, or job.optimizer(..., rule="none").'
                 )
     return found
+
+
+def check_one_loss_a_sample(losses: tf.Tensor) -> None:
+    """Refuses what is not of shape (samples,) or (samples, 1), where the mean over the batch is to be taken.
+
+    Raises:
+        ConfigurationError: it is a scalar, or has several numbers a sample.
+
+    >>> check_one_loss_a_sample(tf.zeros((8, 1)))
+    >>> try:
+    ...     check_one_loss_a_sample(tf.reduce_mean(tf.zeros(8)))
+    ... except ConfigurationError as error:
+    ...     print(error)
+    `losses` must have one number a sample, the shape (samples,), and has the shape (). Fix: give the losses of the \
+samples; their mean is taken here, over all replicas.
+    """
+    shape = losses.shape
+    if shape.rank is None or (shape.rank > 0 and all(size in (1, None) for size in shape[1:])):
+        return
+    fix = "give the losses of the samples; their mean is taken here, over all replicas"
+    if shape.rank:
+        fix = f"make one number of each sample first, such as tf.reduce_mean(losses, axis={list(range(1, shape.rank))})"
+    raise ConfigurationError(
+        f"`losses` must have one number a sample, the shape (samples,), and has the shape {shape}. Fix: {fix}."
+    )

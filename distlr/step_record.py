@@ -47,6 +47,7 @@ class Step:
         losses: what gradients of variables were taken of.
         keras_losses: what Keras' losses gave in it.
         shares: what was divided by the batch of all replicas, by `job.mean_loss`.
+        means_of_losses: the names of metrics that were given one of these losses as it is.
         averages_itself: whether a tape of another library took a gradient, which averages over the ranks then.
     """
 
@@ -56,6 +57,7 @@ class Step:
         self.losses: list[Any] = []
         self.keras_losses: list[Any] = []
         self.shares: list[Any] = []
+        self.means_of_losses: list[str] = []
         self.averages_itself = False
         self.is_eager = tf.executing_eagerly()
         self._listener: StepListener | None = listener
@@ -287,6 +289,16 @@ def _note_loss(original: Callable[..., Any]) -> Callable[..., Any]:
     return loss
 
 
+def _note_mean(original: Callable[..., Any]) -> Callable[..., Any]:
+    def update_state(metric: Any, values: Any, *arguments: Any, **named: Any) -> Any:
+        step = _current()
+        if step is not None and any(values is loss for loss in (*step.keras_losses, *step.shares)):
+            step.means_of_losses.append(metric.name)
+        return original(metric, values, *arguments, **named)
+
+    return update_state
+
+
 def _is_variable(source: Any) -> bool:
     return isinstance(source, (keras.Variable, tf.Variable, tf.distribute.DistributedValues))
 
@@ -301,6 +313,7 @@ _WATCHED: tuple[tuple[type, str, Callable[[Callable[..., Any]], Callable[..., An
     (tf.GradientTape, "gradient", _note_gradient),
     (keras.losses.Loss, "__call__", _note_loss),
     (_defining(keras.Model, "compute_loss"), "compute_loss", _note_loss),
+    (keras.metrics.Mean, "update_state", _note_mean),
 )
 _lock = threading.Lock()
 _originals: list[Callable[..., Any]] = []

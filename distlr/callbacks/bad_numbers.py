@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from distlr._arguments import one_of, positive_integer, positive_real
 from distlr.callbacks.base import JobCallback
 from distlr.errors import ConfigurationError, NonFiniteError, received
+from distlr.metrics import KeptStates
 from distlr.optimizer import ScaledOptimizer
 from distlr.snapshot import Snapshot
 
@@ -32,7 +33,7 @@ class BadNumbers(JobCallback):
     the weights and slots of the epoch's start and multiplies the rate by `factor`, decided on rank 0. More than `limit`
     such steps in a run are an error; they are counted in the optimizer's variables, so that a run that is continued
     from a checkpoint goes on counting, and `count` says how many there were in all. A loss that is not finite counts as
-    such a step, and a metric at an epoch's end likewise; what the epoch's metrics had counted until then is dropped.
+    such a step, and a metric at an epoch's end likewise. The epoch's metrics are those of its other steps.
 
     With "raise", which `job.callbacks` adds by itself, the logs of each epoch are looked at and the training ends with
     `NonFiniteError` on every rank, before anything is saved; with `each_step` at the first step, before the weights
@@ -83,6 +84,8 @@ class BadNumbers(JobCallback):
         self._epoch = 0
         self._seen: int | None = None
         self._snapshot: Snapshot | None = None
+        self._counted: KeptStates | None = None  # by the metrics, before the step that is looked at
+        self._is_waiting = False  # this rank's loss is bad, which the others hear with the next update
 
     @property
     def leaves_out_other_optimizers(self) -> str | None:
@@ -115,6 +118,7 @@ class BadNumbers(JobCallback):
         """Begins to count, or goes on."""
         if self.policy != "raise":
             self._kept_count = self.core.state(COUNT, [0.0])
+        self._is_waiting = False
         self._seen = None  # known once every rank has rank 0's state
         self._snapshot = Snapshot(self.model) if self.policy == "backtrack" else None
 
@@ -126,6 +130,11 @@ class BadNumbers(JobCallback):
         if self._snapshot is not None and not self._snapshot.take() and not self._snapshot:
             raise NonFiniteError(f"[rank {self.communicator.rank}] The weights are not finite before the first step.")
 
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Keeps what the metrics have counted, for a step that is left out."""
+        if self.each_step and self.policy != "raise" and not self._is_waiting:
+            self._counted = KeptStates(self.model.metrics, self.model.distribute_strategy)
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Acts where this step was left out, or the loss is not finite on some rank."""
         if not self.each_step:
@@ -133,10 +142,14 @@ class BadNumbers(JobCallback):
         assert self._seen is not None
         bad = self.core.bad_steps - self._seen
         self._seen += bad
-        lost = not bad and self._loss_is_bad(logs or {})
+        here = _is_bad((logs or {}).get("loss"))
+        lost = not bad and self._loss_is_bad(here)
+        self._is_waiting = here and not (bad or lost)
         if bad or lost:
             what = "the loss is not finite" if lost else "a gradient is not finite"
             self._act(f"batch {batch + 1} of epoch {self._epoch + 1}", what, max(bad, 1), between=False)
+            if self._counted is not None and (bad or here):
+                self._counted.restore()  # a sum that is not finite stays so
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the epoch's logs, which are equal on all ranks."""
@@ -148,14 +161,15 @@ class BadNumbers(JobCallback):
             said = ", ".join(f"{name} is {value}" for name, value in bad.items())
             self._act(f"the end of epoch {epoch + 1}", said, 1, between=True)
 
-    def _loss_is_bad(self, logs: Mapping[str, Any]) -> bool:
-        own, exchange = _is_bad(logs.get("loss")), self.exchange
+    def _loss_is_bad(self, here: bool) -> bool:
+        """Whether that of any rank is, as far as all have heard; `here` is whether this rank's is."""
+        exchange = self.exchange
         if self.communicator.size == 1 or exchange is None:
-            return own and self.communicator.size == 1
+            return here and self.communicator.size == 1
         agreed = bool(exchange.agreed_on("bad"))
         if agreed:
             exchange.take_back("bad")
-        elif own:
+        elif here:
             exchange.request("bad")
         return agreed
 
@@ -182,7 +196,6 @@ class BadNumbers(JobCallback):
             decision = self.communicator.broadcast_json(decision, tag=f"back to earlier weights at {when}")
             self._snapshot.restore()
             self.core.multiply_rate(decision["factor"])
-        self.model.reset_metrics()  # a sum that is not finite stays so
         done, factor = "the step is left out", None
         if self._snapshot is not None:
             done, factor = f"back to the weights of the epoch's start, at {self.factor:g} of the rate", self.factor

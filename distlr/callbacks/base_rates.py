@@ -50,20 +50,35 @@ class BaseRates(JobCallback):
         super().__init__()
         self._schedulers = [c for c in callbacks if isinstance(c, keras.callbacks.LearningRateScheduler)]
         self._plateaus = [(type(callback).__name__, _min_lr(callback)) for callback in callbacks]
+        self._resumed: int | None = None  # the epoch that `fit` goes on with, in its middle
 
     @staticmethod
     def is_needed(callbacks: Sequence[Any]) -> bool:
         """Whether one of these has rates that were written for one GPU."""
         return any(isinstance(c, keras.callbacks.LearningRateScheduler) or _min_lr(c) for c in callbacks)
 
+    def goes_on_within(self, epoch: int) -> None:
+        """Leaves the schedulers out as this epoch begins once more: what they set there is in the rate already.
+
+        Args:
+            epoch: from 0; called by `Checkpoint`, as `fit` begins.
+        """
+        self._resumed = epoch
+
+    def is_resumed(self, epoch: int) -> bool:
+        """Whether this epoch had begun before, in the run that is continued."""
+        return epoch == self._resumed
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Puts the change of units around the schedulers' functions."""
         self._unwrap()  # what an interrupted `fit` has left
         core = self.core
-        if not isinstance(core, ScaledOptimizer) or core.schedule is None:
+        if not isinstance(core, ScaledOptimizer):
             return
         for scheduler in self._schedulers:
-            scheduler.schedule = _InBaseRates(scheduler, speaks=self.communicator.is_root)
+            scheduler.schedule = _InBaseRates(scheduler, self, speaks=self.communicator.is_root)
+        if core.schedule is None:
+            return
         factor = core.schedule.factor
         if factor != 1.0 and self.communicator.is_root:
             for name, min_lr in self._plateaus:
@@ -80,6 +95,7 @@ class BaseRates(JobCallback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Gives the schedulers their functions back."""
         self._unwrap()
+        self._resumed = None
 
     def _unwrap(self) -> None:
         for scheduler in self._schedulers:
@@ -90,9 +106,9 @@ class BaseRates(JobCallback):
 class _InBaseRates:
     """A scheduler's function, between the rates of the base batch and those that are applied."""
 
-    def __init__(self, scheduler: Any, *, speaks: bool) -> None:
+    def __init__(self, scheduler: Any, rates: BaseRates, *, speaks: bool) -> None:
         self.function = scheduler.schedule
-        self._scheduler, self._speaks = scheduler, speaks
+        self._scheduler, self._rates, self._speaks = scheduler, rates, speaks
 
     def __call__(self, epoch: int, lr: float | None = None) -> Any:
         """Sets the rate, and returns the one that is applied, which Keras then sets as well; in Keras' own ways to ask.
@@ -102,6 +118,10 @@ class _InBaseRates:
             lr: the rate that is applied; None where the function takes the epoch alone.
         """
         core = inner(self._scheduler.model.optimizer)
+        if self._rates.is_resumed(epoch):  # `lr * 0.5` would halve it twice
+            return core.learning_rate
+        if core.schedule is None:
+            return self.function(epoch) if lr is None else self.function(epoch, lr)
         before = core.base_rate
         rate = self.function(epoch) if lr is None else self.function(epoch, before)
         if not isinstance(rate, (float, np.float32, np.float64)):

@@ -15,6 +15,7 @@ import numpy as np
 
 from distlr._arguments import positive_integer
 from distlr.callbacks.base import JobCallback
+from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.counters import Counters, append_to_logs
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.interval import Interval
@@ -132,7 +133,6 @@ class Checkpoint(JobCallback):
         self._steps = self._steps_in_run = 0  # Keras' steps since the epoch began, or the run, in this process
         self._left: int | None = None  # steps of an epoch that was interrupted, and those that had been done
         self._done = 0
-        self._metrics_were_dropped = False  # in this epoch, what they had counted
         self._updates = 0  # by which the run had come before this process, with those that were left out
         self._saved_at = 0  # steps in this process
         self._left_in_model: list[str] = []  # digests of the weights that are not the training's, as `fit` ended
@@ -186,7 +186,6 @@ class Checkpoint(JobCallback):
         self._state = RunState.of(self.model, self.communicator, formula_of(optimizer))
         self._begin_at(self._state.iterations)
         if not self._begun:
-            self.journal.listen(self._heard)
             self._continue()
         else:
             from_root(
@@ -285,6 +284,10 @@ class Checkpoint(JobCallback):
             epoch, began, done = epoch + 1, began + epoch_steps.whole(done), 0
             positions = self.follow.next_epoch(positions)
         self._left, self._done, self._epoch = left or None, state.steps, epoch
+        if done:
+            for callback in self._callbacks:
+                if isinstance(callback, BaseRates):
+                    callback.goes_on_within(epoch)
         self.follow.resume(epoch, positions, began=began, done=done)
         self._begin_at(state.iterations if state.updates is None else state.updates)
         restore_seeds(self.communicator, self.model, self._ranks)
@@ -304,11 +307,11 @@ class Checkpoint(JobCallback):
             )
         if self._left is None or epoch != self._epoch:
             self._left, self._done = None, 0
-        self._epoch, self._steps, self._metrics_were_dropped = epoch, 0, False
+        self._epoch, self._steps = epoch, 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes where it is time or was asked for; in an epoch that was interrupted gives the metrics their start."""
-        if self._left is not None and self._steps == 0 and not self._metrics_were_dropped:
+        if self._left is not None and self._steps == 0:
             restore_metrics(self.communicator, self.model, self._ranks)
         self._steps_in_run += batch + 1 - self._steps
         self._steps = batch + 1
@@ -322,10 +325,6 @@ class Checkpoint(JobCallback):
                 self._answer(asked)
             else:  # a request to save waits for the epoch's end; who leaves will train the epoch anew
                 self._answer(asked - {"save"})
-
-    def _heard(self, entry: dict[str, Any]) -> None:
-        """What an interrupted epoch had counted is dropped, too, where numbers that are not finite drop it."""
-        self._metrics_were_dropped |= entry["kind"] == "bad-numbers"
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes where it is time or was asked for; after the deciders and the guard."""

@@ -199,6 +199,13 @@ class FollowEpochs(JobCallback):
             self.core.behind = self.drawn - clock
             self._tell_what_was_left_out(epoch, steps - self._before[0], samples - self._before[1])
 
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Forgets places in data that was not read: of several data sets one may be another training's."""
+        if len(self.positions) > 1:
+            for position in self.positions:
+                if not position.is_used:
+                    position.forget()
+
     def _go_on(self) -> None:
         if self._cut_short:
             self.model.stop_training = self._cut_short = False

@@ -44,7 +44,7 @@ class LossAudit:
         self.replicas = int(model.distribute_strategy.num_replicas_in_sync)
         self.communicator = communicator
         self.is_own_step = is_own_step
-        self._warned = False
+        self._warned = self._told_of_means = False
 
     def check(self, step: Step, core: ScaledOptimizer | None) -> None:
         """Looks at the losses whose gradients are about to be applied."""
@@ -66,6 +66,23 @@ class LossAudit:
             self._refuse(wrong)
         if wrong or (terms and terms <= {Term.UNKNOWN}):
             self._warn(wrong)
+
+    def check_shown(self, step: Step) -> None:
+        """Says once which metrics show a loss that is divided by the replicas, as `Mean.update_state(loss)` does."""
+        if self.replicas == 1 or not self.is_own_step or not step.means_of_losses or self._told_of_means:
+            return
+        self._told_of_means = True
+        if self.communicator.is_root:
+            names = ", ".join(dict.fromkeys(step.means_of_losses))
+            _log.warning(
+                "What these metrics show is 1/%d of the mean loss: %s. On the replicas of a strategy a loss of Keras, "
+                "and that of job.mean_loss, is divided by the batch of all %d of them, and the metric takes the mean "
+                "over them once more. The training is right. Fix: metric.update_state(loss * "
+                "job.strategy.num_replicas_in_sync).",
+                self.replicas,
+                names,
+                self.replicas,
+            )
 
     def _refuse(self, wrong: set[Term]) -> None:
         raise ConfigurationError(

@@ -95,6 +95,7 @@ class StepAudit:
         if expects_apply and not step.applied and self.model.trainable_weights:
             raise ConfigurationError(missing("apply"))
         self._others.check_step([inner(optimizer) for optimizer, _ in step.applied])
+        self._loss.check_shown(step)
         if step.samples is not None:
             self._check_all(step, step.samples)
         can_count = all(always for _, always in step.applied)

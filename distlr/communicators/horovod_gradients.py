@@ -78,7 +78,7 @@ class HorovodGradients(Requests):
         return means
 
     def _update_before(self) -> Any:
-        """What an update waits for that comes second in a graph: `agreed`, assigned once the first has all that it sent.
+        """What the second update of a graph waits for: `agreed`, assigned once the first has all that it sent.
 
         Both send under the same names, of which Horovod refuses one that is still under way. The second's gradients
         need not depend on the first's: that of a Wasserstein loss by the last layer's bias is a constant.

@@ -42,14 +42,22 @@ def accumulate(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any
         # Equal on all replicas of all workers.
         tf.cond(strategy.experimental_local_results(updates)[0], lambda: update(strategy), lambda: None)
 
+    tf.distribute.get_replica_context().merge_call(everywhere, args=(updates,))
+    if optimizer.use_ema:  # at every step, as in Keras
+        optimizer._update_model_variables_moving_average(optimizer._trainable_variables)
+        if optimizer.ema_overwrite_frequency:
+            overwrite_with_averages(optimizer)
+
+
+def overwrite_with_averages(optimizer: Any) -> None:
+    """Puts the averages into the model where `ema_overwrite_frequency` says so; all replicas together, as Keras cannot.
+
+    Keras asks whether it is time in each replica, and TensorFlow lets no replica meet the others in a condition.
+    """
+
     def overwrite(strategy: tf.distribute.Strategy) -> None:
         due = tf.equal((optimizer.iterations + 1) % optimizer.ema_overwrite_frequency, 0)
         everyone = optimizer._trainable_variables
         tf.cond(due, lambda: optimizer._overwrite_model_variables_with_average_value(everyone), lambda: None)
 
-    context = tf.distribute.get_replica_context()
-    context.merge_call(everywhere, args=(updates,))
-    if optimizer.use_ema:  # at every step, as in Keras
-        optimizer._update_model_variables_moving_average(optimizer._trainable_variables)
-        if optimizer.ema_overwrite_frequency:
-            context.merge_call(overwrite)
+    tf.distribute.get_replica_context().merge_call(overwrite)

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from distlr.optimizer.accumulation import accumulate
+from distlr.optimizer.accumulation import accumulate, overwrite_with_averages
 from distlr.optimizer.adoption import BAD_STEPS
 from distlr.optimizer.formula import FormulaRate
 from distlr.optimizer.gate import agreed, are_finite, global_norm, only_if
@@ -245,8 +245,16 @@ class FormulaUpdate(FormulaRate):
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             if tf.is_tensor(gradient) and not isinstance(gradient, tf.IndexedSlices):
                 gradient.set_shape(variable.shape)  # which a function of the user's own may have lost
+        frequency = self.ema_overwrite_frequency
         if self.gradient_accumulation_steps and on_replicas():
             accumulate(self, grads, trainable_variables)
+        elif self.use_ema and frequency and on_replicas():
+            self.ema_overwrite_frequency = None
+            try:
+                super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
+            finally:
+                self.ema_overwrite_frequency = frequency
+            overwrite_with_averages(self)
         else:
             super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
 

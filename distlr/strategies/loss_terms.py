@@ -85,7 +85,8 @@ class _Walk:
         if op.type in _ADDED:
             return of([part for part in inputs if part.dtype.is_floating])
         if op.type in _REDUCED:
-            return of(inputs[:1], reduced or self._reduction(op))
+            # The innermost one over the batch counts: what is outside of it no longer has the batch's axis.
+            return of(inputs[:1], self._reduction(op) or reduced)
         if op.type == "Mul":
             return self._product(inputs, of, within_keras)
         if op.type in _QUOTIENTS:
@@ -132,8 +133,11 @@ class _Walk:
             return None
         axes = tf.get_static_value(op.inputs[1])
         if axes is not None and value.shape.rank is not None:
-            kept = {int(axis) % max(value.shape.rank, 1) for axis in axes.reshape(-1)}
-            if 0 not in kept:
+            over = {int(axis) % max(value.shape.rank, 1) for axis in axes.reshape(-1)}
+            batch_axis = int(
+                value.op.type == "Pack" and value.op.get_attr("axis") == 0
+            )  # of a stack of losses a sample
+            if batch_axis not in over:
                 return None
         return Term.MEAN if op.type == "Mean" else Term.SUM
 

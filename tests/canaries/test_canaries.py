@@ -48,6 +48,9 @@ ALLOWED = [
     ("", "UserWarning: `shuffle=True` was passed, but will be ignored"),  # Keras', to all who hand `fit` a tf.data
     # True where batch normalization's averages move; that the base is called with training=False no one can see.
     ("transfer_learning", "distlr: The moving averages of 1 layers"),
+    # True on replicas: the numbers that these show are a share of the mean.
+    ("dcgan", "distlr: What these metrics show is 1/"),
+    ("vae", "distlr: What these metrics show is 1/"),
     # True as well: the critic's clock counts its updates. Its rate is constant, so that the script is right.
     ("wgan_gp", "distlr: [rank 0] The train_step applies the optimizer 'adam' 2 times a step"),
 ]
