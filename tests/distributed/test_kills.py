@@ -80,7 +80,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(launching,
 
 
 @pytest.mark.parametrize("waits", ["updates", "collectives"] if IS_EVERY else ["updates"])
-def test_workers_that_are_suspended_go_on(launching, tmp_path, waits) -> None:
+@pytest.mark.parametrize("launcher", ["multi-worker", "gloo", "mpirun"] if IS_EVERY else ["multi-worker"])
+def test_ranks_that_are_suspended_go_on(launching, tmp_path, launcher, waits) -> None:
     """For twice as long as they may wait (SIGSTOP, as a scheduler does it): time that nobody ran does not count."""
 
     def suspend(ranks):
@@ -94,6 +95,6 @@ def test_workers_that_are_suspended_go_on(launching, tmp_path, waits) -> None:
             time.sleep(12 if number == signal.SIGSTOP else 0)
 
     script = ["tests/distributed/scripts/suspended.py", str(tmp_path), waits]
-    finished = launching.launch("multi-worker", 2, script, limit=100, watch=suspend).check()
+    finished = launching.launch(launcher, 2, script, limit=100, watch=suspend).check()
     for rank in (0, 1):
         assert f"[rank {rank}] all updates, at 0.4000" in finished.output, finished.output[-4000:]

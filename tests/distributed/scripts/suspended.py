@@ -33,5 +33,5 @@ for update in range(UPDATES):
         time.sleep(0.05)
     if sys.argv[2] == "collectives":
         job.communicator.barrier(tag=f"before update {update}")
-    step(tf.ones(1) / job.replicas)  # of which the replicas' sum is 1
+    step(tf.ones(1) / job.strategy.num_replicas_in_sync)  # the optimizer sums over a strategy, and averages over ranks
 print(f"[rank {job.rank}] all updates, at {float(variable.numpy()[0]):.4f}", flush=True)
