@@ -144,7 +144,12 @@ class Communicator(abc.ABC):
         """
 
     def lost_rank(self, message: str) -> int | None:
-        """The rank that an error of the engine's says is lost, where it names one."""
+        """The rank that an error of the engine's says is lost, where it names one.
+
+        >>> from distlr.communicators import SingleCommunicator
+        >>> SingleCommunicator().lost_rank("Connection reset by peer") is None
+        True
+        """
         return None
 
     @final
