@@ -23,6 +23,7 @@ from distlr.communicators.fused import Bundle, exchange_bundles, first_of, numbe
 from distlr.communicators.horovod_gradients import check_compression
 from distlr.digest import compare_ranks, rank_state, weights_digests
 from distlr.duration import Duration
+from distlr.engine_errors import explained
 from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.metrics import are_distributed, read_states, results
 from distlr.metrics_check import check_counted, checked
@@ -123,7 +124,13 @@ class Job:
         True
         """
         scope: contextlib.AbstractContextManager[Any] = self.strategy.scope()
-        return scope
+        return self._explained(scope) if self.communicator.strategy_spans_ranks else scope
+
+    @contextlib.contextmanager
+    def _explained(self, scope: contextlib.AbstractContextManager[Any]) -> Iterator[Any]:
+        """The scope; workers make each variable together, and one that is lost meanwhile is named."""
+        with explained(self.communicator, "What job.scope() holds"), scope as inside:
+            yield inside
 
     # -- what is trained with ------------------------------------------------------------------------
 

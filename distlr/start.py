@@ -19,7 +19,6 @@ from distlr.communicators.strategy import StrategyCommunicator
 from distlr.errors import ConfigurationTypeError, received
 from distlr.job import Job
 from distlr.strategies import (
-    bound,
     check_strategy,
     connect_workers,
     local_gpus,
@@ -124,5 +123,5 @@ def _spanning(choice: Choice, strategy: tf.distribute.Strategy | None, timeout: 
             )
         with meeting(addresses, rank, timeout, secret):
             made = connect_workers(addresses, rank, timeout)
-    bound(made, timeout, rank)
-    return Job(made, choice.backend, StrategyCommunicator(made, addresses, rank, timeout))
+    made.communicator = StrategyCommunicator(made, addresses, rank, timeout)
+    return Job(made, choice.backend, made.communicator)

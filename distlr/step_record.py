@@ -12,6 +12,8 @@ import keras
 import tensorflow as tf
 
 import distlr._environment  # noqa: F401  (checks the installation first)
+from distlr.communicators import Communicator
+from distlr.engine_errors import explained
 
 __all__ = ["Step", "StepListener", "StepRecord", "applying", "note_share", "overrides_train_step", "record_of"]
 
@@ -20,7 +22,13 @@ _of_thread = threading.local()  # `.step` is what this thread traces or runs
 
 
 class StepListener(Protocol):
-    """Hears of what a step does; what it raises ends the training there."""
+    """Hears of what a step does; what it raises ends the training there.
+
+    Attributes:
+        communicator: the job's.
+    """
+
+    communicator: Communicator
 
     @property
     def is_on(self) -> bool:
@@ -155,10 +163,11 @@ class StepRecord:
         """Keras' training function, which also says when its first call of a `fit` has returned."""
 
         def train_function_of_record(iterator: Any) -> Any:
-            logs = train_function(iterator)
+            listener = self.listener
+            with contextlib.nullcontext() if listener is None else explained(listener.communicator, "An update"):
+                logs = train_function(iterator)
             if self._is_first:
                 self._is_first = False
-                listener = self.listener
                 if listener is not None:
                     listener.on_first_call(self)
             return logs

@@ -35,6 +35,7 @@ from distlr.communicators.frames import (
     to_json,
 )
 from distlr.communicators.log import CollectiveLog
+from distlr.communicators.lost_ranks import survivor_message
 from distlr.errors import (
     ConfigurationError,
     ConfigurationTypeError,
@@ -141,6 +142,29 @@ class Communicator(abc.ABC):
         Returns:
             `size` uint8 arrays, the same on all ranks; each may have padding after its own bytes.
         """
+
+    def lost_rank(self, message: str) -> int | None:
+        """The rank that an error of the engine's says is lost, where it names one.
+
+        >>> from distlr.communicators import SingleCommunicator
+        >>> SingleCommunicator().lost_rank("Connection reset by peer") is None
+        True
+        """
+        return None
+
+    @final
+    def survivor_message(self, what: str, message: str) -> str:
+        """What this rank says where the engine has ended something because a rank is lost.
+
+        >>> from distlr.communicators import SingleCommunicator
+        >>> SingleCommunicator().survivor_message("An update", "Connection reset by peer").partition(", or")[0]
+        '[rank 0] An update ended because a rank of 1 ended'
+
+        Args:
+            what: what has ended, to begin a sentence with.
+            message: the engine's error.
+        """
+        return survivor_message(self.rank, self.size, what, self.timeout, self.lost_rank(message))
 
     @property
     def ranks_changed(self) -> bool:

@@ -138,10 +138,8 @@ class HorovodCommunicator(Communicator):
         try:
             yield
         except tf.errors.OpError as error:
-            ended = CollectiveTimeoutError(
-                f"[rank {self.rank}] {label} ended because a rank of {self.size} ended, or did not come within "
-                f"{self.timeout or float('inf'):g} s.{hint} Horovod says: {error.message.strip()}"
-            )
+            text = self.survivor_message(label, error.message)
+            ended = CollectiveTimeoutError(f"{text}{hint} Horovod says: {error.message.strip()}")
             ended.by_engine = True
             raise ended from error
 

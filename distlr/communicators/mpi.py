@@ -16,6 +16,7 @@ from distlr.errors import CollectiveTimeoutError, DistributionError
 
 __all__ = ["MpiCommunicator"]
 
+_AWAKE = 1.0  # seconds between two looks: what is longer is a suspension
 _FIRST_PAUSE, _LONGEST_PAUSE = 10e-6, 1e-3  # seconds
 
 
@@ -49,19 +50,19 @@ class MpiCommunicator(Communicator):
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         # In units of 8 bytes, so that MPI's 32-bit counts reach 16 GiB. The sizes are a collective of MPI's own.
-        deadline = time.monotonic() + float(self.timeout or 0.0)
+        patience = _Patience(float(self.timeout or 0.0))
         words = frame.view(np.int64)
         own, sizes = np.array([words.size], np.int64), np.empty(self.size, np.int64)
-        self._wait(self._communicator.Iallgather(own, sizes), (own, sizes), deadline, label)
+        self._wait(self._communicator.Iallgather(own, sizes), (own, sizes), patience, label)
         received = np.empty(int(sizes.sum()), np.int64)
         request = self._communicator.Iallgatherv(words, [received, sizes.tolist()])
-        self._wait(request, (words, received), deadline, label)
+        self._wait(request, (words, received), patience, label)
         return split(received.view(np.uint8), self.size, label)
 
-    def _wait(self, request: Any, buffers: tuple[np.ndarray, ...], deadline: float, label: str) -> None:
+    def _wait(self, request: Any, buffers: tuple[np.ndarray, ...], patience: _Patience, label: str) -> None:
         pause = _FIRST_PAUSE
         while not request.Test():
-            if time.monotonic() > deadline:
+            if patience.is_over():
                 self._abandon(request, buffers)
                 raise CollectiveTimeoutError(
                     f"[rank {self.rank}] waited {self.timeout:g} s in {label} for the other ranks of {self.size}. "
@@ -79,6 +80,24 @@ class MpiCommunicator(Communicator):
 
     def _abort(self) -> None:
         self._communicator.Abort(1)
+
+
+class _Patience:
+    """The time that a rank waits, of which it counts what it was awake for: the others are suspended when it is.
+
+    Args:
+        seconds: how long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._left, self._looked = seconds, time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether the time has passed; to be asked all the time."""
+        now = time.monotonic()
+        self._left -= min(now - self._looked, _AWAKE)
+        self._looked = now
+        return self._left < 0
 
 
 def _mpi() -> Any:

@@ -34,7 +34,10 @@ _RETRY = 0.1  # seconds between two attempts to connect
 _GRACE = 10.0  # seconds in which somebody who has connected must speak
 _LINGER = 2.0  # seconds for which a problem is told to those that come
 _SHOWN = 1000  # characters of what another process said
-_CONNECTIONS = 256  # that are read at the same time; then the oldest goes
+_STRANGERS = 256  # that are read at the same time, before they have said who they are; then the oldest goes
+_ATTEMPTS = 20  # where a connection is closed before it was read: the other side has too many, or has ended
+
+_ENDED = "rank 0 ended. Fix: look at what it said last."
 
 _Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -143,7 +146,8 @@ class _Worker:
     def __init__(self, workers: Sequence[str], rank: int, deadline: float, messenger: Messenger) -> None:
         self.workers, self.rank, self.deadline, self.messenger = list(workers), rank, deadline, messenger
         self.connections: dict[int, socket.socket] = {}
-        self._tasks: collections.deque[asyncio.Task[None]] = collections.deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._strangers: collections.deque[asyncio.Task[None]] = collections.deque()  # of the tasks, the oldest first
 
     @property
     def seconds_left(self) -> float:
@@ -156,17 +160,18 @@ class _Worker:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
             assert task is not None
-            self._tasks.append(task)
-            if len(self._tasks) > _CONNECTIONS:
-                self._tasks.popleft().cancel()
+            self._tasks.add(task)
+            self._strangers.append(task)
+            if len(self._strangers) > _STRANGERS:
+                self._strangers.popleft().cancel()
             try:
                 await handle(reader, writer)
             except asyncio.CancelledError:
                 pass  # too many connections, or the meeting is over
             finally:
                 writer.close()
-                if task in self._tasks:
-                    self._tasks.remove(task)
+                self._tasks.discard(task)
+                self._trust(task)
 
         servers = []
         try:
@@ -179,8 +184,15 @@ class _Worker:
             for task in self._tasks:
                 task.cancel()
 
-    async def _connect(self, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Tries until the deadline."""
+    def _trust(self, task: asyncio.Task[None] | None) -> None:
+        """Keeps a connection however many strangers come."""
+        with contextlib.suppress(ValueError):  # it is none of the strangers' any more
+            self._strangers.remove(task)  # type: ignore[arg-type]
+
+    async def _connect(
+        self, address: str, is_patient: bool = True
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Tries until the deadline, or once."""
         host, port = _host(address), int(address.rpartition(":")[2])
         while True:
             try:
@@ -189,7 +201,7 @@ class _Worker:
             except asyncio.TimeoutError:
                 raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
             except OSError:
-                if self.seconds_left <= _RETRY:
+                if not is_patient or self.seconds_left <= _RETRY:
                     raise
                 await asyncio.sleep(_RETRY)
 
@@ -231,6 +243,7 @@ class _FirstWorker(_Worker):
         hello = await self.messenger.receive(reader, min(_GRACE, self.seconds_left))
         if hello is None or hello.get("nonce") != nonce or not isinstance(hello.get("token"), str):
             return  # a scan of the port, a worker that ended, a stranger
+        self._trust(asyncio.current_task())
         token = hello["token"]
         problem = self._problem or await self._check(hello)
         if problem:
@@ -256,15 +269,19 @@ class _FirstWorker(_Worker):
             return f"two workers take themselves for rank {_printable(rank)}. Fix: start each worker of the list once."
         self._calling.add(rank)
         address = self.workers[rank]
-        try:
-            reader, writer = await self._connect(address)
-        except OSError as error:
-            return f"rank {rank} came, but cannot be reached at {address} ({error}). Fix: correct its address."
-        with contextlib.closing(writer):
-            self.messenger.send(writer, {"call": hello["token"]})
-            answer = await self.messenger.receive(reader, _GRACE)
-        if answer == {"rank": rank, "token": hello["token"]}:
-            return ""
+        for _ in range(_ATTEMPTS):
+            try:
+                reader, writer = await self._connect(address)
+            except OSError as error:
+                return f"rank {rank} came, but cannot be reached at {address} ({error}). Fix: correct its address."
+            with contextlib.closing(writer):
+                self.messenger.send(writer, {"call": hello["token"]})
+                answer = await self.messenger.receive(reader, _GRACE)
+            if answer == {"rank": rank, "token": hello["token"]}:
+                return ""
+            if answer is not None or not _is_closed(reader):
+                break
+            await asyncio.sleep(_RETRY)
         return f"somebody else than rank {rank} answers at {address}. Fix: correct its address."
 
     def _tell(self, writer: asyncio.StreamWriter, token: str) -> None:
@@ -291,25 +308,35 @@ class _OtherWorker(_Worker):
 
     async def meet(self) -> str:
         """What is wrong; an empty text where all may start."""
-        unreachable = f"rank 0 cannot be reached at {self.workers[0]}. Fix: start it, and correct its address."
+        problem: str | None = None
         async with self._listening(self._answer):
-            try:
-                reader, writer = await self._connect(self.workers[0])
-            except OSError:
-                return unreachable
-            with contextlib.closing(writer):
-                return await self._ask(reader, writer, unreachable)
+            for attempt in range(_ATTEMPTS):
+                try:
+                    reader, writer = await self._connect(self.workers[0], is_patient=attempt == 0)
+                except OSError:
+                    return _ENDED if attempt else self._unreachable
+                with contextlib.closing(writer):
+                    problem = await self._ask(reader, writer)
+                if problem is not None:
+                    return problem
+                await asyncio.sleep(_RETRY)
+        return self._unanswered(_ENDED)
 
-    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unreachable: str) -> str:
+    @property
+    def _unreachable(self) -> str:
+        return f"rank 0 cannot be reached at {self.workers[0]}. Fix: start it, and correct its address."
+
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str | None:
+        """What is wrong, or an empty text; None where rank 0 closed the connection before it knew who this is."""
         question = await self.messenger.receive(reader, min(_GRACE, self.seconds_left))
         if question is None:
-            return self._unanswered(unreachable)
+            return None if _is_closed(reader) else self._unanswered(self._unreachable)
         hello = {"rank": self.rank, "token": self._token, "workers": self.workers, "nonce": question.get("nonce")}
         self.messenger.send(writer, hello)
         # Rank 0 calls back, and then says what is wrong, or at once. It waits no longer than until its own deadline.
         verdict = await self.messenger.receive(reader, self.seconds_left + _GRACE + _LINGER)
         if verdict is None or verdict.get("token") != self._token:
-            return self._unanswered("rank 0 ended. Look at what it said.")
+            return None if verdict is None and _is_closed(reader) else self._unanswered(_ENDED)
         problem = verdict.get("problem")
         if problem == "":
             self._keep(0, writer)
@@ -328,6 +355,11 @@ class _OtherWorker(_Worker):
             f"what answers at {self.workers[0]} does not know this job's secret. Fix: start all workers with the same "
             f"{SECRET}."
         )
+
+
+def _is_closed(reader: asyncio.StreamReader) -> bool:
+    """Whether the other side has closed a connection of which nothing is left to read."""
+    return reader.at_eof() or reader.exception() is not None
 
 
 def _listeners(workers: Sequence[str], rank: int) -> Iterator[socket.socket]:
@@ -363,7 +395,7 @@ def _listen_at(addresses: Sequence[str], port: int) -> list[socket.socket]:
     for address in addresses:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
-            listeners.append(socket.create_server((address, port), family=family, backlog=_CONNECTIONS))
+            listeners.append(socket.create_server((address, port), family=family, backlog=_STRANGERS))
         except OSError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 for listener in listeners:
@@ -376,7 +408,7 @@ def _listen_everywhere(port: int) -> list[socket.socket]:
     # Where both can be had, the others come by IPv6 or by IPv4, as the list says.
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
-    return [socket.create_server(("", port), family=family, backlog=_CONNECTIONS, dualstack_ipv6=both)]
+    return [socket.create_server(("", port), family=family, backlog=_STRANGERS, dualstack_ipv6=both)]
 
 
 def _host(address: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from distlr.communicators.base import Communicator
 from distlr.communicators.frames import Frame
 from distlr.communicators.launches import place_on_host
+from distlr.communicators.lost_ranks import lost_worker
 from distlr.errors import CollectiveTimeoutError
 
 __all__ = ["StrategyCommunicator"]
@@ -30,7 +31,7 @@ class StrategyCommunicator(Communicator):
         strategy: the strategy, whose workers are connected.
         addresses: "host:port" of each worker, in the order of the ranks.
         rank: which of them this process is.
-        timeout: seconds after which TensorFlow ends a collective for which some ranks wait.
+        timeout: seconds after which a watchdog ends a collective, or an update, for which some ranks wait.
     """
 
     strategy_spans_ranks = True
@@ -38,8 +39,12 @@ class StrategyCommunicator(Communicator):
 
     def __init__(self, strategy: Any, addresses: Sequence[str], rank: int, timeout: float) -> None:
         super().__init__("multi-worker", rank, len(addresses), *place_on_host(addresses, rank))
+        from distlr.strategies.watchdog import bound
+
         self.timeout = timeout
+        self._watchdog = bound(strategy, timeout, rank)
         resolver = strategy.cluster_resolver
+        self._chiefs = len(resolver.cluster_spec().as_dict().get("chief", []))
         self._device = f"/job:{resolver.task_type}/replica:0/task:{resolver.task_id}/device:CPU:0"
 
     def gradients(self, prefix: str, compression: str = "none") -> Any:
@@ -48,27 +53,30 @@ class StrategyCommunicator(Communicator):
 
         return StrategyGradients()
 
+    def lost_rank(self, message: str) -> int | None:
+        """The worker to which TensorFlow's connection broke."""
+        return lost_worker(message, self._chiefs)
+
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         import tensorflow as tf
 
+        if self.size == 1:
+            return [frame]
         words = frame.view(np.int64)
         try:
-            lengths = self._gather(np.array([len(words)], np.int64))
-            padded = np.zeros(int(lengths.max()), np.int64)
-            padded[: len(words)] = words
-            everyone = self._gather(padded).reshape(self.size, -1)
+            with self._watchdog.watching(label):
+                lengths = self._gather(np.array([len(words)], np.int64))
+                padded = np.zeros(int(lengths.max()), np.int64)
+                padded[: len(words)] = words
+                everyone = self._gather(padded).reshape(self.size, -1)
         except tf.errors.OpError as error:
-            raise CollectiveTimeoutError(
-                f"[rank {self.rank}] {label} ended because a rank of {self.size} ended, or did not come within "
-                f"{self.timeout:g} s. TensorFlow says: {error.message.strip()}"
-            ) from error
+            text = self.survivor_message(label, error.message)
+            raise CollectiveTimeoutError(f"{text} TensorFlow says: {error.message.strip()}") from error
         return [row[:length].view(np.uint8) for row, length in zip(everyone, lengths, strict=True)]
 
     def _gather(self, words: np.ndarray) -> np.ndarray:
         import tensorflow as tf
 
-        if self.size == 1:
-            return words
         with tf.device(self._device):
             gathered = tf.raw_ops.CollectiveGatherV2(
                 input=tf.constant(words),
@@ -77,7 +85,7 @@ class StrategyCommunicator(Communicator):
                 instance_key=next(_instances),
                 ordering_token=[],
                 communication_hint="ring",
-                timeout_seconds=self.timeout,
+                timeout_seconds=0,  # the watchdog's
             )
         result: np.ndarray = gathered.numpy()
         return result

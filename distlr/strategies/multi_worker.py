@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +11,16 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from distlr.communicators import Communicator
+from distlr.engine_errors import explained
 from distlr.errors import DistributionError
 from distlr.strategies.batches import split_batches
 
 __all__ = ["MultiWorker", "addresses_of", "connect_workers", "mend", "slurm_workers"]
 
 _SLURM_PORTS = range(12_000, 32_000)  # below the range from which systems give ports away
+
+_LONGEST_SUSPENSION = 30 * 24 * 3600  # seconds
 
 _OFF = tf.data.experimental.AutoShardPolicy.OFF
 
@@ -30,7 +35,12 @@ class MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
 
     A data set that is a worker's own share already (`job.shard` turns TensorFlow's sharding of it off) is given to the
     worker's devices as it is, without asking the other workers at each step whether theirs goes on.
+
+    Attributes:
+        communicator: the job's, once there is one; it names the workers in an error.
     """
+
+    communicator: Communicator | None = None
 
     def reduce(self, reduce_op: Any, value: Any, axis: int | None = None) -> Any:
         """As in TensorFlow; of a structure this worker's first replica's, of scalars along an axis their local mean."""
@@ -39,7 +49,8 @@ class MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
         local = self.experimental_local_results(value)
         if axis is not None and getattr(local[0], "shape", None) is not None and local[0].shape.rank == 0:
             return tf.add_n(list(local)) / tf.cast(len(local), local[0].dtype)
-        return super().reduce(reduce_op, value, axis=axis)
+        with contextlib.nullcontext() if self.communicator is None else explained(self.communicator, "A reduction"):
+            return super().reduce(reduce_op, value, axis=axis)
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
         """As in TensorFlow; a worker's own share goes to its devices, with no word to the others."""
@@ -103,7 +114,7 @@ def connect_workers(addresses: Sequence[str], rank: int, timeout: float) -> tf.d
         num_accelerators={"GPU": len(gpus)},
         rpc_layer="grpc",
     )
-    _bear_suspension(addresses, timeout)
+    _bear_suspension(addresses)
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=kinds.NCCL if gpus else kinds.RING, timeout_seconds=timeout
     )
@@ -116,10 +127,12 @@ def connect_workers(addresses: Sequence[str], rank: int, timeout: float) -> tf.d
         ) from error
 
 
-def _bear_suspension(addresses: Sequence[str], timeout: float) -> None:
-    """Takes no worker for lost that does not answer for a while: `timeout` seconds, in place of TensorFlow's ten.
+def _bear_suspension(addresses: Sequence[str]) -> None:
+    """Takes no worker for lost that sends TensorFlow no sign of life, which it would after ten seconds.
 
-    Schedulers suspend processes (SIGSTOP), and a process of Python's may be busy for some seconds.
+    Schedulers suspend jobs (SIGSTOP) for hours, and at SIGCONT the first worker may look before the others have sent
+    one. A worker that has ended shows in its closed connections, and one that hangs in what waits for it: collectives
+    have a bound of their own.
     """
     # Where the module of this message stands differs by TensorFlow's version.
     jobs = tf.compat.v1.ConfigProto().experimental.coordination_config.coordinated_job_list
@@ -127,7 +140,7 @@ def _bear_suspension(addresses: Sequence[str], timeout: float) -> None:
         service_type="standalone",
         service_leader="/job:worker/replica:0/task:0",
         coordinated_jobs=[jobs.add(name="worker", num_tasks=len(addresses))],
-        heartbeat_timeout_in_ms=round(timeout * 1000),
+        heartbeat_timeout_in_ms=_LONGEST_SUSPENSION * 1000,
     )
 
 

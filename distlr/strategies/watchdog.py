@@ -1,11 +1,12 @@
-"""The bound on what an update waits for other workers."""
+"""The bound on what an update, or a collective of the control plane, waits for other workers."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,11 +18,12 @@ _NONE = tf.distribute.experimental.CommunicationOptions(timeout_seconds=0)
 
 
 class Watchdog:
-    """Ends this process' collectives when one that stands in an update has waited for too long.
+    """Ends this process' collectives when one of them has waited for too long.
 
     TensorFlow can bound a collective itself, but starts two threads for each and keeps them until the time has passed:
-    at fifty steps a second and ten minutes the process aborts. So those of an update have no such bound. They count, in
-    the graph, when they begin and when they end, and one thread looks at the counts every now and then.
+    at fifty steps a second and ten minutes the process aborts. It also counts the time in which the process was
+    suspended. So those of an update, and those of the control plane, have no such bound. They count when they begin and
+    when they end, an update's in the graph, and one thread looks at the counts every now and then.
 
     Args:
         timeout: seconds.
@@ -34,6 +36,8 @@ class Watchdog:
         with tf.device("/CPU:0"):  # where it can be read while a GPU waits
             self._begun = tf.Variable(0, trainable=False, dtype=tf.int64, aggregation=first)
             self._ended = tf.Variable(0, trainable=False, dtype=tf.int64, aggregation=first)
+        self._begun_eagerly = self._ended_eagerly = 0
+        self._what = "An update"
         self._thread: threading.Thread | None = None
         self._seen, self._looked, self._waited = (0, 0), 0.0, 0.0
 
@@ -44,11 +48,7 @@ class Watchdog:
             reduce: what waits for the other workers.
             tensors: dense or sparse; the last one waits for the count.
         """
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=_watch, args=(weakref.ref(self),), name="distlr watchdog", daemon=True
-            )
-            self._thread.start()
+        self._start()
         *others, last = tensors
         with tf.control_dependencies([last]):  # the end of the data stops the step before it counts
             begun = self._begun.assign_add(1)
@@ -59,9 +59,33 @@ class Watchdog:
             self._ended.assign_add(1)
         return [*others, last]
 
+    @contextlib.contextmanager
+    def watching(self, what: str) -> Iterator[None]:
+        """Counts a collective that runs eagerly, outside of updates, in the context.
+
+        Args:
+            what: it is called in the error.
+        """
+        self._start()
+        self._what = what
+        self._begun_eagerly += 1
+        try:
+            yield
+        finally:
+            self._ended_eagerly += 1
+            self._what = "An update"
+
     def counts(self) -> tuple[int, int]:
         """How many such waits have begun, and how many have ended."""
-        return int(self._begun.numpy()), int(self._ended.numpy())
+        begun, ended = int(self._begun.numpy()), int(self._ended.numpy())
+        return begun + self._begun_eagerly, ended + self._ended_eagerly
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=_watch, args=(weakref.ref(self),), name="distlr watchdog", daemon=True
+            )
+            self._thread.start()
 
     @property
     def pause(self) -> float:
@@ -84,11 +108,11 @@ class Watchdog:
         return self._waited > self.timeout
 
     def end(self) -> None:
-        """Ends the collectives: the update raises, and so does all that would wait for workers after it."""
+        """Ends the collectives: what waits raises, and so does all that would wait for workers after it."""
         context.context().abort_collective_ops(
             tf.errors.DEADLINE_EXCEEDED,
-            f"[rank {self.rank}] An update has waited for the other workers for {self.timeout:g} s: one has ended, "
-            "hangs, or is in another step. To mend it: look at what the others said last; give distlr.init(timeout=) "
+            f"[rank {self.rank}] {self._what} has waited for the other workers for {self.timeout:g} s: one has ended, "
+            "hangs, or is elsewhere. To mend it: look at what the others said last; give distlr.init(timeout=) "
             "more seconds if one may take so long.",
         )
 
@@ -103,15 +127,15 @@ def _watch(reference: weakref.ref[Watchdog]) -> None:
         time.sleep(pause)
 
 
-def bound(strategy: tf.distribute.Strategy, timeout: float, rank: int) -> None:
-    """Bounds what updates on a strategy wait for its other workers; a second call sets another time."""
+def bound(strategy: tf.distribute.Strategy, timeout: float, rank: int) -> Watchdog:
+    """Bounds what updates and collectives on a strategy wait for its other workers; a second call sets another time."""
     watchdog = watchdog_of(strategy)
     if watchdog is None:
-        strategy._distlr_watchdog = Watchdog(timeout, rank)
-    else:
-        watchdog.timeout = timeout
+        watchdog = strategy._distlr_watchdog = Watchdog(timeout, rank)
+    watchdog.timeout = timeout
+    return watchdog
 
 
 def watchdog_of(strategy: tf.distribute.Strategy) -> Watchdog | None:
-    """What bounds a strategy's updates, where it has other workers."""
+    """What bounds a strategy's updates and collectives, where it has other workers."""
     return getattr(strategy, "_distlr_watchdog", None)

@@ -34,6 +34,16 @@ class Alone:
         raise SystemExit(status)
 
 
+def test_time_in_which_the_process_was_suspended_does_not_count(monkeypatch) -> None:
+    """For an hour, in a collective: at SIGCONT the others need their time to come."""
+    now = [1000.0]
+    monkeypatch.setattr(mpi.time, "monotonic", lambda: now[0])
+    patience = mpi._Patience(3.0)
+    for seconds, is_over in ((1, False), (3600, False), (0.5, False), (1, True)):
+        now[0] += seconds
+        assert patience.is_over() is is_over
+
+
 def test_the_buffers_of_a_request_that_is_pending_are_kept_until_the_job_is_ended(monkeypatch) -> None:
     at_exit = []
     monkeypatch.setattr("atexit.register", at_exit.append)

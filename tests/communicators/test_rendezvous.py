@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pathlib
 import socket
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 import pytest
 
 from distlr.cli.local_workers import free_addresses
+from distlr.communicators import rendezvous
 from distlr.communicators.rendezvous import check_addresses, meet
 from distlr.communicators.signed_messages import Messenger
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError
@@ -129,59 +131,18 @@ def test_what_is_no_worker_is_passed_over(workers) -> None:
     assert heard == [""]
 
 
-def _forged(**hello: object) -> bytes:
-    return Messenger().encode({"token": "t", "nonce": "n", "workers": [], **hello})
-
-
-HOSTILE = [
-    b"",
-    b"\n",
-    b"[" * 200_000 + b"\n",
-    b"9" * 200_000 + b"\n",
-    b"x" * 3_000_000,
-    b"\xff\xfe\x00\n",
-    b"GET / HTTP/1.0\r\n\r\n",
-    b'{"distlr": 3, "signature": 4}\n',
-    b'{"distlr": "[[[[", "signature": ""}\n',
-    _forged(rank=1),
-    _forged(rank="\x1b[31mred\nline"),
-    _forged(rank=[1]),
-    _forged(rank=10**300),
-    _forged(rank=True, workers=None),
-    Messenger().encode({"call": "t"}),
-    Messenger().encode({"token": "t", "problem": "\x1b[31mforged"}),
-]
-
-
-def _disturb(addresses: Sequence[str], stop: threading.Event, count: int = 200) -> threading.Thread:
-    """Sends `count` hostile messages to the addresses, in turn; every third connection says nothing and stays open."""
-
-    def run() -> None:
-        with contextlib.ExitStack() as stack:
-            for number in range(count):
-                if stop.is_set():
-                    return
-                host, _, port = addresses[number % len(addresses)].rpartition(":")
-                with contextlib.suppress(OSError):
-                    connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=1))
-                    connection.settimeout(1)
-                    if number % 3:
-                        connection.sendall(HOSTILE[number % len(HOSTILE)])
-                time.sleep(0.005)
-            stop.wait(20)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread
+@pytest.fixture(scope="session")
+def strangers(load_helper):
+    return load_helper(pathlib.Path(__file__).parents[1] / "_strangers.py")
 
 
 @pytest.mark.parametrize("first", [0, 2], ids=["rank 0 waits for the others", "the others wait for rank 0"])
-def test_strangers_do_not_keep_workers_from_meeting(workers, first) -> None:
+def test_strangers_do_not_keep_workers_from_meeting(workers, strangers, first) -> None:
     """While one worker waits for the others, and while all meet."""
-    stop, heard = threading.Event(), []
-    secrets = ["of the job"] * 3
+    stop, heard, secrets = threading.Event(), [], ["of the job"] * 3
     waiting = threading.Thread(target=lambda: heard.extend(_meet([(workers, first)], 30, secrets)), daemon=True)
-    disturber = _disturb(workers, stop)
+    disturber = threading.Thread(target=strangers.disturb, args=(workers, stop), daemon=True)
+    disturber.start()
     waiting.start()
     time.sleep(1)
     others = [rank for rank in range(3) if rank != first]
@@ -190,6 +151,37 @@ def test_strangers_do_not_keep_workers_from_meeting(workers, first) -> None:
     stop.set()
     disturber.join(30)
     assert heard == [""]
+
+
+def test_a_worker_that_waits_is_not_pushed_out(workers) -> None:
+    """By strangers who come after it, of whom the oldest go."""
+    heard: list[str] = []
+    places = [(workers, 0), (workers, 1)]
+    waiting = threading.Thread(target=lambda: heard.extend(_meet(places, 30, ["of the job"] * 3)), daemon=True)
+    waiting.start()
+    host, _, port = workers[0].rpartition(":")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_connected(host, int(port)))
+        time.sleep(1)  # worker 1 has come
+        for _ in range(300):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+        assert _meet([(workers, 2)], 30, ["of the job"]) == [""]
+        waiting.join(60)
+    assert heard == ["", ""]
+
+
+@pytest.mark.parametrize("handler", ["_FirstWorker._greet", "_OtherWorker._answer"])
+def test_who_is_pushed_out_before_it_spoke_comes_again(workers, monkeypatch, handler) -> None:
+    """As many strangers as come at the same moment: a connection is closed before it is read."""
+    place, name = handler.split(".")
+    handle, numbers = getattr(getattr(rendezvous, place), name), itertools.count()
+
+    async def pushed_out(self, reader, writer) -> None:
+        if next(numbers) >= 4:
+            await handle(self, reader, writer)
+
+    monkeypatch.setattr(getattr(rendezvous, place), name, pushed_out)
+    assert _meet([(workers, rank) for rank in range(3)], 30, ["of the job"] * 3) == ["", "", ""]
 
 
 def test_what_a_stranger_says_is_printable_in_a_log(workers) -> None:

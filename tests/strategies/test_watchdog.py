@@ -71,6 +71,15 @@ def test_time_in_which_the_process_was_suspended_does_not_count() -> None:
     assert dog.is_stuck(4610.0)
 
 
+def test_a_collective_outside_of_updates_counts_too(ended) -> None:
+    dog = Watchdog(0.2, rank=1)
+    with dog.watching("barrier 'done'"):
+        assert ended.wait(20)
+        assert dog.counts() == (1, 0)
+    assert dog.counts() == (1, 1)
+    assert not any(dog.is_stuck(1000.0 + second) for second in range(9))
+
+
 def test_the_thread_ends_with_the_watchdog() -> None:
     dog = Watchdog(0.5, rank=0)
     waiting(dog)
@@ -87,8 +96,12 @@ def test_the_thread_ends_with_the_watchdog() -> None:
 def test_the_error_says_who_waited_for_how_long(monkeypatch) -> None:
     said = []
     monkeypatch.setattr(module.context.context(), "abort_collective_ops", lambda code, message: said.append(message))
-    Watchdog(600.0, rank=3).end()
+    dog = Watchdog(600.0, rank=3)
+    dog.end()
+    with dog.watching("barrier 'done'"):
+        dog.end()
     assert said[0].startswith("[rank 3] An update has waited for the other workers for 600 s")
+    assert said[1].startswith("[rank 3] barrier 'done' has waited for the other workers for 600 s")
 
 
 def test_a_strategy_has_one_and_the_last_time_counts() -> None:

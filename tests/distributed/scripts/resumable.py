@@ -12,6 +12,7 @@ import pathlib
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -23,7 +24,7 @@ directory, attempt = pathlib.Path(sys.argv[1]), sys.argv[2]
 epochs = int(sys.argv[3]) if len(sys.argv) > 3 else 6
 
 
-def train(job: distlr.Job) -> None:
+def train(job: distlr.Job, more: Sequence[keras.callbacks.Callback] = ()) -> None:
     keras.utils.set_random_seed(job.rank)  # another dropout on each rank
     batch = job.batch(PER_REPLICA, base_batch=PER_REPLICA, samples_per_epoch=SAMPLES)
     x = np.random.default_rng(0).normal(size=(SAMPLES, 8)).astype("float32")
@@ -58,6 +59,7 @@ def train(job: distlr.Job) -> None:
             log.write(f"{optimizer.samples_seen} {float(optimizer.learning_rate).hex()}\n")
 
     callbacks = [
+        *more,
         Note(),
         distlr.callbacks.ReduceLROnPlateau("val_loss", patience=1, factor=0.5, min_delta=0.1),
         distlr.callbacks.Checkpoint(directory / "checkpoints", every="10ba"),

@@ -1,0 +1,44 @@
+"""Errors of TensorFlow's that say that a rank is lost, with who says it, and who is lost where that is known."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from distlr.communicators import Communicator
+from distlr.communicators.lost_ranks import says_lost
+
+__all__ = ["explained", "with_text"]
+
+
+def with_text(error: tf.errors.OpError, text: str) -> tf.errors.OpError:
+    """The same error, of the same class, with a text before its message.
+
+    >>> error = with_text(tf.errors.UnavailableError(None, None, "Socket closed"), "[rank 0] Rank 1 ended.")
+    >>> type(error).__name__, error.message
+    ('UnavailableError', '[rank 0] Rank 1 ended. Socket closed')
+    """
+    message = f"{text} {error.message.strip()}"
+    if type(error) is tf.errors.OpError:
+        return tf.errors.OpError(error.node_def, error.op, message, error.error_code)
+    return type(error)(error.node_def, error.op, message)
+
+
+@contextlib.contextmanager
+def explained(communicator: Communicator, what: str) -> Iterator[None]:
+    """Has an error that says that a rank is lost say who speaks, and who is lost; its class stays.
+
+    Horovod's elastic mode and scripts of one's own know it by its class and by the engine's words.
+
+    Args:
+        communicator: the job's.
+        what: what such an error ends, to begin a sentence with.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if communicator.size == 1 or not says_lost(error.message):
+            raise
+        raise with_text(error, communicator.survivor_message(what, error.message)) from error
