@@ -30,6 +30,7 @@ __all__ = [
     "GraphMetrics",
     "KeptStates",
     "MetricStates",
+    "are_built",
     "are_distributed",
     "assign_states",
     "check_additive",
@@ -222,6 +223,11 @@ class GraphMetrics:
             )
         combined = reduce_over(bundles, self._how)
         return _numbers(self._compute(*(tf.constant(combined[name]) for name in self._how)))
+
+
+def are_built(metrics: Sequence[Any]) -> bool:
+    """Whether the metrics can be read: Keras makes those that `compile` was given at the first batch."""
+    return all(getattr(metric, "built", True) for metric in metrics)
 
 
 def are_distributed(metrics: Sequence[Any]) -> bool:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from distlr._version import __version__
 from distlr.communicators import Communicator
-from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
+from distlr.communicators.fused import Bundle, exchange_bundles, number, reduce_over
 from distlr.errors import StateError
 from distlr.metrics import assign_states, read_states
 from distlr.optimizer import differences, inner, read_state, training_values_of, write_state
@@ -20,18 +20,25 @@ from distlr.position import EpochSteps
 from distlr.statistics import average_over_replicas, average_sums, exchange_with_statistics
 
 __all__ = [
+    "LOG",
+    "RANK",
     "RunState",
     "are_finite",
     "gather_arrays",
+    "log_arrays",
     "rank_arrays",
     "read_arrays",
+    "read_logs",
     "restore_metrics",
     "restore_seeds",
+    "seed_values",
     "write_arrays",
     "write_weights",
 ]
 
-_WEIGHT, _OPTIMIZER, _RANK, _SEED, _METRIC = "weight/", "optimizer/", "rank/", "seed/", "metric/"
+_WEIGHT, _OPTIMIZER, _SEED, _METRIC = "weight/", "optimizer/", "seed/", "metric/"
+RANK, LOG = "rank/", "log/"
+"""What the names of arrays begin with that are one rank's own, and that are results of an epoch's training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +59,8 @@ class RunState:
         replicas: over all ranks.
         global_batch: samples an update, or None where nothing was scaled.
         accumulation: Keras' steps an update; None in files of before.
+        to_validate: where the training of that epoch is done and its validation is not, the names of what its training
+            has given; None elsewhere, and in files of before.
         factor: of the rate.
         versions: of distlr, Keras and TensorFlow; for people.
     """
@@ -71,6 +80,7 @@ class RunState:
     place: int | None = None
     updates: int | None = None
     accumulation: int | None = None
+    to_validate: list[str] | None = None
 
     @classmethod
     def of(cls, model: Any, communicator: Communicator, formula: dict[str, Any]) -> RunState:
@@ -102,13 +112,15 @@ class RunState:
         try:
             required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
             later: dict[str, Any] = {name: values.get(name) for name in ("began", "place", "updates", "accumulation")}
-            found = cls(**{name: values[name] for name in required}, **later)
+            to_validate = values.get("to_validate")
+            found = cls(**{name: values[name] for name in required}, **later, to_validate=to_validate)
             counts = [found.epoch, found.steps, found.iterations, found.samples_seen, found.ranks, found.replicas]
             counts += [count for count in later.values() if count is not None]
             counts += [number for position in found.positions for number in position[1:]]
             right = all(type(count) is int and count >= 0 for count in counts)
             right = right and all(len(position) == 3 and type(position[0]) is int for position in found.positions)
             right = right and isinstance(found.formula, dict) and found.factor > 0
+            right = right and (to_validate is None or all(isinstance(name, str) for name in to_validate))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"The checkpoint does not say where the run stood: {error!r}.") from error
         if not right:
@@ -187,7 +199,7 @@ def read_arrays(model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> dict[s
     held = training_values_of(model.optimizer)
     arrays = {f"{_WEIGHT}{i}": held.holder(weight).numpy() for i, weight in enumerate(model.weights)}
     arrays |= {_OPTIMIZER + name: value for name, value in read_state(model.optimizer).items()}
-    return arrays | {f"{_RANK}{rank}/{name}": array for rank, own in enumerate(ranks) for name, array in own.items()}
+    return arrays | {f"{RANK}{rank}/{name}": array for rank, own in enumerate(ranks) for name, array in own.items()}
 
 
 def write_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
@@ -232,11 +244,39 @@ def are_finite(arrays: Mapping[str, np.ndarray]) -> bool:
 
 def rank_arrays(arrays: Mapping[str, np.ndarray], ranks: int) -> list[dict[str, np.ndarray]]:
     """What is each rank's own, by rank, of what `read_arrays` gave."""
-    return [_under(f"{_RANK}{rank}/", arrays) for rank in range(ranks)]
+    return [_under(f"{RANK}{rank}/", arrays) for rank in range(ranks)]
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def log_arrays(logs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The numbers of an epoch's logs, by their names, as arrays, which keep all their bits, also of a NaN."""
+    arrays = {name: np.asarray(value) for name, value in logs.items()}
+    wide = {"i": np.int64, "u": np.int64, "f": np.float64}
+    return {name: array.astype(wide[array.dtype.kind]) for name, array in arrays.items() if array.dtype.kind in wide}
+
+
+def read_logs(names: Sequence[str], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The numbers of which `log_arrays` made arrays.
+
+    Args:
+        names: in the order of the logs.
+        arrays: of the checkpoint, where `LOG` is before each name.
+
+    Raises:
+        StateError: one is missing.
+    """
+    missing = [name for name in names if LOG + name not in arrays]
+    if missing:
+        raise StateError(f"The checkpoint does not have what the epoch's training has given: {', '.join(missing)}.")
+    return {name: number(arrays[LOG + name]) for name in names}
+
+
+def seed_values(model: Any) -> list[tuple[Any, np.ndarray]]:
+    """The seed generators of a model, each with its state."""
+    return [(seed, np.asarray(seed.numpy())) for seed in _seeds(model)]
 
 
 def gather_arrays(communicator: Communicator, model: Any, *, within_epoch: bool) -> list[dict[str, np.ndarray]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import Any
@@ -33,6 +34,7 @@ class Signals:
             raise ConfigurationError(received("signals", names, f"some of {', '.join(map(repr, ACTIONS))}"))
         self.names = tuple(names)
         self._asked: set[str] = set()
+        self._leaving_since: float | None = None
         self._before: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -73,12 +75,16 @@ class Signals:
         for kind in tuple(self._asked):  # a signal may add to it
             exchange.request(kind)
         heard: set[str] = exchange.agreed_on(*REASONS)
+        if "leave" in heard:
+            self._note_leaving()
         return heard
 
     def done(self, kinds: Iterable[str], communicator: Communicator, exchange: Any) -> None:
         """Forgets what has been done."""
         for kind in kinds:
             self._asked.discard(kind)
+            if kind == "leave":
+                self._leaving_since = None
             if communicator.size > 1:
                 exchange.take_back(kind)
 
@@ -87,8 +93,18 @@ class Signals:
         """Whether this process was asked to end, and has not."""
         return "leave" in self._asked
 
+    @property
+    def leaving_for(self) -> float | None:
+        """Seconds since this process knows that the job is to end; None where it goes on."""
+        return None if self._leaving_since is None else time.monotonic() - self._leaving_since
+
+    def _note_leaving(self) -> None:
+        if self._leaving_since is None:
+            self._leaving_since = time.monotonic()
+
     def _heard(self, number: int, frame: FrameType | None) -> None:
         kind = ACTIONS[signal.Signals(number).name]
         self._asked.add(kind)
         if kind == "leave":
+            self._note_leaving()
             signal.signal(number, self._before[number])  # a second one is not to wait

@@ -15,6 +15,7 @@ from distlr.callbacks.base import JobCallback
 from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.check_metrics import CheckMetrics
 from distlr.callbacks.checkpoint import Checkpoint
+from distlr.callbacks.cut_validation import CutValidation
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.logger import LearningRateLogger
 from distlr.callbacks.order import check_savers, for_ranks, ordered, watches_numbers
@@ -23,6 +24,7 @@ from distlr.callbacks.plateau import ReduceLROnPlateau
 from distlr.callbacks.record import Record
 from distlr.callbacks.scalars import Scalars
 from distlr.callbacks.steering import Steering
+from distlr.callbacks.sync_metrics import SyncMetrics
 from distlr.callbacks.sync_statistics import SyncStatistics
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
@@ -90,6 +92,10 @@ def assembled(
         given += [SyncStatistics(), *([CheckMetrics()] if communicator.size == 1 else [])]  # else SyncMetrics does
     if communicator.size > 1:
         given = for_ranks(given, communicator)
+    checkpoints = [callback for callback in given if isinstance(callback, Checkpoint)]
+    if checkpoints:
+        metrics = next((callback for callback in given if isinstance(callback, SyncMetrics)), None)
+        given.append(CutValidation(checkpoints[-1], metrics))
     audit.others = given
     journal = Journal()
     for callback in given:

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,15 @@ from distlr.duration import Duration
 from distlr.errors import ConfigurationError, RanksChanged, StateError, received
 from distlr.optimizer import ScaledOptimizer, averages, formula_of, resume_line
 from distlr.run_state import (
+    LOG,
+    RANK,
     RunState,
     are_finite,
     gather_arrays,
+    log_arrays,
     rank_arrays,
     read_arrays,
+    read_logs,
     restore_metrics,
     restore_seeds,
     write_arrays,
@@ -61,6 +65,9 @@ class Checkpoint(JobCallback):
     continued, in this process or another, goes on from its own weights. The counters of Keras' callbacks come back as
     well, and those that a class of your own names: `distlr_state = ("best", "wait")`. A run that `EarlyStopping` had
     stopped trains no more.
+
+    At a SIGTERM that comes late in an epoch `CutValidation` ends a long validation. The file then says that the epoch's
+    training is done and its validation is not, and a run that is continued begins with that validation.
 
     On another number of workers than the one that wrote it the clock goes on in samples, while the factor and the
     momentum of moving averages are the script's, computed from the base; one line says what changed.
@@ -133,6 +140,7 @@ class Checkpoint(JobCallback):
         self._steps = self._steps_in_run = 0  # Keras' steps since the epoch began, or the run, in this process
         self._left: int | None = None  # steps of an epoch that was interrupted, and those that had been done
         self._done = 0
+        self._training_logs: dict[str, Any] | None = None  # of an epoch of which the validation alone is left
         self._updates = 0  # by which the run had come before this process, with those that were left out
         self._saved_at = 0  # steps in this process
         self._left_in_model: list[str] = []  # digests of the weights that are not the training's, as `fit` ended
@@ -221,7 +229,7 @@ class Checkpoint(JobCallback):
             return
         state = RunState.from_json(said.note)
         self._ranks = rank_arrays(said.arrays, state.ranks)
-        self._place(state)
+        self._place(state, said.arrays)
         if self.communicator.is_root:
             _log.info("%s", resume_line(self.core, self._path, said.note, self._state.to_json(), self.rewarm))
             self.decided("resume", self._epoch, f"continues a checkpoint of update {state.iterations}")
@@ -247,7 +255,7 @@ class Checkpoint(JobCallback):
             for line in different:
                 _log.warning("The script's formula is used: %s.", line)
             self._path = path
-            own = {name: array for name, array in arrays.items() if name.startswith("rank/")}
+            own = {name: array for name, array in arrays.items() if name.startswith((RANK, LOG))}
             self._counted = {name: array for name, array in arrays.items() if name.startswith("callback/")}
             return Bundle(own, note=state.to_json() | {"callbacks": run.get("callbacks")})
         return Bundle({})
@@ -267,7 +275,7 @@ class Checkpoint(JobCallback):
             )
         write_weights(self.model, arrays)
 
-    def _place(self, state: RunState) -> None:
+    def _place(self, state: RunState, arrays: Mapping[str, np.ndarray]) -> None:
         """Sets epoch, data, dropout and, after a change of the factor, the climb, on this rank."""
         assert self.follow is not None
         optimizer = self.core
@@ -280,10 +288,18 @@ class Checkpoint(JobCallback):
             done = state.steps_done(self._state, epoch_steps, endless=endless)
             left = epoch_steps.left(done)
         began = state.epoch_began(done, epoch_steps)
-        if left == 0:  # no whole update of the script's batch fits into what is left
+        if state.to_validate is not None and self._can_begin_with_validation:
+            left, self._training_logs = 0, read_logs(state.to_validate, arrays)
+        elif left == 0:  # no whole update of the script's batch fits into what is left
             epoch, began, done = epoch + 1, began + epoch_steps.whole(done), 0
-            positions = self.follow.next_epoch(positions)
-        self._left, self._done, self._epoch = left or None, state.steps, epoch
+            positions, left = self.follow.next_epoch(positions), None
+            if state.to_validate is not None and self.communicator.is_root:
+                _log.warning(
+                    "Epoch %d: its validation was cut, and is left out, since Keras does not know how many steps an "
+                    "epoch has. Fix: pass steps_per_epoch, or data whose length is known, as the run before had.",
+                    epoch,
+                )
+        self._left, self._done, self._epoch = left, state.steps, epoch
         if done:
             for callback in self._callbacks:
                 if isinstance(callback, BaseRates):
@@ -296,6 +312,34 @@ class Checkpoint(JobCallback):
         if self.rewarm is not None and factor != state.factor:
             optimizer.climb(state.factor / factor, int(optimizer.batch.to_samples(self.rewarm, argument="rewarm")))
 
+    # -- a validation that was cut --------------------------------------------------------------------
+
+    @property
+    def may_leave_unvalidated(self) -> bool:
+        """Whether this epoch's training is whole, and a run can be continued with its validation alone."""
+        is_whole = self._can_begin_with_validation and self._ended() and not self.model.stop_training
+        return bool(self.signals) and is_whole
+
+    def training_logs_of(self, epoch: int) -> dict[str, Any] | None:
+        """What an epoch's training has given, where the validation alone is left of it; else None."""
+        return self._training_logs if epoch == self._epoch else None
+
+    def leave_unvalidated(self, training_logs: Mapping[str, Any]) -> None:
+        """Writes that the epoch's training is done and its validation is not, and ends the process. Collective.
+
+        Args:
+            training_logs: what the training has given over all ranks; rank 0's is written.
+        """
+        if self.communicator.is_root:
+            _log.info("Epoch %d: its validation was cut, and comes first when the run goes on.", self._epoch + 1)
+        self._write(steps=self._steps, within_epoch=False, training_logs=training_logs)
+        self._answer({"leave"})
+
+    @property
+    def _can_begin_with_validation(self) -> bool:
+        """Whether Keras knows how many steps an epoch has: else it would count the ones of an epoch that has none."""
+        return (self.params or {}).get("steps") is not None
+
     # -- while it runs -------------------------------------------------------------------------------
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -306,7 +350,7 @@ class Checkpoint(JobCallback):
                 "give each fit a Checkpoint with a directory of its own."
             )
         if self._left is None or epoch != self._epoch:
-            self._left, self._done = None, 0
+            self._left, self._done, self._training_logs = None, 0, None
         self._epoch, self._steps = epoch, 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -330,11 +374,13 @@ class Checkpoint(JobCallback):
         """Writes where it is time or was asked for; after the deciders and the guard."""
         asked = self.signals.requests(self.communicator, self.exchange)
         steps = 0 if self._ended() else self._steps  # of an epoch that was stopped
+        began_with_validation, self._training_logs = self._training_logs is not None, None
         if not steps:
             self._epoch, self._left, self._done, self._steps = epoch + 1, None, 0, 0
         # The end is written here: before `on_train_end` Keras and its callbacks put other weights into the model.
         ends = self.model.stop_training or epoch + 1 >= (self.params or {}).get("epochs", math.inf)
-        if asked or self._is_due(at_end=True) or (ends and self._steps_in_run != self._saved_at):
+        unsaved = began_with_validation or (ends and self._steps_in_run != self._saved_at)
+        if asked or unsaved or self._is_due(at_end=True):
             self._write(steps=steps, within_epoch=False)
         self._answer(asked)
 
@@ -363,10 +409,14 @@ class Checkpoint(JobCallback):
             return own
         return any(self.communicator.gather_json(own, tag="who was asked to end"))
 
-    def _write(self, *, steps: int, within_epoch: bool = True) -> None:
-        """Collective. `steps` of the epoch have been done in this process; 0 where the last one is complete."""
+    def _write(self, *, steps: int, within_epoch: bool = True, training_logs: Mapping[str, Any] | None = None) -> None:
+        """Collective. `steps` of the epoch have been done in this process; 0 where the last one is complete.
+
+        With `training_logs` all steps of the epoch have been done, and its validation is not complete.
+        """
         assert self.follow is not None
-        if steps and not self._can_continue_here:
+        is_open = bool(steps) or training_logs is not None  # the epoch
+        if steps and training_logs is None and not self._can_continue_here:
             return
         ranks = gather_arrays(self.communicator, self.model, within_epoch=within_epoch)
         self._interval.done(self._epoch, self._steps_in_run)
@@ -377,17 +427,20 @@ class Checkpoint(JobCallback):
         if not are_finite(arrays):
             _log.warning("The weights are not finite, so no checkpoint is written; the one before stays the newest.")
             return
+        logs = log_arrays(training_logs or {})
+        arrays |= {LOG + name: array for name, array in logs.items()}
         updates = self._updates + self._steps_in_run // self.accumulation
         state = dataclasses.replace(
             self._state,
             epoch=self._epoch,
-            steps=self._done + steps if steps else 0,
+            steps=self._done + steps if is_open else 0,
             iterations=self._count,
             samples_seen=self.core.samples_seen,
-            positions=self.follow.places(steps, self._steps_in_run),
-            began=self.follow.began if steps else self.follow.drawn,
-            place=self.follow.place if steps else 0,
+            positions=self.follow.places(steps if is_open else None, self._steps_in_run),
+            began=self.follow.began if is_open else self.follow.drawn,
+            place=self.follow.place if is_open else 0,
             updates=updates,
+            to_validate=None if training_logs is None else list(logs),
         )
         counted = self.counters.read()
         # Not by the iterations, which stand still where steps are left out: each file would replace the one before.
@@ -405,7 +458,7 @@ class Checkpoint(JobCallback):
     @property
     def _known_steps(self) -> int | None:
         """Keras' steps of this epoch, or what is left of it, where they are known."""
-        return self._left or (self.params or {}).get("steps")
+        return (self.params or {}).get("steps") if self._left is None else self._left
 
     @property
     def _can_continue_here(self) -> bool:

@@ -140,14 +140,14 @@ class FollowEpochs(JobCallback):
         for position, (seed, number, offset) in zip(self.positions, positions, strict=False):
             position.resume(epoch, seed, number, offset)
 
-    def places(self, steps: int, steps_in_run: int) -> list[list[int]]:
-        """Where the data goes on after so many steps of the epoch, and of the run; 0 of the epoch for its end."""
+    def places(self, steps: int | None, steps_in_run: int) -> list[list[int]]:
+        """Where the data goes on after so many steps of the epoch, and of the run; None of the epoch for its end."""
         self._settle()
         found = []
         for position in self.positions:
             if position.endless:
                 found.append([position.seed, position.epoch, position.after(steps_in_run)])
-            elif steps:
+            elif steps is not None:
                 found.append([position.seed, position.epoch, position.after(steps)])
             else:
                 found.append([position.seed, position.epoch + 1, 0])

@@ -14,6 +14,7 @@ from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.broadcast import BroadcastState
 from distlr.callbacks.check_metrics import CheckMetrics
 from distlr.callbacks.checkpoint import Checkpoint
+from distlr.callbacks.cut_validation import CutValidation
 from distlr.callbacks.deciders import WRITERS
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.guard import ReplicaGuard
@@ -38,6 +39,7 @@ _log = logging.getLogger("distlr")
 _STAGES: tuple[tuple[type, ...], ...] = (
     (Audit, FollowEpochs, SameCallbacks, BaseRates),
     (CheckMetrics, SyncMetrics, SyncStatistics),
+    (CutValidation,),  # of what it leaves behind nothing is decided
     (LearningRateLogger,),
     (BadNumbers,),
     (
@@ -54,7 +56,7 @@ _STAGES: tuple[tuple[type, ...], ...] = (
     (Checkpoint,),  # what all of them have counted is in it, and they begin to count before it gives that back
     (BroadcastState,),
 )
-_USERS_STAGE = 4  # a callback that is not known may decide
+_USERS_STAGE = 5  # a callback that is not known may decide
 
 
 def ordered(callbacks: Sequence[Any]) -> list[Any]:

@@ -28,6 +28,7 @@ __all__ = ["Record"]
 _log = logging.getLogger("distlr")
 
 _POINTS = 24  # of the rate's curve within an epoch
+_AT_AN_END = ("plateau", "bad-numbers")  # kinds of decisions that an epoch's metrics make
 _OURS = ("learning_rate", "lr_multiplier", "samples_seen")
 
 
@@ -148,6 +149,8 @@ class Record(JobCallback):
             now_at = self.drawn
 
             def keep(entry: dict[str, Any]) -> bool:
+                if entry.get("kind") in _AT_AN_END and entry.get("between") and entry.get("epoch") == epoch:
+                    return False  # decided again, also where the validation alone is left of the epoch
                 return entry.get("kind") in KEPT or entry.get("drawn", entry.get("clock", 0)) <= now_at
 
             begun = self._write(self.directory.go_on, run, epoch, keep)

@@ -16,7 +16,7 @@ from distlr.communicators.fused import (
     number,
     numbers,
 )
-from distlr.metrics import EagerMetrics, GraphMetrics
+from distlr.metrics import EagerMetrics, GraphMetrics, are_built
 from distlr.metrics_check import MetricsCheck
 from distlr.statistics import exchange_with_statistics, has_statistics
 
@@ -66,6 +66,9 @@ class SyncMetrics(JobCallback):
         self._training: dict[str, float] | None = None  # the results of all ranks'
         self._others: list[dict[str, float]] = []  # by rank, what else is in its logs
         self._validates = self._any_validates = False
+        self._begins_with_validation = False  # the epoch, whose training was in another process
+        self.validation_was_cut = False
+        """Whether what this rank's validation has given is of a part of it; after `on_epoch_end` of any rank's."""
 
     def set_model(self, model: Any) -> None:
         """Has metrics that distlr does not know tried before their first update."""
@@ -83,16 +86,31 @@ class SyncMetrics(JobCallback):
         self._epoch, self._in_fit = epoch, True
         self._trained = self._training = None
         self._validates = self._any_validates = False
+        self._begins_with_validation = self.validation_was_cut = False
+
+    def begin_with_validation(self) -> None:
+        """Says that there is no training in the epoch that begins, on any rank, and so no metrics of it."""
+        self._begins_with_validation = True
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Takes the training's states before Keras resets them for the validation; collective where statistics are."""
         if self._in_fit:
             self._validates = True
-            self._take_training({})
+            if self._spans or not self._begins_with_validation:
+                self._take_training({})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the results into the logs. Collective."""
         logs = {} if logs is None else logs
+        if self._begins_with_validation and not self._spans:
+            self._combine_validation(epoch, logs)
+        else:
+            self._end_whole_epoch(epoch, logs)
+        means = mean_over([numbers(rank) for rank in self._others])
+        logs.update({name: number(mean) for name, mean in means.items()})
+        self._in_fit = False
+
+    def _end_whole_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
         others = self._beside_metrics(logs)
         if self._trained is None:  # nothing was validated on this rank
             self._take_training(others)
@@ -100,9 +118,6 @@ class SyncMetrics(JobCallback):
             self._share_validation(epoch, logs, others)
         else:
             self._combine(epoch, logs, others)
-        means = mean_over([numbers(rank) for rank in self._others])
-        logs.update({name: number(mean) for name, mean in means.items()})
-        self._in_fit = False
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Names the metrics that could not be tried."""
@@ -121,8 +136,7 @@ class SyncMetrics(JobCallback):
                 self._current()  # else they are those of the training, of before the validation
             assert self._metrics is not None
             metrics = self._metrics.names()
-        beside = {name: value for name, value in logs.items() if name.removeprefix("val_") not in metrics}
-        return {name: float(value) for name, value in beside.items() if isinstance(value, (int, float, np.number))}
+        return _beside(logs, metrics)
 
     def _take_training(self, others: dict[str, float]) -> None:
         """The training's states; exchanged now where the ranks must meet before any of them validates."""
@@ -152,17 +166,38 @@ class SyncMetrics(JobCallback):
             parts["training"] = Bundle(self._trained)
             self.communicator.data_ended(self.exchange)
         if self._training is None or self._any_validates:
-            parts["validation"] = Bundle(now.states() if self._validates else {}, note=others)
+            note = {"others": others, "was_cut": self.validation_was_cut}
+            parts["validation"] = Bundle(now.states() if self._validates else {}, note=note)
         said = exchange_together(self.communicator, parts, tag=f"metrics of epoch {epoch + 1}") if parts else {}
         if "training" in said:
             self._training = before.results(said["training"])
         if "validation" in said:
-            self._others = [rank.note for rank in said["validation"]]
+            self._hear([rank.note for rank in said["validation"]])
         assert self._training is not None
         logs.update({name: value for name, value in self._training.items() if name in logs})
         validated = said.get("validation", [])
         if any(other.arrays for other in validated):
             logs.update({f"val_{name}": value for name, value in now.results(validated).items()})
+
+    def _combine_validation(self, epoch: int, logs: dict[str, Any]) -> None:
+        """The results of the validation alone; of a rank that has validated nothing Keras has built no metrics."""
+        metrics = self._current() if self._validates and are_built(self.model.metrics) else None
+        names = set() if metrics is None else metrics.names()
+        note = {"others": _beside(logs, names), "was_cut": self.validation_was_cut, "has_metrics": metrics is not None}
+        own = Bundle({} if metrics is None else metrics.states(), note=note)
+        tag = f"validation metrics of epoch {epoch + 1}"
+        all_ranks = exchange_bundles(self.communicator, own, tag=tag)
+        self._hear([rank.note for rank in all_ranks])
+        validated = {} if metrics is None else {f"val_{name}": v for name, v in metrics.results(all_ranks).items()}
+        if not all(rank.note["has_metrics"] for rank in all_ranks):
+            results = exchange_bundles(self.communicator, numbers(validated), tag=f"{tag}, for who has none")
+            validated = first_of(results)
+        logs.update(validated)
+
+    def _hear(self, notes: list[dict[str, Any]]) -> None:
+        """What each rank says beside its metrics' states, of its validation."""
+        self._others = [note["others"] for note in notes]
+        self.validation_was_cut = any(note["was_cut"] for note in notes)
 
     def _share_validation(self, epoch: int, logs: dict[str, Any], others: dict[str, float]) -> None:
         """The results of the validation, which a strategy has computed over all ranks, for those that had none."""
@@ -178,3 +213,9 @@ class SyncMetrics(JobCallback):
         if self._metrics is None or not self._metrics.fits(self.model):
             self._metrics = (EagerMetrics if self.model.run_eagerly else GraphMetrics)(self.model)
         return self._metrics
+
+
+def _beside(logs: dict[str, Any], metrics: set[str]) -> dict[str, float]:
+    """The numbers in logs that are no results of these metrics, of a training or a validation."""
+    beside = {name: value for name, value in logs.items() if name.removeprefix("val_") not in metrics}
+    return {name: float(value) for name, value in beside.items() if isinstance(value, (int, float, np.number))}

@@ -48,7 +48,9 @@ def resume_line(
         rewarm: over which duration a change of the factor is climbed, if it is.
     """
     place = f"epoch {written['epoch'] + 1}"
-    if written["steps"]:
+    if written.get("to_validate") is not None:
+        place += ", its validation alone"
+    elif written["steps"]:
         place += f", after {written['steps']} steps of it"
     line = (
         f"Continuing {path}: {place} ({written['samples_seen']} samples seen), at the rate {rate_of(optimizer):.6g}, "

@@ -26,6 +26,7 @@ from distlr.callbacks import (
 )
 from distlr.callbacks.base import JobCallback
 from distlr.callbacks.base_rates import BaseRates
+from distlr.callbacks.cut_validation import CutValidation
 from distlr.callbacks.order import for_ranks, ordered
 from distlr.callbacks.same_callbacks import SameCallbacks
 from distlr.communicators import run_ranks
@@ -47,6 +48,7 @@ def _stages(tmp_path: Any) -> list[list[Any]]:
     return [
         [Audit(strategy), FollowEpochs([]), SameCallbacks([]), BaseRates([])],
         [CheckMetrics(), SyncMetrics(), SyncStatistics()],
+        [CutValidation(Checkpoint(tmp_path))],
         [LearningRateLogger()],
         [BadNumbers()],
         [
