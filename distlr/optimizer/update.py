@@ -30,6 +30,8 @@ class FormulaUpdate(FormulaRate):
     name: str
     build: Any
     gradient_accumulation_steps: int | None
+    use_ema: bool
+    ema_overwrite_frequency: int | None
     agreed_loss_scale = False  # set by loss_scale.agree
 
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
@@ -245,18 +247,16 @@ class FormulaUpdate(FormulaRate):
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             if tf.is_tensor(gradient) and not isinstance(gradient, tf.IndexedSlices):
                 gradient.set_shape(variable.shape)  # which a function of the user's own may have lost
-        frequency = self.ema_overwrite_frequency
         if self.gradient_accumulation_steps and on_replicas():
             accumulate(self, grads, trainable_variables)
-        elif self.use_ema and frequency and on_replicas():
-            self.ema_overwrite_frequency = None
-            try:
-                super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
-            finally:
-                self.ema_overwrite_frequency = frequency
+            return
+        super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
+        if self.use_ema and self.ema_overwrite_frequency and on_replicas():
             overwrite_with_averages(self)
-        else:
-            super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
+
+    def _overwrite_model_variables_with_average_value(self, trainable_variables: Sequence[Any]) -> None:
+        if not on_replicas():  # else `overwrite_with_averages` follows
+            super()._overwrite_model_variables_with_average_value(trainable_variables)  # type: ignore[misc]
 
     def _clip_gradients(self, grads: Sequence[Any]) -> Sequence[Any]:
         """Averages over ranks and replicas, then clips as Keras does; reached once an update, accumulated or not.

@@ -224,3 +224,18 @@ def test_the_limit_is_of_the_run_and_not_of_a_process(tmp_path) -> None:
     count, error = process(3, "backtrack")  # under another policy, too
     assert count == 6
     assert "the 6th time in this run, and the limit is 5" in error
+
+
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.replicas)])
+@pytest.mark.parametrize("bad", [0, 3, STEPS - 1])
+def test_the_metrics_are_those_of_the_other_steps(four_cpus, bad, replicas) -> None:
+    """What plain Keras shows of an epoch without that batch; 0 would be the best loss that a decider ever sees."""
+    x = X.copy()
+    x[bad * PER_STEP] = np.nan
+    _, _, history = fit(x, Y, BadNumbers("skip"), replicas=replicas, epochs=2, rate=0.05)
+    keras.utils.set_random_seed(0)
+    plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(1)])
+    plain.compile(keras.optimizers.Adam(0.05, weight_decay=0.01), "mse")
+    rest = np.delete(np.arange(len(X)), np.s_[bad * PER_STEP : (bad + 1) * PER_STEP])
+    expected = plain.fit(X[rest], Y[rest], batch_size=PER_STEP, epochs=2, shuffle=False, verbose=0).history
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)

@@ -167,3 +167,38 @@ def test_it_is_there_only_where_it_is_needed() -> None:
         ([K.LearningRateScheduler(_table)], True),
     ):
         assert any(isinstance(callback, BaseRates) for callback in job.callbacks(given)) is needed
+
+
+class _Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("with_batch", [True, False])
+def test_an_epoch_that_is_resumed_is_not_scheduled_once_more(tmp_path, with_batch) -> None:
+    """Halved at the beginning of each of four epochs: 0.1 / 16 of the base batch's in the last one."""
+    x = np.ones((32, 1), "float32")
+
+    def rate_at_the_end(directory: Any, die_at: int | None) -> float:
+        job = distlr.init(environ={})
+        batch = job.batch(per_replica=8, base_batch=1, samples_per_epoch=32)
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(job.optimizer(keras.optimizers.SGD(BASE), batch if with_batch else None), "mse")
+        steps = []
+
+        class Die(K.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                steps.append(batch)
+                if len(steps) == die_at:
+                    raise _Killed
+
+        scheduler = K.LearningRateScheduler(lambda epoch, lr: lr * 0.5)
+        given = job.callbacks([scheduler, Die(), distlr.callbacks.Checkpoint(directory, "1ba")])
+        data = job.shard((x, x), batch, shuffle=False)
+        model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=given)
+        return float(model.optimizer.learning_rate)
+
+    expected = BASE / 16 * (FACTOR if with_batch else 1.0)
+    assert rate_at_the_end(tmp_path / "whole", None) == pytest.approx(expected)
+    with pytest.raises(_Killed):
+        rate_at_the_end(tmp_path / "killed", 6)
+    assert rate_at_the_end(tmp_path / "killed", None) == pytest.approx(expected)

@@ -93,7 +93,11 @@ def _root(model, y, y_pred):
     return tf.sqrt(_mean(model, y, y_pred))
 
 
-WRONG = [_mean, _mean_of_keras_function, _mean_by_hand, _mean_by_a_number, _masked_mean, _root]
+def _mean_within_a_sum(model, y, y_pred):
+    return tf.reduce_sum(tf.reduce_mean(tf.square(y_pred - y), axis=0))
+
+
+WRONG = [_mean, _mean_of_keras_function, _mean_by_hand, _mean_by_a_number, _masked_mean, _root, _mean_within_a_sum]
 
 
 @pytest.mark.replicas
@@ -242,3 +246,47 @@ def test_mixed_precision_and_accumulation_pass(strategy, caplog) -> None:
     model.fit(job.shard((ONE, ONE), batch, seed=0), shuffle=False, callbacks=job.callbacks(), verbose=0)
     assert float(model.get_weights()[0][0, 0]) == pytest.approx(0.2)
     assert "loss of this step" not in caplog.text
+
+
+def test_a_sum_over_the_batch_within_a_mean_is_a_sum(strategy) -> None:
+    """Of 16 samples, each with the gradient -2: one update at 0.1 gives 3.2, on one device and on two replicas."""
+
+    def loss_of(model, y, y_pred):
+        return tf.reduce_mean(tf.reduce_sum(tf.square(y_pred - y), axis=0))
+
+    for places in (None, strategy):
+        assert _trained(places, lambda job, batch: OwnStep(loss_of)) == pytest.approx(3.2)
+
+
+class ShowsItsLoss(OwnStep):
+    """As in keras.io's examples: a mean of the losses."""
+
+    def __init__(self, loss_of, times=1.0):
+        super().__init__(loss_of)
+        self.shown, self.times = keras.metrics.Mean(name="shown"), times
+
+    @property
+    def metrics(self):
+        return [self.shown]
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.loss_of(self, y, self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        self.shown.update_state(loss if self.times == 1 else loss * self.times)
+        return {"shown": self.shown.result()}
+
+
+@pytest.mark.parametrize(("times", "shows", "told"), [(1.0, 0.5, True), (2.0, 1.0, False)])
+def test_a_mean_of_a_loss_that_is_divided_by_the_replicas_is_told_of(strategy, caplog, times, shows, told) -> None:
+    models = []
+
+    def make(job, batch):
+        models.append(ShowsItsLoss(_keras_loss, times))
+        return models[0]
+
+    assert _trained(strategy, make) == pytest.approx(0.2)
+    assert float(models[0].shown.result()) == pytest.approx(shows)
+    assert ("What these metrics show is 1/2 of the mean loss: shown." in caplog.text) is told

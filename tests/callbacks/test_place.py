@@ -204,3 +204,23 @@ def test_a_fit_that_begins_later_with_a_clock_at_0_says_so(caplog) -> None:
     model.compile(job.optimizer(keras.optimizers.SGD(0.1), model.optimizer.batch), "mse")
     model.fit(data, **fit)  # a rate that never changes
     assert "clock stands" not in caplog.text
+
+
+def test_a_notebook_s_cell_that_is_run_once_more_goes_on_with_the_data_of_before(tmp_path) -> None:
+    """The data that it makes anew has another seed; the run goes on with the order, and at the place, it had."""
+
+    def train(job, directory, die_after=0, seed=0):
+        keras.utils.set_random_seed(seed)
+        batch = job.batch(per_replica=8, base_batch=8, samples_per_epoch=SAMPLES)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile(job.optimizer(keras.optimizers.SGD(0.05, momentum=0.9), batch), "mse")
+        callbacks = job.callbacks([Watch(die_after), Checkpoint(directory, "1ba")])
+        model.fit(job.shard((X, Y), batch), epochs=3, callbacks=callbacks, verbose=0, shuffle=False)
+        return model.get_weights()
+
+    whole = train(distlr.init(environ={}), tmp_path / "whole")
+    job = distlr.init(environ={})
+    with pytest.raises(Killed):
+        train(job, tmp_path / "killed", die_after=5)
+    for resumed, expected in zip(train(job, tmp_path / "killed", seed=1), whole, strict=True):
+        np.testing.assert_array_equal(resumed, expected)

@@ -44,7 +44,7 @@ def _data(inputs: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         ("dense", 2, {"kind": keras.optimizers.Adam, "weight_decay": 0.1}),  # which counts updates for itself
         ("sparse", 1, {}),
         ("sparse", 2, {"clipnorm": 0.03}),
-        # Overwriting on replicas works with accumulation alone: without, it is Keras' own, which cannot.
+        ("dense", 1, {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 3}),
         ("dense", 2, {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 3}),
     ],
 )
