@@ -255,9 +255,9 @@ class Checkpoint(JobCallback):
             for line in different:
                 _log.warning("The script's formula is used: %s.", line)
             self._path = path
-            own = {name: array for name, array in arrays.items() if name.startswith((RANK, LOG))}
+            outside_model = {name: array for name, array in arrays.items() if name.startswith((RANK, LOG))}
             self._counted = {name: array for name, array in arrays.items() if name.startswith("callback/")}
-            return Bundle(own, note=state.to_json() | {"callbacks": run.get("callbacks")})
+            return Bundle(outside_model, note=state.to_json() | {"callbacks": run.get("callbacks")})
         return Bundle({})
 
     def _take_back(self) -> None:

@@ -132,11 +132,11 @@ class _WatchedStep:
 def _empty_before_built(model: Any) -> Iterator[None]:
     """Lets the model's metrics be read before their first batch, when they give nothing."""
     attributes = vars(model)
-    own = {name: attributes[name] for name in ("get_metrics_result",) if name in attributes}
+    of_the_user = {name: attributes[name] for name in ("get_metrics_result",) if name in attributes}
     get_metrics_result = model.get_metrics_result
     attributes["get_metrics_result"] = lambda: get_metrics_result() if are_built(model.metrics) else {}
     try:
         yield
     finally:
         del attributes["get_metrics_result"]
-        attributes.update(own)
+        attributes.update(of_the_user)

@@ -270,11 +270,7 @@ class ShowsItsLoss(OwnStep):
         return [self.shown]
 
     def train_step(self, data):
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = self.loss_of(self, y, self(x, training=True))
-        gradients = tape.gradient(loss, self.trainable_variables)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        loss = super().train_step(data)["loss"]
         self.shown.update_state(loss if self.times == 1 else loss * self.times)
         return {"shown": self.shown.result()}
 
