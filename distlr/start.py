@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
@@ -13,6 +14,7 @@ from distlr.choice import ENGINE, SIMULATE, Choice, choose
 from distlr.communicators import connect
 from distlr.communicators.engines import ENGINES
 from distlr.communicators.launches import place_on_host
+from distlr.communicators.presence import watch_connections
 from distlr.communicators.rendezvous import is_on_this_machine, meeting
 from distlr.communicators.signed_messages import SECRET
 from distlr.communicators.strategy import StrategyCommunicator
@@ -106,6 +108,7 @@ def _connected(choice: Choice, timeout: float) -> Job:
 def _spanning(choice: Choice, strategy: tf.distribute.Strategy | None, timeout: float, secret: str) -> Job:
     """A job on a multi-worker strategy: the one given, or a new one, once all of its workers have met."""
     addresses, rank = list(choice.addresses), choice.rank
+    connections: dict[int, socket.socket] = {}  # of the meeting; a strategy that was given has connected its workers
     if strategy is not None:
         made = mend(strategy)
     else:
@@ -121,7 +124,8 @@ def _spanning(choice: Choice, strategy: tf.distribute.Strategy | None, timeout: 
                 addresses[0],
                 SECRET,
             )
-        with meeting(addresses, rank, timeout, secret):
+        with meeting(addresses, rank, timeout, secret) as connections:
             made = connect_workers(addresses, rank, timeout)
     made.communicator = StrategyCommunicator(made, addresses, rank, timeout)
+    watch_connections(connections, made.communicator.end_without)
     return Job(made, choice.backend, made.communicator)

@@ -19,7 +19,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from distlr._arguments import digits
@@ -76,8 +76,7 @@ def is_on_this_machine(workers: Sequence[str]) -> bool:
 def meet(workers: Sequence[str], rank: int, timeout: float, secret: str = "") -> None:
     """Returns once all workers have come, with the same list, and each can be reached where the list says.
 
-    Rank 0 listens; the others come to it, and it calls each back at its own address. Everything is closed again then:
-    TensorFlow takes the same ports.
+    Rank 0 listens; the others come to it, and it calls each back at its own address. Everything is closed again then.
 
     Args:
         workers: "host:port" of each, as `check_addresses` gave it.
@@ -89,22 +88,23 @@ def meet(workers: Sequence[str], rank: int, timeout: float, secret: str = "") ->
         DistributionError: on every worker that has come: which workers are missing, have another list, cannot be
             reached, or take themselves for another.
     """
-    for connection in _meet(workers, rank, timeout, secret).values():
-        connection.close()
+    _close(_meet(workers, rank, timeout, secret))
 
 
 @contextlib.contextmanager
-def meeting(workers: Sequence[str], rank: int, timeout: float, secret: str = "") -> Iterator[None]:
+def meeting(workers: Sequence[str], rank: int, timeout: float, secret: str = "") -> Iterator[dict[int, socket.socket]]:
     """As `meet`; and while what stands in the context starts TensorFlow, a worker that ends is noticed by the others.
 
     TensorFlow would wait for it, deaf to signals, so that their processes are ended, with a message that names it.
+    TensorFlow takes the same ports; the connections of the meeting are given, and stay open (`presence`).
     """
     connections = _meet(workers, rank, timeout, secret)
-    if not connections:
-        yield
-        return
-    with guarded(connections, rank, timeout):
-        yield
+    try:
+        with guarded(connections, rank, timeout):
+            yield connections
+    except BaseException:
+        _close(connections)
+        raise
 
 
 def _meet(workers: Sequence[str], rank: int, timeout: float, secret: str) -> dict[int, socket.socket]:
@@ -115,10 +115,14 @@ def _meet(workers: Sequence[str], rank: int, timeout: float, secret: str) -> dic
     worker = place(workers, rank, time.monotonic() + timeout, Messenger(secret))
     problem = _run(worker.meet())
     if problem:
-        for connection in worker.connections.values():
-            connection.close()
+        _close(worker.connections)
         raise DistributionError(f"[rank {rank}] The workers did not meet: {problem}")
     return worker.connections
+
+
+def _close(connections: Mapping[int, socket.socket]) -> None:
+    for connection in connections.values():
+        connection.close()
 
 
 def _run(coroutine: Coroutine[Any, Any, str]) -> str:

@@ -31,18 +31,20 @@ def guarded(connections: Mapping[int, socket.socket], rank: int, timeout: float)
     """Ends this process, with a message, if a worker ends before TensorFlow has started on it, or too late.
 
     Args:
-        connections: to rank 0, or on rank 0 to each other rank, by rank; they are closed here.
+        connections: to rank 0, or on rank 0 to each other rank, by rank. The others see that they break where this
+            process has ended, and then its guard.
         rank: this worker's.
         timeout: seconds that TensorFlow may take.
     """
+    if not connections:
+        yield
+        return
     reading, writing = os.pipe()
     pairs = [f"{other}:{connection.fileno()}" for other, connection in connections.items()]
     numbers = [connection.fileno() for connection in connections.values()]
     words = [sys.executable, "-S", "-E", __file__, str(os.getpid()), str(rank), str(timeout), str(reading), *pairs]
     guard = subprocess.Popen(words, pass_fds=[reading, *numbers], stdin=subprocess.DEVNULL)
     os.close(reading)
-    for connection in connections.values():
-        connection.close()  # the guard alone has them now, so that the others see its end
     try:
         with open(writing, "wb", buffering=0) as pipe:  # its end tells the guard that this worker has ended
             yield

@@ -43,6 +43,7 @@ class StrategyCommunicator(Communicator):
 
         self.timeout = timeout
         self._watchdog = bound(strategy, timeout, rank)
+        self._lost: int | None = None
         resolver = strategy.cluster_resolver
         self._chiefs = len(resolver.cluster_spec().as_dict().get("chief", []))
         self._device = f"/job:{resolver.task_type}/replica:0/task:{resolver.task_id}/device:CPU:0"
@@ -54,8 +55,21 @@ class StrategyCommunicator(Communicator):
         return StrategyGradients()
 
     def lost_rank(self, message: str) -> int | None:
-        """The worker to which TensorFlow's connection broke."""
-        return lost_worker(message, self._chiefs)
+        """The worker whose connection broke: the meeting's, or TensorFlow's."""
+        return lost_worker(message, self._chiefs) if self._lost is None else self._lost
+
+    def end_without(self, lost: int) -> None:
+        """Ends what waits for a worker that has ended: it raises, and so does all that would wait for it later.
+
+        Args:
+            lost: its rank.
+        """
+        import tensorflow as tf
+
+        from distlr.strategies.watchdog import end_collectives
+
+        self._lost = lost
+        end_collectives(tf.errors.UNAVAILABLE, self.survivor_message("What waits for all workers", ""))
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         import tensorflow as tf

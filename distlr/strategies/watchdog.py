@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-__all__ = ["Watchdog", "bound", "watchdog_of"]
+__all__ = ["Watchdog", "bound", "end_collectives", "watchdog_of"]
 
 _NONE = tf.distribute.experimental.CommunicationOptions(timeout_seconds=0)
 
@@ -108,13 +108,23 @@ class Watchdog:
         return self._waited > self.timeout
 
     def end(self) -> None:
-        """Ends the collectives: what waits raises, and so does all that would wait for workers after it."""
-        context.context().abort_collective_ops(
+        """Ends the collectives because one has waited for too long."""
+        end_collectives(
             tf.errors.DEADLINE_EXCEEDED,
             f"[rank {self.rank}] {self._what} has waited for the other workers for {self.timeout:g} s: one has ended, "
             "hangs, or is elsewhere. To mend it: look at what the others said last; give distlr.init(timeout=) "
             "more seconds if one may take so long.",
         )
+
+
+def end_collectives(code: int, message: str) -> None:
+    """What waits for other workers raises, and so does all that would wait for them later.
+
+    Args:
+        code: the kind of error, of `tf.errors`.
+        message: the error's.
+    """
+    context.context().abort_collective_ops(code, message)
 
 
 def _watch(reference: weakref.ref[Watchdog]) -> None:
