@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 # Before anything can import TensorFlow: its start-up lines would drown the reports.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -50,6 +51,23 @@ _SET_BY_IMPORTS = frozenset(
 )
 
 
+def _end_iterators_at_once(tensorflow: ModuleType) -> None:
+    """Has no iterator tune itself, here in the tests, which read a few batches from many of them.
+
+    The end of about one in a hundred waits for its thread that tunes, for as long as it lived and up to a minute, and
+    on ranks all others wait for it (TensorFlow 2.21; a notification that is lost).
+    """
+    dataset = importlib.import_module("tensorflow.python.data.ops.dataset_ops").DatasetV2
+    apply = dataset._apply_debug_options  # which every iterator's data set goes through
+
+    def untuned(self: Any) -> Any:
+        options = tensorflow.data.Options()
+        options.autotune.enabled = False
+        return apply(self).with_options(options)
+
+    dataset._apply_debug_options = untuned
+
+
 class _SplitCpuOnImport(importlib.abc.MetaPathFinder):
     """Splits the CPU the moment anything imports TensorFlow.
 
@@ -71,6 +89,7 @@ class _SplitCpuOnImport(importlib.abc.MetaPathFinder):
                 cpu = module.config.list_physical_devices("CPU")[0]
                 each = module.config.LogicalDeviceConfiguration()
                 module.config.set_logical_device_configuration(cpu, [each] * LOGICAL_CPUS)
+                _end_iterators_at_once(module)
 
             spec.loader.exec_module = exec_module
         return spec

@@ -40,13 +40,17 @@ class FormulaUpdate(FormulaRate):
         Where the gradients are watched (`watch`) all replicas and ranks leave a step out where one has one that is not
         finite.
         """
+        # AutoGraph would take ten seconds to convert all of it for a `tf.function` of the user's own, and change nothing.
+        tf.autograph.experimental.do_not_convert(self._apply)(grads, trainable_variables)
+
+    def _apply(self, grads: Sequence[Any], trainable_variables: Any) -> None:
         self._distlr.hooks.passed("apply")
         if len(grads) == 0:
             return  # Keras applies nothing either, so the clock stands still
         with applying(self):
-            self._apply(grads, trainable_variables)
+            self._apply_where_finite(grads, trainable_variables)
 
-    def _apply(self, grads: Sequence[Any], trainable_variables: Any) -> None:
+    def _apply_where_finite(self, grads: Sequence[Any], trainable_variables: Any) -> None:
         adoption = self._distlr
         adoption.check_current_strategy(self.agreed_loss_scale)
         if adoption.bad_steps is None or self.agreed_loss_scale:
