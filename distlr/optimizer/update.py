@@ -40,7 +40,7 @@ class FormulaUpdate(FormulaRate):
         Where the gradients are watched (`watch`) all replicas and ranks leave a step out where one has one that is not
         finite.
         """
-        # AutoGraph would take ten seconds to convert all of it for a `tf.function` of the user's own, and change nothing.
+        # In a `tf.function` of the user's own AutoGraph would convert all of it for ten seconds, and change nothing.
         tf.autograph.experimental.do_not_convert(self._apply)(grads, trainable_variables)
 
     def _apply(self, grads: Sequence[Any], trainable_variables: Any) -> None:
@@ -53,12 +53,12 @@ class FormulaUpdate(FormulaRate):
     def _apply_where_finite(self, grads: Sequence[Any], trainable_variables: Any) -> None:
         adoption = self._distlr
         adoption.check_current_strategy(self.agreed_loss_scale)
+        if trainable_variables is not None and not self.built:
+            with tf.init_scope():  # a variable whose first value waits for a gradient cannot be made before the step
+                self.build(trainable_variables)
         if adoption.bad_steps is None or self.agreed_loss_scale:
             self._step(grads, trainable_variables)
             return
-        if trainable_variables is not None and not self.built:
-            with tf.init_scope():
-                self.build(trainable_variables)
         finite = agreed(are_finite(grads), adoption.exchange)
         count = adoption.bad_steps
         only_if(finite, self._step, lambda: count.assign(count + 1.0), (list(grads), trainable_variables))
