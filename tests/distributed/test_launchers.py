@@ -209,6 +209,11 @@ def test_a_rank_that_is_killed_ends_the_job(launching, tmp_path, launcher) -> No
         assert re.search(r"\[rank 0\] .* ended because rank 1 of 2 ended", finished.output), finished.output[-4000:]
 
 
+def test_a_worker_that_has_finished_before_the_others_ends_none_of_them(launching, tmp_path) -> None:
+    finished = launching.launch("multi-worker", 2, ["tests/distributed/scripts/ends_first.py", str(tmp_path)]).check()
+    assert "[rank 0] all done" in finished.output
+
+
 def test_a_worker_that_hangs_ends_the_updates_of_the_others(launching) -> None:
     """No collective in an update has a bound of TensorFlow's: distlr's own ends it."""
     finished = launching.launch("multi-worker", 2, ["tests/distributed/scripts/uneven_loop.py", "asleep"], limit=100)
