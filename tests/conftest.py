@@ -54,8 +54,8 @@ _SET_BY_IMPORTS = frozenset(
 def _end_iterators_at_once(tensorflow: ModuleType) -> None:
     """Has no iterator tune itself, here in the tests, which read a few batches from many of them.
 
-    The end of about one in a hundred waits for its thread that tunes, for as long as it lived and up to a minute, and
-    on ranks all others wait for it (TensorFlow 2.21; a notification that is lost).
+    The end of about one in sixty waits for its thread that tunes, for as long as it lived and up to a minute, and on
+    ranks all others wait for it (TensorFlow 2.21 wakes that thread before it says that it is to end).
     """
     dataset = importlib.import_module("tensorflow.python.data.ops.dataset_ops").DatasetV2
     apply = dataset._apply_debug_options  # which every iterator's data set goes through

@@ -15,12 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from distlr.communicators.start_guard import ENDED
+
 __all__ = ["watch_connections"]
 
 _GRACE = 1.0  # seconds in which what an ended worker sent last arrives
 # After this many seconds of silence a host is asked, then every so many seconds, and is gone after so many unanswered.
 _ASKED_AFTER, _ASKED_EVERY, _UNANSWERED = 20, 10, 4
-_ENDED = re.compile(rb"ended (\d{1,9})")
+_ENDED = re.compile(ENDED + rb"(\d{1,9})")
 
 
 def watch_connections(connections: Mapping[int, socket.socket], on_lost: Callable[[int], None]) -> None:
@@ -45,7 +47,7 @@ def _watch(connections: dict[int, socket.socket], on_lost: Callable[[int], None]
     for rank, connection in connections.items():
         if rank != lost:
             with contextlib.suppress(OSError):
-                connection.sendall(b"ended %d" % lost)
+                connection.sendall(ENDED + b"%d" % lost)
     time.sleep(_GRACE)
     on_lost(lost)
     for connection in connections.values():
@@ -62,9 +64,9 @@ def _first_lost(connections: Mapping[int, socket.socket]) -> int:
                     message = connections[key.data].recv(64)
                 except OSError:
                     message = b""
-                told = _ENDED.search(message)  # behind what the guard of the start may have sent
-                if told:
-                    return int(told[1])
+                ended = _ENDED.search(message)  # behind what the guard of the start may have sent
+                if ended:
+                    return int(ended[1])
                 if not message:
                     return int(key.data)
 

@@ -18,12 +18,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
-__all__ = ["guarded"]
+__all__ = ["ENDED", "guarded"]
 
 _STARTED = b"started"
 """What a worker sends to the others, and to its guard, once TensorFlow has started."""
-_ENDED = b"ended "
-"""Begins what rank 0's guard sends to the others, before the number of the rank that ended."""
+ENDED = b"ended "
+"""Begins what rank 0 sends to the others, before the number of the rank that ended."""
 
 
 @contextlib.contextmanager
@@ -83,8 +83,8 @@ def _watch(parent: int, rank: int, timeout: float, pipe: int, connections: dict[
             message = _receive(waiting.pop(other))
             if message == _STARTED:
                 continue
-            ended = message.removeprefix(_ENDED).decode() if message.startswith(_ENDED) else str(other)
-            _send(waiting, _ENDED + ended.encode())
+            ended = message.removeprefix(ENDED).decode() if message.startswith(ENDED) else str(other)
+            _send(waiting, ENDED + ended.encode())
             end(f"Rank {ended} ended")
 
 
