@@ -278,7 +278,7 @@ def assert_goes_on(script: Script, other: Script, run: dict[str, Any], whole: Tr
         place = Fraction(steps * SAMPLES // (SAMPLES // (old * each) * each))
         left = int((SAMPLES - place) * updates / SAMPLES) * each
     elif steps:
-        left = (updates * new * each - steps * old) // (new * each) * each
+        left = max(0, updates * new * each - steps * old) // (new * each) * each
     counts = {at: len(last.watch.steps_of(at)) for at in range(EPOCHS)}
     assert counts == {at: 0 if at < epoch else left if at == epoch else updates * each for at in range(EPOCHS)}
     # Which samples: none twice.
