@@ -46,8 +46,8 @@ def start(backend: str, ranks: int) -> None:
     """
     if backend == "single" or INSIDE in os.environ:
         return
-    from distlr.cli.local_workers import run_workers
     from distlr.cli.run import command
+    from distlr.startup.local_workers import run_workers
 
     name = {"simulated": "tf"}.get(backend, backend)
     words, variables = command(ranks, name, sys.argv[0], sys.argv[1:])

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from distlr.pictures import picture
+from distlr._utils.figures import picture
 
 __all__ = ["draw"]
 

@@ -33,8 +33,8 @@ LATENCY, BANDWIDTH, MANY = 5e-6, 1e10, 4096
 
 def epoch_end(comm: Any, policy: Any, state: Any, epoch: int) -> tuple[Any, Any]:
     """One epoch's end: four collectives. Gives the plateau's state and its decision, and checks all that is known."""
-    from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
-    from distlr.plateau import Decision, PlateauState
+    from distlr.communicators.bundles import Bundle, exchange_bundles, reduce_over
+    from distlr.plateau.policy import Decision, PlateauState
 
     for tag in ("training", "validation"):
         # A metric's states: the sum of this rank's losses, and its number of samples, which differs by rank.
@@ -60,7 +60,7 @@ def epoch_end(comm: Any, policy: Any, state: Any, epoch: int) -> tuple[Any, Any]
 def rank(epochs: int, path: Path) -> None:
     """What each rank runs."""
     from distlr.communicators.mpi import MpiCommunicator
-    from distlr.plateau import PlateauPolicy
+    from distlr.plateau.policy import PlateauPolicy
 
     comm = MpiCommunicator(timeout=LIMIT)
     policy = PlateauPolicy("loss", patience=1, mode="min")

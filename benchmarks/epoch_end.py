@@ -74,7 +74,7 @@ class Arm:
         import tensorflow as tf
 
         import distlr
-        from distlr.data import own_share
+        from distlr.data.sharding import own_share
 
         keras.utils.set_random_seed(0)
         self.job, self.arm = job, arm

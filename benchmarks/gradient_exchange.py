@@ -57,7 +57,7 @@ class Arms:
         generator = np.random.default_rng(job.rank)
         x = generator.normal(size=(steps * BATCH, FEATURES)).astype("float32")
         y = generator.integers(0, CLASSES, steps * BATCH)
-        from distlr.data import own_share
+        from distlr.data.sharding import own_share
 
         data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH, drop_remainder=True).cache()
         self.data = own_share(data) if job.backend == "multi-worker" else data

@@ -21,8 +21,8 @@ import numpy as np
 import tensorflow as tf
 from _common import result
 
-from distlr.communicators.fused import Bundle, exchange_bundles, reduce_over
-from distlr.metrics import read_states, results
+from distlr.communicators.bundles import Bundle, exchange_bundles, reduce_over
+from distlr.sync.metrics import read_states, results
 from distlr.testing import run_ranks
 
 NAMES = ("loss", "accuracy", "auc", "precision")

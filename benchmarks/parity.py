@@ -22,7 +22,7 @@ import tensorflow as tf
 from _common import result
 
 from distlr.schedules import get
-from distlr.schedules.base import as_float64
+from distlr.schedules.schedule import as_float64
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "tests" / "parity"
 K = keras.optimizers.schedules

@@ -27,7 +27,7 @@ from _page import page
 from _picture import draw
 from _shapes import shaped
 
-from distlr.files import write_bytes, write_json
+from distlr._utils.atomic_files import write_bytes, write_json
 
 HERE = Path(__file__).resolve().parent
 LIMIT = 1500  # seconds a script

@@ -17,7 +17,7 @@ import tensorflow as tf
 from _common import result
 
 from distlr.schedules import get
-from distlr.schedules.base import as_float64
+from distlr.schedules.schedule import as_float64
 
 STEPS = 1_000_000
 COSINE = {"name": "cosine", "initial": 0.1, "steps": 1000}

@@ -43,14 +43,14 @@ from distlr._version import __version__
 
 if TYPE_CHECKING:
     from distlr import callbacks, communicators, elastic, errors, schedules, testing
-    from distlr.batch import GlobalBatch
-    from distlr.decider import Plateau
-    from distlr.duration import Duration
+    from distlr.batch.duration import Duration
+    from distlr.batch.global_batch import GlobalBatch
     from distlr.job import Job
     from distlr.optimizer import strip
-    from distlr.range_test import find_lr
+    from distlr.plateau.synchronized import Plateau
     from distlr.schedules import scale
     from distlr.start import init
+    from distlr.tools.lr_finder.search import find_lr
 
 __all__ = [
     "Duration",
@@ -77,11 +77,11 @@ if not _IS_COMMAND and importlib.util.find_spec("tensorflow") is None:
     raise ImportError('distlr needs TensorFlow 2.16 or later: pip install "distlr[cpu]" (or "distlr[gpu]")')
 
 _HOMES = {
-    "Duration": "duration",
-    "GlobalBatch": "batch",
+    "Duration": "batch.duration",
+    "GlobalBatch": "batch.global_batch",
     "Job": "job",
-    "Plateau": "decider",
-    "find_lr": "range_test",
+    "Plateau": "plateau.synchronized",
+    "find_lr": "tools.lr_finder.search",
     "init": "start",
     "scale": "schedules",
     "strip": "optimizer",

@@ -9,9 +9,9 @@ from typing import TypeVar
 import keras
 import tensorflow as tf
 
-from distlr._arguments import positive_integer
+from distlr._utils.checks import positive_integer
+from distlr._utils.directory_lock import release_all
 from distlr.communicators import Communicator
-from distlr.directory_lock import release_all
 from distlr.errors import ConfigurationTypeError, received
 from distlr.job import Job
 from distlr.start import init
@@ -58,7 +58,7 @@ def run(train: Callable[[Job], T], *, timeout: float = 600.0, resets: int = 100)
     if not callable(train):
         raise ConfigurationTypeError(received("train", train, "a function of the job"))
     resets = positive_integer("resets", resets)
-    from distlr.communicators.horovod_elastic import is_elastic, run_elastic
+    from distlr.communicators.horovod.elastic import is_elastic, run_elastic
 
     if not is_elastic():
         return train(init(timeout=timeout))

@@ -12,22 +12,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr import data as pipelines
-from distlr._arguments import whole_number
-from distlr.batch import HOW_TO_MAKE, GlobalBatch, check_batch
-from distlr.broadcast import broadcast_state
+from distlr._utils.checks import whole_number
+from distlr.batch.duration import Duration
+from distlr.batch.global_batch import HOW_TO_MAKE, GlobalBatch, check_batch
 from distlr.callbacks import Audit
 from distlr.callbacks.assembly import assembled
 from distlr.communicators import Communicator, SingleCommunicator
-from distlr.communicators.fused import Bundle, exchange_bundles, first_of, number, numbers
-from distlr.communicators.horovod_gradients import check_compression
-from distlr.digest import compare_ranks, rank_state, weights_digests
-from distlr.duration import Duration
-from distlr.engine_errors import explained
+from distlr.communicators.bundles import Bundle, exchange_bundles, first_of, number, numbers
+from distlr.communicators.horovod.gradients import check_compression
+from distlr.data import sharding as pipelines
+from distlr.data.position import Position
 from distlr.errors import ConfigurationError, DistributionError, received
-from distlr.metrics import are_distributed, read_states, results
-from distlr.metrics_check import check_counted, checked
-from distlr.moving_averages import scale_moving_averages
 from distlr.optimizer import (
     Reduction,
     ScaledOptimizer,
@@ -39,11 +34,16 @@ from distlr.optimizer import (
     start_line,
     warn_of_restored_schedule,
 )
-from distlr.position import Position
-from distlr.reductions import check_one_loss_a_sample
-from distlr.scaling import Rule
-from distlr.statistics import exchange_with_statistics, has_statistics
-from distlr.step_record import note_share
+from distlr.scaling.batch_normalization import scale_moving_averages
+from distlr.scaling.rules import Rule
+from distlr.strategies.engine_errors import explained
+from distlr.strategies.loss_reductions import check_one_loss_a_sample
+from distlr.strategies.step_record import note_share
+from distlr.sync.broadcast import broadcast_state
+from distlr.sync.digests import compare_ranks, rank_state, weights_digests
+from distlr.sync.metrics import are_distributed, read_states, results
+from distlr.sync.metrics_check import check_counted, checked
+from distlr.sync.moving_statistics import exchange_with_statistics, has_statistics
 
 __all__ = ["Job"]
 
@@ -260,7 +260,7 @@ class Job:
     def scale_moving_averages(
         self, model: Any, batch: GlobalBatch, layers: Mapping[str, str] | None = None
     ) -> dict[str, tuple[float, float]]:
-        """Brings batch normalization's momentum to `momentum^k`; see `distlr.moving_averages`. Before the training.
+        """Brings batch normalization's momentum to `momentum^k`; before the training.
 
         >>> import distlr, keras
         >>> job = distlr.init(environ={})
@@ -543,7 +543,7 @@ class Job:
     def broadcast(self, model: Any, optimizer: Any = None) -> None:
         """Gives every rank rank 0's weights and optimizer variables, before the first step. Collective.
 
-        In a loop of your own; `job.callbacks` does it in `fit`. See `distlr.broadcast.broadcast_state`.
+        In a loop of your own; `job.callbacks` does it in `fit`. See `distlr.sync.broadcast.broadcast_state`.
 
         Raises:
             DistributionError: the ranks have built different models or formulas.

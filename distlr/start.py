@@ -9,17 +9,16 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from distlr._arguments import positive_real
-from distlr.choice import ENGINE, SIMULATE, Choice, choose
+from distlr._utils.checks import positive_real
 from distlr.communicators import connect
-from distlr.communicators.engines import ENGINES
-from distlr.communicators.launches import place_on_host
+from distlr.communicators.multi_worker.communicator import StrategyCommunicator
 from distlr.communicators.presence import watch_connections
-from distlr.communicators.rendezvous import is_on_this_machine, meeting
-from distlr.communicators.signed_messages import SECRET
-from distlr.communicators.strategy import StrategyCommunicator
 from distlr.errors import ConfigurationTypeError, received
 from distlr.job import Job
+from distlr.startup.backend_selection import ENGINE, ENGINES, SIMULATE, Choice, choose
+from distlr.startup.launcher import place_on_host
+from distlr.startup.rendezvous import is_on_this_machine, meeting
+from distlr.startup.signed_messages import SECRET
 from distlr.strategies import (
     check_strategy,
     connect_workers,

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import distlr
-from distlr.files import write_json
-from distlr.report import draw, write_report
-from distlr.run_directory import RunDirectory
+from distlr._utils.atomic_files import write_json
+from distlr.runlog.directory import RunDirectory
+from distlr.tools.report import draw, write_report
 
 __all__ = ["write"]
 

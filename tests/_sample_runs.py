@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from distlr.run_directory import Run
+from distlr.runlog.directory import Run
 
 EPOCHS, WARMUP, PER_EPOCH = 12, 3, 50_000
 METRICS = ("loss", "val_loss", "accuracy", "val_accuracy")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from distlr.communicators.signed_messages import Messenger
+from distlr.startup.signed_messages import Messenger
 
 __all__ = ["HOSTILE", "WORD", "disturb"]
 

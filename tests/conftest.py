@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -141,6 +142,21 @@ def _running_since(before: set[threading.Thread], grace: float = 1.0) -> set[thr
         if not new or time.monotonic() > end:
             return new
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_garbage_of_others(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collects what other tests left: the graphs of their models can stop a process for seconds, in any thread.
+
+    A rank that stands still for that long is, to a test with a deadline of 0.2 s, a rank that stays away.
+    """
+    if request.path.parent.name not in ("communicators", "startup"):
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import tensorflow as tf
 import distlr
 from distlr import GlobalBatch, scale
 from distlr import horovod as drop_in
-from distlr._environment import _check
+from distlr._utils.keras_setup import _check
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError
 from distlr.schedules import Constant, PerEpoch, Warmup
 from distlr.testing import assert_rates

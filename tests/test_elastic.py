@@ -11,11 +11,11 @@ import pytest
 import tensorflow as tf
 
 import distlr
+from distlr._utils.directory_lock import DirectoryLock
 from distlr.callbacks import Checkpoint
 from distlr.communicators import SingleCommunicator
-from distlr.communicators.horovod import HorovodCommunicator
-from distlr.communicators.horovod_elastic import run_elastic
-from distlr.directory_lock import DirectoryLock
+from distlr.communicators.horovod.communicator import HorovodCommunicator
+from distlr.communicators.horovod.elastic import run_elastic
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, RanksChanged
 from distlr.job import Job
 

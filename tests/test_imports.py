@@ -18,40 +18,79 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FRAMEWORKS = {"horovod", "keras", "tensorflow", "tf_keras"}
 CONTROL = (
-    "_batch_arguments",
-    "_arguments",
-    "batch",
-    "changes",
-    "choice",
-    "duration",
+    "_utils.checks",
+    "_utils.rank_names",
+    "batch._checks",
+    "batch.duration",
+    "batch.global_batch",
     "errors",
-    "monitors",
-    "plateau",
-    "range_result",
-    "scaling",
-    "communicators.base",
+    "plateau.metric_direction",
+    "plateau.policy",
+    "runlog.manual_changes",
+    "scaling.rules",
+    "startup.backend_selection",
+    "startup.launcher",
+    "startup.local_workers",
+    "startup.rendezvous",
+    "tools.lr_finder.curve",
+    "communicators.bundles",
+    "communicators.communicator",
     "communicators.engines",
-    "communicators.launches",
     "communicators.frames",
-    "communicators.fused",
     "communicators.log",
     "communicators.mpi",
-    "communicators.rendezvous",
-    "communicators.root",
+    "communicators.rank_zero",
     "communicators.single",
     "communicators.threads",
 )
-HOROVOD = {
-    "distlr.communicators.horovod",
-    "distlr.communicators.horovod_elastic",
-    "distlr.doctor.averaging",  # shows what Horovod's own optimizer does
-    "distlr.doctor.probe",  # asks whether Horovod loads, in a process of its own
-    "distlr.horovod",
+"""Never import a framework, not even inside a function."""
+
+WITHOUT_FRAMEWORK = (
+    "checkpoint.interval",
+    "checkpoint.preemption",
+    "checkpoint.store",
+    "tools.doctor",
+    "tools.report",
+)
+"""What is imported without a framework, of rooms that need one elsewhere."""
+
+WITH_FRAMEWORK = {
+    "distlr._utils.keras_setup",  # looks whether it is the right one
+    "distlr.communicators.multi_worker.gradients",  # run in the graph
+    "distlr.tools.doctor.averaging",  # run in processes of their own
+    "distlr.tools.doctor.splitting",
 }
-# Run in processes of their own.
-DOCTORS_PROCESSES = {"distlr.doctor.averaging", "distlr.doctor.splitting"}
-# The contract, what is made of it, and the reading of the launcher's environment.
-NO_BACKENDS = {f"distlr.communicators.{name}" for name in ("base", "frames", "fused", "launches", "root")}
+"""What needs a framework, of rooms that do not elsewhere."""
+
+HOROVOD = {
+    "distlr.communicators.horovod.communicator",
+    "distlr.communicators.horovod.elastic",
+    "distlr.tools.doctor.averaging",  # shows what Horovod's own optimizer does
+    "distlr.tools.doctor.probe",  # asks whether Horovod loads, in a process of its own
+}
+# The contract, and what is made of it.
+NO_BACKENDS = {f"distlr.communicators.{name}" for name in ("bundles", "communicator", "frames", "rank_zero")}
+
+FLOORS = (
+    ("_version", "errors"),
+    ("_utils",),
+    ("batch",),
+    ("runlog", "startup"),
+    ("communicators", "scaling"),
+    ("schedules", "strategies"),
+    ("communicators.multi_worker", "optimizer"),
+    ("data", "plateau", "sync", "testing"),
+    ("checkpoint",),
+    ("callbacks",),
+    ("job",),
+    ("start",),
+    ("elastic", "horovod"),
+    ("tools",),
+    ("cli",),
+    ("__main__",),
+)
+"""The rooms from the ground up: each imports rooms below it alone, wherever the import stands."""
+
 # What Keras keeps private in its optimizers. `_backend_` and `_overwrite_` are prefixes.
 OPTIMIZER_INTERNALS = {
     "_accumulated_gradients",
@@ -173,7 +212,7 @@ def test_the_control_plane_never_imports_a_framework(module):
 
 
 def _rooms() -> dict[str, str]:
-    """ARCHITECTURE.md's table of the rooms: module or package, and whether it imports TensorFlow."""
+    """ARCHITECTURE.md's table of the rooms: file or folder, and whether it imports TensorFlow."""
     table = re.findall(r"^\| (`.+?) \| .+ \| (yes|no) \|$", (ROOT / "ARCHITECTURE.md").read_text("utf-8"), re.MULTILINE)
     rooms = {}
     for cell, answer in table:
@@ -212,7 +251,10 @@ def test_what_the_table_says_to_import_tensorflow_does():
 
 
 def _without_framework() -> list[str]:
-    return [module for module in MODULES if ROOMS.get(_room(module)) == "no" and module not in DOCTORS_PROCESSES]
+    rooms = [room for room, answer in ROOMS.items() if answer == "no" and room != "distlr"]
+    rooms += [f"distlr.{name}" for name in (*CONTROL, *WITHOUT_FRAMEWORK)]
+    modules = ["distlr", *(module for module in MODULES if _is_or_under(module, rooms))]
+    return [module for module in modules if module not in WITH_FRAMEWORK]
 
 
 @pytest.mark.parametrize("module", _without_framework())
@@ -220,6 +262,84 @@ def test_all_but_what_trains_is_imported_without_a_framework(module):
     chains = _reaches(module)
     reached = {name: " -> ".join(chain) for name, chain in chains.items() if _top([name]) & FRAMEWORKS}
     assert not reached
+
+
+@pytest.mark.parametrize("module", sorted(WITH_FRAMEWORK))
+def test_an_exception_of_these_is_needed(module):
+    assert _top(_imports(module)) & FRAMEWORKS
+
+
+def test_the_entries_at_the_top_are_those_of_the_table():
+    top = {path.name for path in (ROOT / "distlr").iterdir() if path.name != "__pycache__"}
+    assert {name.removesuffix(".py") for name in top} == {_room(module).removeprefix("distlr.") for module in ROOMS} - {
+        "distlr"
+    } | {"__init__", "py.typed"}
+
+
+def _floor(module: str) -> int | None:
+    """The number of the floor that a module is on, from the ground; None for the package itself."""
+    floors = {f"distlr.{room}": number for number, rooms in enumerate(FLOORS) for room in rooms}
+    parents = [module.rsplit(".", up)[0] if up else module for up in range(module.count("."))]
+    return next((floors[parent] for parent in parents if parent in floors), None)
+
+
+def test_each_room_has_a_floor():
+    assert [module for module in MODULES if module != "distlr" and _floor(module) is None] == []
+
+
+def test_no_import_climbs():
+    climbs = {}
+    for module in MODULES:
+        floor = _floor(module)
+        for name in _imports(module):
+            other = _floor(name) if name in MODULES else None
+            if floor is not None and other is not None and other > floor:
+                climbs[f"{module} (floor {floor})"] = f"{name} (floor {other})"
+    assert climbs == {}
+
+
+def test_there_is_no_circle_of_imports():
+    """Wherever the imports stand, in functions and under TYPE_CHECKING too; a package's face is no room of its own."""
+    edges = {
+        module: {name for name in _imports(module) if name in MODULES and MODULES[name].name != "__init__.py"}
+        for module in MODULES
+        if MODULES[module].name != "__init__.py"
+    }
+    circles = [module for module in edges if module in _all_from(module, edges)]
+    assert circles == []
+
+
+def _all_from(start: str, edges: dict[str, set[str]]) -> set[str]:
+    """What is imported from `start`, directly or through others; `start` itself only where a circle leads back."""
+    seen: set[str] = set()
+    todo = [start]
+    while todo:
+        for name in edges[todo.pop()] - seen:
+            seen.add(name)
+            todo.append(name)
+    return seen
+
+
+SHARED_NAMES = {
+    "__init__": "each package's face",
+    "__main__": "the command",
+    "horovod": "the drop-in, and the backend that it is for",
+    "elastic": "training on ranks that come and go, and Horovod's part of it",
+    "callbacks": "the room, and the module that Horovod's scripts import",
+    "communicator": "implementations of one contract",
+    "gradients": "implementations of one contract",
+}
+"""Names that several files may have, and why."""
+
+
+def test_a_name_is_that_of_one_file():
+    """But for the callback and the command of a room, which are named after it."""
+    names: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        stem = path.parent.name if path.name == "__init__.py" else path.stem
+        if module.count(".") > 0 and not re.match(r"distlr\.(callbacks|cli)\.", module):
+            names.setdefault(stem, []).append(module)
+    assert {name: found for name, found in names.items() if len(found) > 1 and name not in SHARED_NAMES} == {}
 
 
 def test_schedules_know_no_rank_and_no_optimizer():

@@ -27,7 +27,11 @@ EXPORTED = [f"distlr.{name}" for name in distlr.__all__ if isinstance(getattr(di
 MODULES = ["distlr", *EXPORTED, "distlr.horovod", "distlr.plateau", "distlr.scaling"]
 
 # What a public function gives, or a message names, from modules that are inner ones otherwise.
-IN_HAND = ["distlr.optimizer.ScaledOptimizer", "distlr.optimizer.rate.LearningRate", "distlr.range_result.RangeTest"]
+IN_HAND = [
+    "distlr.optimizer.ScaledOptimizer",
+    "distlr.optimizer.rate.LearningRate",
+    "distlr.tools.lr_finder.curve.RangeTest",
+]
 
 # Of these each method has an example of its own; of the others the class has it.
 BY_HAND = (distlr.Job, distlr.GlobalBatch, distlr.Duration, distlr.Plateau, Communicator)

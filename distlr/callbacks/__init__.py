@@ -2,12 +2,12 @@
 
 from distlr.callbacks.audit import Audit
 from distlr.callbacks.bad_numbers import BadNumbers
-from distlr.callbacks.base import JobCallback
 from distlr.callbacks.broadcast import BroadcastState
 from distlr.callbacks.check_metrics import CheckMetrics
 from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.guard import ReplicaGuard
+from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.logger import LearningRateLogger
 from distlr.callbacks.plateau import ReduceLROnPlateau
 from distlr.callbacks.record import Record

@@ -11,12 +11,12 @@ import keras
 
 from distlr.callbacks.audit import Audit
 from distlr.callbacks.bad_numbers import BadNumbers
-from distlr.callbacks.base import JobCallback
 from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.check_metrics import CheckMetrics
 from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.cut_validation import CutValidation
 from distlr.callbacks.follow import FollowEpochs
+from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.logger import LearningRateLogger
 from distlr.callbacks.order import check_savers, for_ranks, ordered, watches_numbers
 from distlr.callbacks.other_weights import adapt
@@ -27,9 +27,9 @@ from distlr.callbacks.steering import Steering
 from distlr.callbacks.sync_metrics import SyncMetrics
 from distlr.callbacks.sync_statistics import SyncStatistics
 from distlr.communicators import Communicator
+from distlr.data.position import Position
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
-from distlr.journal import Journal
-from distlr.position import Position
+from distlr.runlog.journal import Journal
 
 __all__ = ["assembled"]
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from distlr.callbacks.base import JobCallback
+from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.other_optimizers import OtherOptimizers
 from distlr.callbacks.step_audit import StepAudit
 from distlr.errors import ConfigurationError, DistributionError
-from distlr.moving_averages import averaging_layers, is_scaled
 from distlr.optimizer import ScaledOptimizer, adopted_by, agree, inner, strategy_of
 from distlr.optimizer.conversion import INSTEAD_OF_MULTI
-from distlr.step_record import overrides_train_step
+from distlr.scaling.batch_normalization import averaging_layers, is_scaled
+from distlr.strategies.step_record import overrides_train_step
 
 __all__ = ["Audit"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from distlr._arguments import one_of, positive_integer, positive_real
-from distlr.callbacks.base import JobCallback
+from distlr._utils.checks import one_of, positive_integer, positive_real
+from distlr.callbacks.job_callback import JobCallback
+from distlr.checkpoint.snapshot import Snapshot
 from distlr.errors import ConfigurationError, NonFiniteError, received
-from distlr.metrics import KeptStates
 from distlr.optimizer import ScaledOptimizer
-from distlr.snapshot import Snapshot
+from distlr.sync.metrics import KeptStates
 
 __all__ = ["BadNumbers"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from distlr.callbacks.base import JobCallback
+from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.plateau import ReduceLROnPlateau
 from distlr.optimizer import ScaledOptimizer, inner
-from distlr.scaling import rule_name
+from distlr.scaling.rules import rule_name
 
 __all__ = ["BaseRates"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from distlr.broadcast import broadcast_optimizer, broadcast_state
-from distlr.callbacks.base import JobCallback
+from distlr.callbacks.job_callback import JobCallback
 from distlr.communicators import Communicator
-from distlr.digest import compare_ranks, rank_state
 from distlr.optimizer import adopted_by
+from distlr.sync.broadcast import broadcast_optimizer, broadcast_state
+from distlr.sync.digests import compare_ranks, rank_state
 
 __all__ = ["BroadcastState", "compare_at_end"]
 

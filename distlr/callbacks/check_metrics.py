@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from distlr.callbacks.base import JobCallback
-from distlr.metrics_check import MetricsCheck
+from distlr.callbacks.job_callback import JobCallback
+from distlr.sync.metrics_check import MetricsCheck
 
 __all__ = ["CheckMetrics"]
 

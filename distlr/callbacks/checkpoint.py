@@ -13,20 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from distlr._arguments import positive_integer
-from distlr.callbacks.base import JobCallback
+from distlr._utils.checks import positive_integer
+from distlr.batch.duration import Duration
 from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.counters import Counters, append_to_logs
 from distlr.callbacks.follow import FollowEpochs
-from distlr.callbacks.interval import Interval
-from distlr.checkpoints import CheckpointDirectory
-from distlr.communicators.fused import Bundle
-from distlr.communicators.root import bundle_from_root, from_root
-from distlr.digest import weights_digests
-from distlr.duration import Duration
-from distlr.errors import ConfigurationError, RanksChanged, StateError, received
-from distlr.optimizer import ScaledOptimizer, averages, formula_of, resume_line
-from distlr.run_state import (
+from distlr.callbacks.job_callback import JobCallback
+from distlr.checkpoint.interval import Interval
+from distlr.checkpoint.preemption import REASONS, Signals
+from distlr.checkpoint.run_state import (
     LOG,
     RANK,
     RunState,
@@ -41,7 +36,12 @@ from distlr.run_state import (
     write_arrays,
     write_weights,
 )
-from distlr.signals import REASONS, Signals
+from distlr.checkpoint.store import CheckpointDirectory
+from distlr.communicators.bundles import Bundle
+from distlr.communicators.rank_zero import bundle_from_root, from_root
+from distlr.errors import ConfigurationError, RanksChanged, StateError, received
+from distlr.optimizer import ScaledOptimizer, averages, formula_of, resume_line
+from distlr.sync.digests import weights_digests
 
 __all__ = ["Checkpoint"]
 

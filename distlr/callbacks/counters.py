@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from distlr.callbacks.base import JobCallback
+from distlr.callbacks.job_callback import JobCallback
 from distlr.communicators import Communicator
-from distlr.communicators.fused import Bundle, broadcast_arrays
+from distlr.communicators.bundles import Bundle, broadcast_arrays
 from distlr.errors import ConfigurationError, StateError
 
 __all__ = ["KEPT", "NOT_KEPT", "Counters", "append_to_logs"]

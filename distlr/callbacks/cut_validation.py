@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from distlr.callbacks.base import JobCallback
 from distlr.callbacks.checkpoint import Checkpoint
+from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.sync_metrics import SyncMetrics
-from distlr.metrics import are_built
-from distlr.run_state import seed_values
+from distlr.checkpoint.run_state import seed_values
+from distlr.sync.metrics import are_built
 
 __all__ = ["CutValidation"]
 

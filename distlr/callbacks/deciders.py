@@ -9,12 +9,12 @@ from typing import Any
 import keras
 
 from distlr.callbacks.bad_numbers import BadNumbers
-from distlr.callbacks.base import JobCallback
 from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.guard import ReplicaGuard
+from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.plateau import ReduceLROnPlateau
 from distlr.callbacks.steering import Steering
-from distlr.plateau import PlateauPolicy
+from distlr.plateau.policy import PlateauPolicy
 
 __all__ = ["WRITERS", "configurations", "may_stop_within_epoch"]
 

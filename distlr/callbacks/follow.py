@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from distlr._arguments import counted
-from distlr.callbacks.base import JobCallback
+from distlr._utils.checks import counted
+from distlr.callbacks.job_callback import JobCallback
+from distlr.data.position import EpochSteps, Position, matched
 from distlr.errors import StateError
 from distlr.optimizer import ScaledOptimizer
-from distlr.position import EpochSteps, Position, matched
 
 __all__ = ["FollowEpochs"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from distlr._arguments import positive_integer
-from distlr.callbacks.base import JobCallback
-from distlr.communicators.frames import name_ranks
-from distlr.digest import compare_ranks, rank_state
+from distlr._utils.checks import positive_integer
+from distlr._utils.rank_names import name_ranks
+from distlr.callbacks.job_callback import JobCallback
+from distlr.sync.digests import compare_ranks, rank_state
 
 __all__ = ["ReplicaGuard"]
 

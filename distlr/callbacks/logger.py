@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from distlr.callbacks.base import JobCallback
+from distlr.callbacks.job_callback import JobCallback
 from distlr.optimizer import adopted_by, is_adopted, rate_of
-from distlr.plan import wrong_steps
+from distlr.schedules.preview import wrong_steps
 
 __all__ = ["LearningRateLogger"]
 

@@ -10,8 +10,8 @@ import tensorflow as tf
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationError
 from distlr.optimizer import ScaledOptimizer
-from distlr.step_record import Step
 from distlr.strategies.loss_terms import Term, loss_terms
+from distlr.strategies.step_record import Step
 
 __all__ = ["LossAudit"]
 

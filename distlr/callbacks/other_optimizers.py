@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from distlr.callbacks.base import JobCallback
+from distlr.callbacks.job_callback import JobCallback
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationError
 from distlr.optimizer import ScaledOptimizer, adopted_by, inner

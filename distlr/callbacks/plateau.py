@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from distlr.callbacks.base import JobCallback
-from distlr.decider import Plateau
-from distlr.plateau import Decision, PlateauPolicy
-from distlr.snapshot import Snapshot
+from distlr.callbacks.job_callback import JobCallback
+from distlr.checkpoint.snapshot import Snapshot
+from distlr.plateau.policy import Decision, PlateauPolicy
+from distlr.plateau.synchronized import Plateau
 
 __all__ = ["ReduceLROnPlateau"]
 

@@ -16,12 +16,12 @@ import numpy as np
 import tensorflow as tf
 
 from distlr._version import __version__
-from distlr.callbacks.base import JobCallback
-from distlr.communicators.root import from_root
+from distlr.callbacks.job_callback import JobCallback
+from distlr.communicators.rank_zero import from_root
 from distlr.errors import ConfigurationError
-from distlr.journal import KEPT
 from distlr.optimizer import ScaledOptimizer
-from distlr.run_directory import RunDirectory, now
+from distlr.runlog.directory import RunDirectory, now
+from distlr.runlog.journal import KEPT
 
 __all__ = ["Record"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from distlr.broadcast import check_equal
-from distlr.callbacks.base import JobCallback
 from distlr.callbacks.deciders import configurations, may_stop_within_epoch
 from distlr.callbacks.guard import ReplicaGuard
+from distlr.callbacks.job_callback import JobCallback
+from distlr.sync.broadcast import check_equal
 
 __all__ = ["SameCallbacks"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from distlr._arguments import positive_integer
-from distlr.callbacks.base import JobCallback
+from distlr._utils.checks import positive_integer
+from distlr.callbacks.job_callback import JobCallback
 from distlr.optimizer import ScaledOptimizer, rate_of
 
 __all__ = ["Scalars"]

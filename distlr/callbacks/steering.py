@@ -6,14 +6,14 @@ import logging
 import os
 from typing import Any
 
-from distlr._arguments import positive_integer
-from distlr.callbacks.base import JobCallback
-from distlr.changes import Moment, Place, again_from, answers, in_words, read_changes
-from distlr.communicators.root import from_root
-from distlr.control import ControlDirectory, Found
+from distlr._utils.checks import positive_integer
+from distlr.callbacks.job_callback import JobCallback
+from distlr.communicators.rank_zero import from_root
 from distlr.errors import ConfigurationError
 from distlr.optimizer import ScaledOptimizer, Steered, rate_of
-from distlr.run_directory import DECISIONS, RunDirectory
+from distlr.runlog.control_requests import ControlDirectory, Found
+from distlr.runlog.directory import DECISIONS, RunDirectory
+from distlr.runlog.manual_changes import Moment, Place, again_from, answers, in_words, read_changes
 
 __all__ = ["Steering"]
 
@@ -48,7 +48,7 @@ class Steering(JobCallback):
     ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
     >>> x = np.ones((32, 2), "float32")
     >>> import tempfile
-    >>> from distlr.control import ControlDirectory, Request
+    >>> from distlr.runlog.control_requests import ControlDirectory, Request
     >>> half = Request("set-lr", multiply=0.5)  # as `distlr control RUN_DIR set-lr --multiply 0.5` does
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     ask = lambda epoch, logs: ControlDirectory(folder).ask(half)

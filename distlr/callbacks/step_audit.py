@@ -6,14 +6,14 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from distlr.batch import GlobalBatch
+from distlr.batch.global_batch import GlobalBatch
 from distlr.callbacks.loss_audit import LossAudit
 from distlr.callbacks.other_optimizers import OtherOptimizers
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationError
 from distlr.optimizer import ScaledOptimizer, batch_of, inner, samples_of
 from distlr.optimizer.hooks import missing
-from distlr.step_record import Step, StepRecord, overrides_train_step, record_of
+from distlr.strategies.step_record import Step, StepRecord, overrides_train_step, record_of
 
 __all__ = ["StepAudit"]
 

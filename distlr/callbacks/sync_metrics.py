@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from distlr.callbacks.base import JobCallback
-from distlr.communicators.fused import (
+from distlr.callbacks.job_callback import JobCallback
+from distlr.communicators.bundles import (
     Bundle,
     exchange_bundles,
     exchange_together,
@@ -16,9 +16,9 @@ from distlr.communicators.fused import (
     number,
     numbers,
 )
-from distlr.metrics import EagerMetrics, GraphMetrics, are_built
-from distlr.metrics_check import MetricsCheck
-from distlr.statistics import exchange_with_statistics, has_statistics
+from distlr.sync.metrics import EagerMetrics, GraphMetrics, are_built
+from distlr.sync.metrics_check import MetricsCheck
+from distlr.sync.moving_statistics import exchange_with_statistics, has_statistics
 
 __all__ = ["SyncMetrics"]
 

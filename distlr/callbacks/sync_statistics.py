@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from distlr.callbacks.base import JobCallback
-from distlr.statistics import average_over_replicas
+from distlr.callbacks.job_callback import JobCallback
+from distlr.sync.moving_statistics import average_over_replicas
 
 __all__ = ["SyncStatistics"]
 

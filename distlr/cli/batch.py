@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from distlr.batch import GlobalBatch
-from distlr.scaling import factor
+from distlr.batch.global_batch import GlobalBatch
+from distlr.scaling.rules import factor
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]

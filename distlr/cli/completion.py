@@ -32,13 +32,11 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the script, made from the parser itself."""
-    from distlr.cli.main import parser
-
     try:
         import shtab
     except ImportError as error:
         raise ConfigurationError(f"Completion needs shtab: {error}. To mend it: pip install shtab.") from error
-    whole = parser()
+    whole: argparse.ArgumentParser = args.whole_parser
     for action in _actions(whole):
         if _PATHS & {action.dest, *action.option_strings}:
             action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -9,11 +9,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from distlr.changes import answers
-from distlr.cli.files import refused
-from distlr.control import ControlDirectory, Found, Request
+from distlr.cli.file_arguments import refused
 from distlr.errors import ConfigurationError, received
-from distlr.run_directory import RunDirectory
+from distlr.runlog.control_requests import ControlDirectory, Found, Request
+from distlr.runlog.directory import RunDirectory
+from distlr.runlog.manual_changes import answers
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from distlr._version import __version__
 
 if TYPE_CHECKING:
-    from distlr.doctor import Finding
+    from distlr.tools.doctor import Finding
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -45,7 +45,7 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the findings, and returns 1 where one of them is an error."""
-    from distlr.doctor import examine
+    from distlr.tools.doctor import examine
 
     speaks = sys.stderr.isatty() and not args.quiet
     # As by Ctrl-C: what was started is ended, too.

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distlr.cli.bars import bars
-from distlr.cli.files import refused
+from distlr.cli.file_arguments import refused
 from distlr.cli.importing import beside, check_name, imported
 from distlr.errors import ConfigurationTypeError, received
 
 if TYPE_CHECKING:
-    from distlr.range_result import RangeTest
+    from distlr.tools.lr_finder.curve import RangeTest
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the test on all ranks; rank 0 prints and draws."""
     check_name("setup", args.setup)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from distlr.range_test import find_lr
     from distlr.start import init
+    from distlr.tools.lr_finder.search import find_lr
 
     job = init(simulate=args.n)  # before the script is imported, which may start TensorFlow
     with beside():

@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1 and 3: see the command. 2: an argument is wrong, said in one line on stderr. 130: interrupted. `--help`,
     `--version` and what the parser itself refuses leave through `SystemExit`, as argparse does it.
     """
-    args = parser().parse_args(argv)
+    whole = parser()
+    args = whole.parse_args(argv, argparse.Namespace(whole_parser=whole))
     try:
         code: int = args.run(args)
         sys.stdout.flush()

@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distlr.batch import GlobalBatch
+from distlr.batch.global_batch import GlobalBatch
 from distlr.cli.bars import bars
-from distlr.cli.files import refused
+from distlr.cli.file_arguments import refused
 from distlr.cli.importing import beside, imported
 from distlr.errors import ConfigurationError, received
 
 if TYPE_CHECKING:
-    from distlr.plan import Curve
+    from distlr.schedules.preview import Curve
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         )
         for replicas in args.replicas
     ]
-    from distlr.plan import plan
+    from distlr.schedules.preview import plan
 
     curves = plan(_schedule(args.schedule, batches[0]), batches, rule=args.rule, warmup=args.warmup, epochs=args.epochs)
     if not args.quiet:
@@ -177,7 +177,7 @@ def _chart(curves: list[Curve]) -> str:
 
 
 def _write_csv(path: Path, curves: list[Curve]) -> None:
-    from distlr.files import write_bytes
+    from distlr._utils.atomic_files import write_bytes
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -188,7 +188,7 @@ def _write_csv(path: Path, curves: list[Curve]) -> None:
 
 
 def _draw(path: Path, curves: list[Curve]) -> None:
-    from distlr.pictures import picture
+    from distlr._utils.figures import picture
 
     with picture(path) as (axes,):
         for i, curve in enumerate(curves):

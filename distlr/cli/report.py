@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distlr.cli.files import refused
+from distlr.cli.file_arguments import refused
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -35,8 +35,8 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the files, and says so in a line."""
-    from distlr.report import draw, write_report
-    from distlr.run_directory import RunDirectory
+    from distlr.runlog.directory import RunDirectory
+    from distlr.tools.report import draw, write_report
 
     with refused("The run cannot be read", "write the directory of job.callbacks(run_dir=)"):
         runs = [RunDirectory(path).read() for path in args.run_dirs]

@@ -5,12 +5,13 @@ Importing this package imports neither TensorFlow nor an engine.
 
 from __future__ import annotations
 
-from distlr.communicators.base import Communicator
-from distlr.communicators.engines import ENGINES, connect
-from distlr.communicators.launches import Launch, detect
+from distlr.communicators.communicator import Communicator
+from distlr.communicators.engines import connect
 from distlr.communicators.log import CollectiveLog
 from distlr.communicators.single import SingleCommunicator, alone
 from distlr.communicators.threads import ThreadCommunicator, ThreadGroup, run_ranks
+from distlr.startup.backend_selection import ENGINES
+from distlr.startup.launcher import Launch, detect
 
 __all__ = [
     "ENGINES",

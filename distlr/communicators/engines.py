@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import importlib
 
-from distlr._arguments import one_of
-from distlr.communicators.base import Communicator
-from distlr.communicators.launches import Launch
+from distlr._utils.checks import one_of
+from distlr.communicators.communicator import Communicator
 from distlr.errors import DistributionError
+from distlr.startup.launcher import Launch
 
-__all__ = ["ENGINES", "connect"]
+__all__ = ["connect"]
 
 # By engine: the module in this package and its communicator, which is made with the timeout and nothing else.
-_CONNECTED = {"horovod": ("horovod", "HorovodCommunicator"), "mpi": ("mpi", "MpiCommunicator")}
-
-ENGINES = (*_CONNECTED, "multi-worker")  # a strategy of several workers brings its communicator
-"""What `distlr.init(engine)` takes."""
+_CONNECTED = {"horovod": ("horovod.communicator", "HorovodCommunicator"), "mpi": ("mpi", "MpiCommunicator")}
 
 _HOW = {
     "horovodrun": "start the script with horovodrun, and let it write no HOROVOD_ variables of its own",
@@ -30,7 +27,7 @@ def connect(engine: str, launch: Launch | None, timeout: float = 600.0) -> Commu
     """Starts an engine and checks it against what the launcher says.
 
     Args:
-        engine: one of `ENGINES`, but "multi-worker".
+        engine: "horovod" or "mpi"; a strategy of several workers brings its communicator.
         launch: what `detect` found.
         timeout: seconds that a rank waits for the others.
 

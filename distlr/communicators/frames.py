@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from distlr._arguments import spans
+from distlr._utils.rank_names import name_ranks
 from distlr.errors import (
     CollectiveTimeoutError,
     ConfigurationError,
@@ -37,7 +37,6 @@ __all__ = [
     "decode",
     "encode",
     "filled",
-    "name_ranks",
     "split",
     "to_array",
     "to_bytes",
@@ -242,13 +241,3 @@ def by_rank(texts: Sequence[str], verb: str) -> str:
     for rank, text in enumerate(texts):
         groups.setdefault(text, []).append(rank)
     return "; ".join(f"{name_ranks(ranks)} {verb} {text}" for text, ranks in groups.items())
-
-
-def name_ranks(ranks: Iterable[int]) -> str:
-    """Names ranks briefly.
-
-    >>> name_ranks([0, 1, 2, 5]), name_ranks([3])
-    ('ranks 0-2, 5', 'rank 3')
-    """
-    names = [str(first) if first == last else f"{first}-{last}" for first, last in spans(sorted(ranks))]
-    return f"rank{'' if len(names) == 1 and '-' not in names[0] else 's'} {', '.join(names)}"

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from distlr._arguments import positive_real
-from distlr.communicators.base import Communicator
+from distlr._utils.checks import positive_real
+from distlr.communicators.communicator import Communicator
 from distlr.communicators.frames import Frame, split
 from distlr.errors import CollectiveTimeoutError, DistributionError
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from distlr.communicators.start_guard import ENDED
+from distlr.startup.start_guard import ENDED
 
 __all__ = ["watch_connections"]
 

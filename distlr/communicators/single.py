@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from distlr.communicators.base import Communicator
+from distlr.communicators.communicator import Communicator
 from distlr.communicators.frames import Frame
-from distlr.communicators.launches import detect
 from distlr.errors import DistributionError
+from distlr.startup.launcher import detect
 
 __all__ = ["SingleCommunicator", "alone"]
 

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from distlr._arguments import positive_integer, positive_real
-from distlr.communicators.base import Communicator
-from distlr.communicators.frames import Frame, name_ranks
+from distlr._utils.checks import positive_integer, positive_real
+from distlr._utils.rank_names import name_ranks
+from distlr.communicators.communicator import Communicator
+from distlr.communicators.frames import Frame
 from distlr.errors import CollectiveTimeoutError, ConfigurationError, DistributionError, received
 
 __all__ = ["ThreadCommunicator", "ThreadGroup", "run_ranks"]

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr.batch import GlobalBatch
+from distlr.batch.global_batch import GlobalBatch
 from distlr.optimizer.mixin import ScaledOptimizer
 from distlr.optimizer.training_values import TrainingValues
 from distlr.schedules.scaled import Scaled

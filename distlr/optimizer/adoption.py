@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distlr.batch import GlobalBatch
+from distlr.batch.global_batch import GlobalBatch
 from distlr.errors import DistlrError, DistributionError, StateError
 from distlr.optimizer.hooks import HookContract
 from distlr.optimizer.hyperparameters import Extras, Multipliers
@@ -20,7 +20,7 @@ from distlr.optimizer.rate import RateCache
 from distlr.optimizer.reduction import Reduction
 from distlr.optimizer.training_values import TrainingValues
 from distlr.schedules import Scaled
-from distlr.schedules.base import as_float64
+from distlr.schedules.schedule import as_float64
 
 __all__ = [
     "BAD_STEPS",

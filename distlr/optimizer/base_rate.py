@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr.schedules.base import Schedule, check_is_schedule
+from distlr.schedules.schedule import Schedule, check_is_schedule
 
 __all__ = ["base_rate"]
 

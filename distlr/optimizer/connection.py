@@ -10,10 +10,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from distlr._arguments import counted
-from distlr.communicators.launches import detect
+from distlr._utils.checks import counted
 from distlr.errors import ConfigurationError, DistributionError
 from distlr.schedules import Scaled
+from distlr.startup.launcher import detect
 
 __all__ = ["World", "connect", "settle", "warn_of_restored_schedule"]
 

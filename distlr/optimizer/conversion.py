@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr.batch import GlobalBatch
+from distlr.batch.global_batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, StateError, received
 from distlr.optimizer.access import inner, is_adopted, strategy_of
 from distlr.optimizer.adoption import Adoption
@@ -17,10 +18,10 @@ from distlr.optimizer.base_rate import base_rate
 from distlr.optimizer.connection import settle
 from distlr.optimizer.hyperparameters import Extras
 from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, agree
-from distlr.optimizer.mixin import derived_class
+from distlr.optimizer.mixin import ScaledOptimizer
 from distlr.optimizer.reduction import Reduction
-from distlr.schedules.base import as_float64, check_is_schedule
 from distlr.schedules.scaled import Scaled, options_from_config
+from distlr.schedules.schedule import as_float64, check_is_schedule
 
 __all__ = ["adopt", "adopt_from_config", "strip"]
 
@@ -86,6 +87,30 @@ def adopt(
     for name, value in values.items():
         setattr(optimizer, name, value)
     return optimizer
+
+
+@keras.saving.register_keras_serializable("distlr", "Optimizer")
+class _Restorable(ScaledOptimizer):
+    """What an optimizer becomes that distlr adopts: one that a saved model brings along, too."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """The adopted optimizer whose `get_config` this is, scaled from the base values for where it is made.
+
+        It belongs to no job until one connects it: `job.callbacks` in `fit`, `job.broadcast`, the drop-in. One of
+        several ranks takes no step before that.
+        """
+        return adopt_from_config(config, custom_objects)
+
+
+@functools.cache
+def derived_class(base: type) -> type:
+    """The class that an optimizer of class `base` gets: a subclass of it, one for each base."""
+    derived = type(f"Distlr{base.__name__}", (_Restorable, base), {"__module__": ScaledOptimizer.__module__})
+    # All derived classes share one registered name: `from_config` is the same for each, and tells them
+    # apart by the plain optimizer inside the config. The last registration standing is as good as any.
+    registered: type = keras.saving.register_keras_serializable("distlr", "Optimizer")(derived)
+    return registered
 
 
 def adopt_from_config(config: dict[str, Any], custom_objects: Any = None) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distlr._arguments import counted
+from distlr._utils.checks import counted
 from distlr.optimizer.access import rate_of
 
 __all__ = ["resume_line", "start_line"]

@@ -15,7 +15,7 @@ import tensorflow as tf
 from distlr.errors import ConfigurationError
 from distlr.optimizer.adoption import CLIMB, NO_CLIMB, STEERED, UNSTEERED, Adoption, Steered
 from distlr.optimizer.rate import LearningRate, check_rate
-from distlr.schedules.base import at_each
+from distlr.schedules.schedule import at_each
 
 __all__ = ["FormulaRate", "Reading"]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import keras
 
-from distlr import scaling
-from distlr._arguments import not_negative_real
-from distlr.batch import GlobalBatch
+from distlr._utils.checks import not_negative_real
+from distlr.batch.global_batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
+from distlr.scaling import rules
 from distlr.schedules import Scaled
-from distlr.schedules.base import check_is_schedule
+from distlr.schedules.schedule import check_is_schedule
 
 __all__ = ["SCALES", "Extras", "Multipliers"]
 
@@ -71,9 +71,9 @@ def _scaled_values(
 ) -> dict[str, float]:
     """The scaled value of each attribute of a plain optimizer.
 
-    - betas: `beta_1`, `beta_2` and `epsilon` of the Adam family, under the sqrt rule (`scaling.adam_beta`).
-    - weight_decay: `scaling.weight_decay`, which keeps the decay by the epoch constant.
-    - ema: `ema_momentum`, `scaling.moving_average`.
+    - betas: `beta_1`, `beta_2` and `epsilon` of the Adam family, under the sqrt rule (`rules.adam_beta`).
+    - weight_decay: `rules.weight_decay`, which keeps the decay by the epoch constant.
+    - ema: `ema_momentum`, `rules.moving_average`.
 
     Raises:
         ConfigurationError: the optimizer has no such thing, or it cannot be scaled that far.
@@ -89,21 +89,21 @@ def _scaled_values(
     if "betas" in scale:
         if not all(isinstance(getattr(optimizer, name, None), float) for name in ("beta_1", "beta_2", "epsilon")):
             raise ConfigurationError(_lacks(optimizer, "betas", "has no beta_1, beta_2 and epsilon"))
-        if scaling.rule_name(rule) != "sqrt":
+        if rules.rule_name(rule) != "sqrt":
             hint = 'write rule="sqrt": the betas are scaled together with that rule'
-            raise ConfigurationError(received("rule", scaling.rule_name(rule), "'sqrt' with scale=['betas']", hint))
+            raise ConfigurationError(received("rule", rules.rule_name(rule), "'sqrt' with scale=['betas']", hint))
         for name in ("beta_1", "beta_2"):
-            values[name] = scaling.adam_beta(getattr(optimizer, name), k, name)
-        values["epsilon"] = scaling.adam_epsilon(optimizer.epsilon, k)
+            values[name] = rules.adam_beta(getattr(optimizer, name), k, name)
+        values["epsilon"] = rules.adam_epsilon(optimizer.epsilon, k)
     if "weight_decay" in scale:
         if not optimizer.weight_decay:
             raise ConfigurationError(_lacks(optimizer, "weight_decay", "has no weight decay"))
-        values["weight_decay"] = scaling.weight_decay(optimizer.weight_decay, k, factor)
+        values["weight_decay"] = rules.weight_decay(optimizer.weight_decay, k, factor)
     if "ema" in scale:
         if not optimizer.use_ema:
             raise ConfigurationError(_lacks(optimizer, "ema", "has no moving average (use_ema=False)"))
         # Keras moves it at every step, of which an update takes `accumulation`.
-        values["ema_momentum"] = scaling.moving_average(optimizer.ema_momentum, k / batch.accumulation)
+        values["ema_momentum"] = rules.moving_average(optimizer.ema_momentum, k / batch.accumulation)
     return values
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +11,9 @@ from distlr.optimizer import saving
 from distlr.optimizer.adoption import CLIMB, NO_CLIMB, STEERED, UNSTEERED
 from distlr.optimizer.update import FormulaUpdate
 
-__all__ = ["ScaledOptimizer", "derived_class"]
+__all__ = ["ScaledOptimizer"]
 
 
-@keras.saving.register_keras_serializable("distlr", "Optimizer")
 class ScaledOptimizer(FormulaUpdate):
     """Mixed in before a Keras optimizer's own class; `adopt` puts it there. Not built by hand.
 
@@ -111,25 +109,3 @@ class ScaledOptimizer(FormulaUpdate):
             "multipliers": None if adoption.multipliers is None else adoption.multipliers.patterns,
             "reduction": adoption.reduction.config(),
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        """The adopted optimizer whose `get_config` this is, scaled from the base values for where it is made.
-
-        It belongs to no job until one connects it: `job.callbacks` in `fit`, `job.broadcast`, the drop-in. One of
-        several ranks takes no step before that.
-        """
-        from distlr.optimizer.conversion import adopt_from_config
-
-        return adopt_from_config(config, custom_objects)
-
-
-@functools.cache
-def derived_class(base: type) -> type:
-    """The class that an optimizer of class `base` gets: a subclass of it, one for each base."""
-    name = f"Distlr{base.__name__}"
-    derived = type(name, (ScaledOptimizer, base), {"__module__": ScaledOptimizer.__module__})
-    # All derived classes share one registered name: `from_config` is the same for each, and tells them
-    # apart by the plain optimizer inside the config. The last registration standing is as good as any.
-    registered: type = keras.saving.register_keras_serializable("distlr", "Optimizer")(derived)
-    return registered

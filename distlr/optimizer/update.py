@@ -13,8 +13,8 @@ from distlr.optimizer.adoption import BAD_STEPS
 from distlr.optimizer.formula import FormulaRate
 from distlr.optimizer.gate import agreed, are_finite, global_norm, only_if
 from distlr.optimizer.reduction import Reduction
-from distlr.step_record import applying
 from distlr.strategies.replicas import on_replicas, sum_over_replicas
+from distlr.strategies.step_record import applying
 
 __all__ = ["FormulaUpdate"]
 

@@ -3,7 +3,6 @@
 Keras' own (`ExponentialDecay`, `PolynomialDecay`, `InverseTimeDecay`, ...) are used as they are, wherever one is taken.
 """
 
-from distlr.schedules.base import Schedule
 from distlr.schedules.compose import Floor, Join, Repeat, Scale, Shift
 from distlr.schedules.constant import Constant
 from distlr.schedules.cosine import Cosine
@@ -17,6 +16,7 @@ from distlr.schedules.one_cycle import OneCycle
 from distlr.schedules.per_epoch import PerEpoch
 from distlr.schedules.registry import fill_names, get, to_dict
 from distlr.schedules.scaled import Scaled, scale
+from distlr.schedules.schedule import Schedule
 from distlr.schedules.tanh import Tanh
 from distlr.schedules.warmup import Warmup
 from distlr.schedules.warmup_stable_decay import WarmupStableDecay

@@ -11,9 +11,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr._arguments import finite_real, not_negative_real, positive_real
+from distlr._utils.checks import finite_real, not_negative_real, positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
-from distlr.schedules.base import Schedule, as_float64, check_is_schedule, divided, increasing, passed
+from distlr.schedules.schedule import Schedule, as_float64, check_is_schedule, divided, increasing, passed
 
 __all__ = ["Floor", "Join", "Repeat", "Scale", "Shift"]
 

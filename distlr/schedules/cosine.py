@@ -7,8 +7,8 @@ import math
 import keras
 import tensorflow as tf
 
-from distlr._arguments import not_negative_real, positive_real
-from distlr.schedules.base import Schedule, progress
+from distlr._utils.checks import not_negative_real, positive_real
+from distlr.schedules.schedule import Schedule, progress
 
 __all__ = ["Cosine"]
 

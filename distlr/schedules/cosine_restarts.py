@@ -7,9 +7,9 @@ import math
 import keras
 import tensorflow as tf
 
-from distlr._arguments import not_negative_real, positive_real
+from distlr._utils.checks import not_negative_real, positive_real
 from distlr.errors import ConfigurationError, received
-from distlr.schedules.base import Schedule, divided, progress
+from distlr.schedules.schedule import Schedule, divided, progress
 
 __all__ = ["CosineRestarts"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from distlr._arguments import not_negative_real, one_of, positive_real
+from distlr._utils.checks import not_negative_real, one_of, positive_real
 from distlr.errors import ConfigurationError, received
-from distlr.schedules.base import Schedule, divided
+from distlr.schedules.schedule import Schedule, divided
 
 __all__ = ["Cyclic"]
 

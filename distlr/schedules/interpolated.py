@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from distlr._arguments import not_negative_real, one_of
+from distlr._utils.checks import not_negative_real, one_of
 from distlr.errors import ConfigurationError, received
-from distlr.schedules.base import Schedule, increasing, passed, progress
+from distlr.schedules.schedule import Schedule, increasing, passed, progress
 
 __all__ = ["Interpolated"]
 

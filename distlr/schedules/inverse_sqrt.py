@@ -5,8 +5,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from distlr._arguments import not_negative_real, positive_real
-from distlr.schedules.base import Schedule
+from distlr._utils.checks import not_negative_real, positive_real
+from distlr.schedules.schedule import Schedule
 
 __all__ = ["InverseSqrt"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from distlr._arguments import not_negative_real, positive_real
-from distlr.schedules.base import Schedule, increasing, passed
+from distlr._utils.checks import not_negative_real, positive_real
+from distlr.schedules.schedule import Schedule, increasing, passed
 
 __all__ = ["MultiStep"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr._arguments import not_negative_real, positive_real
+from distlr._utils.checks import not_negative_real, positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
-from distlr.schedules.base import Schedule, progress
+from distlr.schedules.schedule import Schedule, progress
 
 __all__ = ["OfProgress"]
 

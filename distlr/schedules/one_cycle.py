@@ -7,9 +7,9 @@ import math
 import keras
 import tensorflow as tf
 
-from distlr._arguments import not_negative_real, one_of, positive_real
+from distlr._utils.checks import not_negative_real, one_of, positive_real
 from distlr.errors import ConfigurationError, received
-from distlr.schedules.base import Schedule, progress
+from distlr.schedules.schedule import Schedule, progress
 
 __all__ = ["OneCycle"]
 

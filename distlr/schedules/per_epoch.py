@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr._arguments import not_negative_real, positive_integer, positive_real
+from distlr._utils.checks import not_negative_real, positive_integer, positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
-from distlr.schedules.base import Schedule
+from distlr.schedules.schedule import Schedule
 
 __all__ = ["SMALLEST_USEFUL_RATE", "PerEpoch"]
 

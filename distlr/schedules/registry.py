@@ -9,9 +9,9 @@ from typing import Any
 
 import keras
 
-from distlr.batch import GlobalBatch
+from distlr.batch.global_batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistlrError
-from distlr.schedules.base import Schedule
+from distlr.schedules.schedule import Schedule
 
 __all__ = ["NAMES", "fill_names", "get", "time_arguments", "to_dict"]
 

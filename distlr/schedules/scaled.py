@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from distlr import scaling
-from distlr._arguments import one_of
-from distlr.batch import GlobalBatch, check_batch
-from distlr.duration import Duration
+from distlr._utils.checks import one_of
+from distlr.batch.duration import Duration
+from distlr.batch.global_batch import GlobalBatch, check_batch
 from distlr.errors import ConfigurationError, received
-from distlr.scaling import Rule, rule_name
-from distlr.schedules.base import Schedule, as_float64, check_has_no_warmup, check_is_schedule, divided
+from distlr.scaling import rules
+from distlr.scaling.rules import Rule, rule_name
 from distlr.schedules.constant import Constant
 from distlr.schedules.per_epoch import PerEpoch
+from distlr.schedules.schedule import Schedule, as_float64, check_has_no_warmup, check_is_schedule, divided
 from distlr.schedules.warmup import Warmup, check_shape, check_start
 
 __all__ = ["CLOCKS", "Scaled", "as_schedule", "scale"]
@@ -79,7 +79,7 @@ class Scaled(Schedule):
         self.batch = batch
         self.rule = rule
         self.clock = one_of("clock", clock, CLOCKS)
-        self.factor: float = scaling.factor(rule, batch.ratio)
+        self.factor: float = rules.factor(rule, batch.ratio)
         self.warmup = None if warmup is None else Duration.parse(warmup, argument="warmup")
         self.warmup_from = warmup_from
         self.warmup_shape = check_shape("warmup_shape", warmup_shape)
@@ -221,7 +221,7 @@ class Scaled(Schedule):
 
     def _saved_rule(self) -> str | dict[str, Any]:
         name = rule_name(self.rule)
-        if isinstance(self.rule, str) or scaling.RULES.get(name) is self.rule:
+        if isinstance(self.rule, str) or rules.RULES.get(name) is self.rule:
             return name
         kept = {"name": name, "factor": self.factor, "k": self.batch.ratio}
         if isinstance(self.rule, types.FunctionType):

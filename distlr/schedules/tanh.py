@@ -5,9 +5,9 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from distlr._arguments import finite_real, not_negative_real, positive_real
+from distlr._utils.checks import finite_real, not_negative_real, positive_real
 from distlr.errors import ConfigurationError, received
-from distlr.schedules.base import Schedule, progress
+from distlr.schedules.schedule import Schedule, progress
 
 __all__ = ["Tanh"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr._arguments import one_of, positive_real, real
+from distlr._utils.checks import one_of, positive_real, real
 from distlr.errors import ConfigurationError, received
-from distlr.schedules.base import Schedule, as_float64, check_has_no_warmup, check_is_schedule
+from distlr.schedules.schedule import Schedule, as_float64, check_has_no_warmup, check_is_schedule
 
 __all__ = ["WARMUP_SHAPES", "Warmup", "check_shape", "check_start"]
 

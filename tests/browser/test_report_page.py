@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from distlr.report import write_report
+from distlr.tools.report import write_report
 
 pytestmark = pytest.mark.browser
 

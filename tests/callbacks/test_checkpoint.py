@@ -20,9 +20,9 @@ import tensorflow as tf
 
 import distlr
 from distlr.callbacks import Checkpoint
-from distlr.checkpoints import CheckpointDirectory, read_checkpoint
+from distlr.checkpoint.store import CheckpointDirectory, read_checkpoint
 from distlr.communicators import SingleCommunicator
-from distlr.communicators.requests import Requests
+from distlr.communicators.step_signals import Requests
 from distlr.errors import ConfigurationError, DistlrError, NonFiniteError, StateError
 from distlr.job import Job
 from distlr.testing import run_ranks

@@ -14,7 +14,7 @@ import pytest
 import distlr
 from distlr.callbacks import JobCallback
 from distlr.callbacks.counters import KEPT, NOT_KEPT, Counters
-from distlr.checkpoints import CheckpointDirectory, read_checkpoint, write_checkpoint
+from distlr.checkpoint.store import CheckpointDirectory, read_checkpoint, write_checkpoint
 from distlr.errors import ConfigurationError, StateError
 from distlr.testing import run_ranks
 

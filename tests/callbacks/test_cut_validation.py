@@ -16,12 +16,12 @@ import tensorflow as tf
 
 import distlr
 from distlr.callbacks import Checkpoint, cut_validation
-from distlr.checkpoints import CheckpointDirectory
+from distlr.checkpoint.preemption import Signals
+from distlr.checkpoint.run_state import RunState
+from distlr.checkpoint.store import CheckpointDirectory
 from distlr.communicators import SingleCommunicator
-from distlr.communicators.requests import Requests
+from distlr.communicators.step_signals import Requests
 from distlr.job import Job
-from distlr.run_state import RunState
-from distlr.signals import Signals
 
 K = keras.callbacks
 SAMPLES, EPOCHS, VALIDATION, CUT_IN = 32, 4, 48, 1

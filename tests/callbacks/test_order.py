@@ -24,9 +24,9 @@ from distlr.callbacks import (
     SyncMetrics,
     SyncStatistics,
 )
-from distlr.callbacks.base import JobCallback
 from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.cut_validation import CutValidation
+from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.order import for_ranks, ordered
 from distlr.callbacks.same_callbacks import SameCallbacks
 from distlr.communicators import run_ranks

@@ -11,8 +11,8 @@ import pytest
 
 import distlr
 from distlr.callbacks import BadNumbers, Checkpoint
-from distlr.checkpoints import CheckpointDirectory, read_checkpoint, write_checkpoint
-from distlr.run_directory import RunDirectory
+from distlr.checkpoint.store import CheckpointDirectory, read_checkpoint, write_checkpoint
+from distlr.runlog.directory import RunDirectory
 
 pytestmark = pytest.mark.replicas
 

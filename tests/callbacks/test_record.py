@@ -12,12 +12,12 @@ import tensorflow as tf
 
 import distlr
 from distlr.callbacks import ReduceLROnPlateau
-from distlr.callbacks.base import JobCallback
+from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.record import Record
 from distlr.communicators import run_ranks
 from distlr.errors import ConfigurationError
 from distlr.optimizer.gate import global_norm
-from distlr.run_directory import RunDirectory
+from distlr.runlog.directory import RunDirectory
 
 
 def _fit(recording, tmp_path, replicas=1, epochs=3, callbacks=(), adopted=True, reads=True, **options):

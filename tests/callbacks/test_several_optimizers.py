@@ -220,7 +220,7 @@ def test_the_second_training_resumed_alone_goes_on_in_the_order_of_its_own_data(
 
 def test_a_checkpoint_over_several_data_sets_asks_for_the_same_ones(tmp_path) -> None:
     from distlr.callbacks.follow import FollowEpochs
-    from distlr.position import Position
+    from distlr.data.position import Position
 
     batch = distlr.GlobalBatch(16, base_batch=16)
     follow = FollowEpochs([Position(batch, seed) for seed in (1, 2, 3)])

@@ -12,9 +12,9 @@ import pytest
 
 from distlr.callbacks import ReduceLROnPlateau, Steering
 from distlr.communicators import run_ranks
-from distlr.control import ControlDirectory, Request
 from distlr.errors import DistlrError
-from distlr.run_directory import RunDirectory
+from distlr.runlog.control_requests import ControlDirectory, Request
+from distlr.runlog.directory import RunDirectory
 
 PER_EPOCH = 8
 

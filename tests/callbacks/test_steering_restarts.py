@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 
 from distlr.callbacks import Checkpoint, ReduceLROnPlateau, Steering
-from distlr.control import ControlDirectory, Request
-from distlr.run_directory import RunDirectory
+from distlr.runlog.control_requests import ControlDirectory, Request
+from distlr.runlog.directory import RunDirectory
 
 pytestmark = pytest.mark.replicas
 

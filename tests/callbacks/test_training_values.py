@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import distlr
-from distlr.checkpoints import CheckpointDirectory, read_checkpoint
+from distlr.checkpoint.store import CheckpointDirectory, read_checkpoint
 from distlr.optimizer import averages, training_values_of
 
 pytestmark = pytest.mark.replicas

@@ -13,8 +13,8 @@ import pytest
 from distlr.cli import control
 from distlr.cli.completion import SHELLS
 from distlr.cli.main import main
-from distlr.control import ControlDirectory, Request
-from distlr.run_directory import RunDirectory
+from distlr.runlog.control_requests import ControlDirectory, Request
+from distlr.runlog.directory import RunDirectory
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from distlr.cli.main import main
-from distlr.doctor.finding import Finding
-from distlr.doctor.processes import Ended
+from distlr.tools.doctor.finding import Finding
+from distlr.tools.doctor.processes import Ended
 
 ROOT = Path(__file__).resolve().parents[2]
 SOUND = {
@@ -31,9 +31,9 @@ SOUND = {
 def machine(monkeypatch, tmp_path):
     """A machine whose packages answer as in the dict that is returned, and which has no launcher."""
     answers = {name: dict(answer) for name, answer in SOUND.items()}
-    monkeypatch.setattr("distlr.doctor.processes.ask", lambda package, environ: answers[package])
-    monkeypatch.setattr("distlr.doctor.engines.find", lambda program, environ: None)
-    monkeypatch.setattr("distlr.doctor.machine.driver_gpus", lambda environ: 0)
+    monkeypatch.setattr("distlr.tools.doctor.processes.ask", lambda package, environ: answers[package])
+    monkeypatch.setattr("distlr.tools.doctor.connections.find", lambda program, environ: None)
+    monkeypatch.setattr("distlr.tools.doctor.machine.driver_gpus", lambda environ: 0)
     for name in ("DISTLR_ENGINE", "DISTLR_SIMULATE", "TF_CONFIG", "TF_USE_LEGACY_KERAS"):
         monkeypatch.delenv(name, raising=False)
     return answers
@@ -107,7 +107,7 @@ def test_each_engine_that_is_there_is_tried(machine, monkeypatch, capsys, horovo
         tried.append(engine)
         return [Finding(f"averaging ({engine})", "error", "Gradients are not averaged.")]
 
-    monkeypatch.setattr("distlr.doctor.two_ranks.check", check)
+    monkeypatch.setattr("distlr.tools.doctor.two_ranks.check", check)
     assert main(["doctor", "--json"]) == 1
     assert tried == engines
     assert [name for name in findings(capsys) if "averaging" in name] == [f"averaging ({engine})" for engine in engines]
@@ -117,7 +117,7 @@ def test_each_engine_that_is_there_is_tried(machine, monkeypatch, capsys, horovo
     ("options", "terminal", "speaks"), [([], True, True), ([], False, False), (["--quiet"], True, False)]
 )
 def test_what_is_waited_for_is_said_on_a_terminal(machine, monkeypatch, capsys, options, terminal, speaks) -> None:
-    monkeypatch.setattr("distlr.doctor.two_ranks.check", lambda engine, environ, gpus: [])
+    monkeypatch.setattr("distlr.tools.doctor.two_ranks.check", lambda engine, environ, gpus: [])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     assert main(["doctor", *options]) == 0
     assert ("one update on two ranks (horovod): some seconds, at most 120 ..." in capsys.readouterr().err) == speaks
@@ -154,9 +154,9 @@ def test_a_script_with_setup_is_measured_and_its_losses_are_then_not_guessed_at(
         "def setup(job): ...\n"
     )
     asked = []
-    monkeypatch.setattr("distlr.doctor.two_ranks.check", lambda engine, environ, gpus: [])
+    monkeypatch.setattr("distlr.tools.doctor.two_ranks.check", lambda engine, environ, gpus: [])
     monkeypatch.setattr(
-        "distlr.doctor.two_replicas.check",
+        "distlr.tools.doctor.two_replicas.check",
         lambda path, environ: asked.append(path) or Finding(f"{path}: one update on two replicas", status, "Said."),
     )
     assert main(["doctor", "--quick", "--json", "--script", str(script)]) == 0
@@ -222,7 +222,7 @@ def test_without_tensorflow_the_command_answers(tmp_path) -> None:
 
 @pytest.mark.processes
 def test_a_package_that_ends_its_process_is_a_finding(tmp_path, monkeypatch) -> None:
-    from distlr.doctor.processes import ask
+    from distlr.tools.doctor.processes import ask
 
     (tmp_path / "horovod.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from distlr.cli.main import main
-from distlr.run_directory import RunDirectory
+from distlr.runlog.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from distlr.cli import run
-from distlr.cli.local_workers import run_workers
 from distlr.cli.main import main
 from distlr.errors import ConfigurationError, DistributionError
+from distlr.startup.local_workers import run_workers
 
 
 @pytest.fixture

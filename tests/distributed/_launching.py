@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
-from distlr.doctor.processes import without_launcher
+from distlr.tools.doctor.processes import without_launcher
 
 __all__ = ["ROOT", "Finished", "Killer", "launch", "names_rank", "run"]
 

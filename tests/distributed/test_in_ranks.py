@@ -58,7 +58,7 @@ def test_each_rank(launching, launcher, size) -> None:
 
 def test_the_examples_of_the_drop_in(launching) -> None:
     """Which start Horovod, so that no other lane collects them."""
-    script = ["tests/distributed/scripts/in_ranks.py", "--doctest-modules", "distlr/horovod.py"]
+    script = ["tests/distributed/scripts/in_ranks.py", "--doctest-modules", "distlr/horovod"]
     assert passed(launching.launch("gloo", 1, script).check(), 1)[0] >= 17
 
 

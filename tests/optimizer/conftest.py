@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distlr.batch import GlobalBatch
+from distlr.batch.global_batch import GlobalBatch
 from distlr.optimizer import adopt, inner
 
 GRADIENTS = ([[0.3, -0.1], [0.2, 0.4], [-0.5, 0.1]], [0.1, -0.2])

@@ -10,9 +10,10 @@ import pytest
 import tensorflow as tf
 
 import distlr
-from distlr import GlobalBatch, scaling
+from distlr import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError
 from distlr.optimizer import adopt
+from distlr.scaling import rules
 
 O = keras.optimizers  # noqa: E741
 BATCH = GlobalBatch(64, base_batch=16, samples_per_epoch=640)  # k = 4
@@ -49,7 +50,7 @@ def test_linear_scaling_leaves_the_decay_by_the_epoch_as_it_is() -> None:
 @pytest.mark.parametrize(("rule", "factor"), [("linear", 4.0), ("sqrt", 2.0), ("none", 1.0)])
 def test_a_weight_decays_as_much_by_the_epoch_as_at_the_base_batch(rule, factor) -> None:
     """(1 - rate * decay) over the epoch's updates, to first order."""
-    decay = scaling.weight_decay(0.01, 4, factor)
+    decay = rules.weight_decay(0.01, 4, factor)
     base_updates, updates, rate = 40, 10, 0.001
     assert updates * (rate * factor) * decay == pytest.approx(base_updates * rate * 0.01)
 
@@ -59,15 +60,15 @@ def test_the_momentum_of_averages_forgets_by_the_sample() -> None:
     average = 1.0
     for _ in range(8):
         average = 0.9 * average + 0.1 * 5.0
-    scaled = scaling.moving_average(0.9, 8)
+    scaled = rules.moving_average(0.9, 8)
     assert scaled * 1.0 + (1 - scaled) * 5.0 == pytest.approx(average)
 
 
 @pytest.mark.parametrize(("beta", "k", "largest"), [(0.9, 11, "10"), (0.999, 1024, "1000"), (0.5, 2.5, "2")])
 def test_a_beta_that_cannot_be_scaled_says_how_far_it_can(beta, k, largest) -> None:
     with pytest.raises(ConfigurationError, match=rf"a k of at most {largest}[,.]"):
-        scaling.adam_beta(beta, k)
-    assert 0 <= scaling.adam_beta(beta, float(largest)) < 1e-9
+        rules.adam_beta(beta, k)
+    assert 0 <= rules.adam_beta(beta, float(largest)) < 1e-9
 
 
 def test_a_reload_scales_from_the_base(tmp_path) -> None:

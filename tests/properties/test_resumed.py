@@ -34,8 +34,8 @@ from hypothesis import strategies as st
 
 import distlr
 from distlr.callbacks import BadNumbers, Checkpoint, ReduceLROnPlateau
-from distlr.checkpoints import CheckpointDirectory
-from distlr.snapshot import WholeSnapshot
+from distlr.checkpoint.snapshot import WholeSnapshot
+from distlr.checkpoint.store import CheckpointDirectory
 
 DRAWS = int(os.environ.get("DISTLR_PROPERTY_DRAWS", "60"))
 SEED = int(os.environ.get("DISTLR_PROPERTY_SEED", "0"))

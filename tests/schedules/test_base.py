@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from distlr.errors import ConfigurationError, ConfigurationTypeError
 from distlr.schedules import Constant, PerEpoch, Warmup
-from distlr.schedules.base import as_float64, check_is_schedule, has_warmup
+from distlr.schedules.schedule import as_float64, check_is_schedule, has_warmup
 
 SHAPES = keras.optimizers.schedules
 

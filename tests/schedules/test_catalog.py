@@ -17,8 +17,8 @@ from shapes import SHAPES, K, falling
 from distlr import schedules
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistlrError
 from distlr.schedules import CosineRestarts, MultiStep, OfProgress, Schedule
-from distlr.schedules.base import as_float64
 from distlr.schedules.registry import NAMES
+from distlr.schedules.schedule import as_float64
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXPORTED = {name: getattr(schedules, name) for name in schedules.__all__}

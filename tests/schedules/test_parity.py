@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from distlr.schedules import get
-from distlr.schedules.base import as_float64
+from distlr.schedules.schedule import as_float64
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "parity"
 FILES = sorted(FOLDER.glob("*.json"))

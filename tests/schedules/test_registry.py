@@ -15,8 +15,8 @@ from shapes import SHAPES, numbers, shares
 from distlr import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError
 from distlr.schedules import Constant, Cosine, OfProgress, Scaled, Schedule, Warmup, get, scale, to_dict
-from distlr.schedules.base import as_float64, has_warmup
 from distlr.schedules.registry import NAMES, time_arguments
+from distlr.schedules.schedule import as_float64, has_warmup
 
 # A shape that has no entry yet is told of by test_catalog.py.
 ENTRIES = {shape.cls: shape for shape in SHAPES}

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from distlr import GlobalBatch, scale
 from distlr.errors import ConfigurationError, ConfigurationTypeError
-from distlr.scaling import linear
+from distlr.scaling.rules import linear
 from distlr.schedules import Constant, PerEpoch, Scaled
 
 SHAPES = keras.optimizers.schedules

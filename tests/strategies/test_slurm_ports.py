@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distlr.strategies.multi_worker import first_slurm_port
+from distlr.strategies.workers import first_slurm_port
 
 
 def job(number: int, **more: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ def own():
     """Makes a data set of this rank's own samples: `own(arrays, batch)`."""
     import tensorflow as tf
 
-    from distlr.data import own_share
+    from distlr.data.sharding import own_share
 
     def make(arrays, batch: int):
         return own_share(tf.data.Dataset.from_tensor_slices(arrays).batch(batch))

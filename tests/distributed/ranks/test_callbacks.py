@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import distlr
-from distlr.data import own_share
+from distlr.data.sharding import own_share
 from distlr.errors import ConfigurationError, DistributionError, ReplicaDivergenceError
 
 EPOCHS = 3

@@ -12,7 +12,7 @@ import pytest
 
 import distlr
 from distlr.callbacks import Checkpoint, cut_validation
-from distlr.checkpoints import CheckpointDirectory
+from distlr.checkpoint.store import CheckpointDirectory
 
 STEPS, PER_RANK, EPOCHS, CUT_IN, BATCHES = 3, 4, 3, 1, 10
 GRACE, BATCH_SECONDS = 0.2, 0.1

@@ -7,8 +7,8 @@ import pathlib
 import keras
 import pytest
 
-from distlr.control import ControlDirectory, Request
-from distlr.run_directory import RunDirectory
+from distlr.runlog.control_requests import ControlDirectory, Request
+from distlr.runlog.directory import RunDirectory
 
 STEPS, EVERY = 8, 2
 

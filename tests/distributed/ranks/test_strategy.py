@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import distlr
-from distlr.strategies.multi_worker import MultiWorker
+from distlr.strategies.workers import MultiWorker
 
 
 def test_keras_still_needs_the_mend(job, simple, own) -> None:

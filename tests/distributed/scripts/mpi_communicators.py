@@ -8,7 +8,7 @@ from mpi4py import MPI
 from distlr.communicators import connect, detect
 from distlr.communicators.mpi import MpiCommunicator
 from distlr.errors import CollectiveTimeoutError
-from distlr.plateau import PlateauPolicy
+from distlr.plateau.policy import PlateauPolicy
 
 world = connect("mpi", detect(os.environ))
 assert (world.size, world.local_size) == (3, 3)

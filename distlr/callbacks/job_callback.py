@@ -1,0 +1,159 @@
+"""The base of distlr's callbacks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import keras
+
+import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
+from distlr.batch.global_batch import GlobalBatch
+from distlr.communicators import Communicator, alone
+from distlr.errors import ConfigurationTypeError
+from distlr.optimizer import ScaledOptimizer, inner, rate_of
+from distlr.runlog.directory import now
+from distlr.runlog.journal import Journal
+
+__all__ = ["JobCallback"]
+
+
+class JobCallback(keras.callbacks.Callback):
+    """A callback that knows the job's ranks and keeps its journal; `job.callbacks` binds it.
+
+    On its own it takes itself for the only rank, and refuses to run where a launcher says otherwise.
+
+    **Writing a callback.** Whatever differs by rank is decided on rank 0 and applied on all: `from_root` of
+    `distlr.communicators.rank_zero`, or a collective with the epoch in its tag, called by every rank or by none. What
+    it must remember over a restart is in `self.core.state(name, initial)`, asked for in `on_train_begin` on every rank.
+    The rate is changed by `self.core.multiply_rate`, and `decided` says so: the run's journal has it then, with the
+    clock and the rate. What changes the graph of a step (`watch_norm`) comes in `set_model`, with
+    `model.train_function = None` after it. For a callback that looks at batches Keras waits for the device after each,
+    unless it says `async_safe = True`; what it stops there, all ranks stop at the next batch.
+
+    >>> import distlr, keras, numpy as np
+    >>> class Halve(JobCallback):
+    ...     def on_epoch_end(self, epoch, logs=None):
+    ...         self.model.optimizer.multiply_rate(0.5)
+    ...         self.decided("mine", epoch, "every epoch", multiplier=0.5)
+    >>> job = distlr.init(environ={})
+    >>> with job.scope():
+    ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    ...     model.compile(job.optimizer(keras.optimizers.SGD(0.5)), "mse")
+    >>> halve = Halve()
+    >>> _ = model.fit(np.ones((8, 2)), np.ones(8), epochs=2, callbacks=job.callbacks([halve]), verbose=0)
+    >>> [(entry["epoch"], entry["learning_rate"], entry["reason"]) for entry in halve.journal.entries]
+    [(0, 0.25, 'every epoch'), (1, 0.125, 'every epoch')]
+    """
+
+    @property
+    def acts_on_rate(self) -> bool:
+        """Whether it changes the rate of `model.optimizer`, and so is of no use where that one is never applied."""
+        return False
+
+    @property
+    def leaves_out_other_optimizers(self) -> str | None:
+        """What it does to `model.optimizer` alone, though a model may train with several; None for nothing."""
+        return None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._communicator: Communicator | None = None
+        self.journal = Journal()
+
+    def bind(self, communicator: Communicator, journal: Journal | None = None) -> None:
+        """Gives the ranks and the journal to the callback; called by `job.callbacks`.
+
+        Args:
+            communicator: the job's.
+            journal: that the job's callbacks share; by default the callback's own stays.
+        """
+        self._communicator = communicator
+        self.journal = journal or self.journal
+
+    @property
+    def communicator(self) -> Communicator:
+        """The job's communicator, or that of a single process."""
+        if self._communicator is None:
+            self._communicator = alone(type(self).__name__, "model.fit(callbacks=job.callbacks([...]))")
+        return self._communicator
+
+    @property
+    def core(self) -> Any:
+        """The model's optimizer, without the loss scale around it."""
+        return inner(self.model.optimizer)
+
+    @property
+    def batch(self) -> GlobalBatch | None:
+        """The batch that the rate is scaled for; None for a plain optimizer, and where none was given."""
+        return self.core.batch if isinstance(self.core, ScaledOptimizer) else None
+
+    @property
+    def exchange(self) -> Any:
+        """The exchange of gradients with other ranks; None where there is none, or the engine does it by itself."""
+        return getattr(self.core, "exchange", None)
+
+    @property
+    def accumulation(self) -> int:
+        """Keras' steps an update."""
+        return self.core.gradient_accumulation_steps or 1
+
+    @property
+    def clock(self) -> int:
+        """Where a run stands, also after a change of the ranks: the samples seen, or the updates without a batch."""
+        return int(self.core.iterations.numpy()) if self.batch is None else self.core.counts()[1]
+
+    @property
+    def drawn(self) -> int:
+        """How far the data is: what the clock would show if no step had been left out (a NaN, an overflow)."""
+        return self.clock if self.journal.drawn is None else self.journal.drawn()
+
+    def decided(
+        self,
+        kind: str,
+        epoch: int,
+        reason: str,
+        *,
+        multiplier: float | None = None,
+        by: str = "distlr",
+        between: bool = True,
+        **more: Any,
+    ) -> None:
+        """Notes in the journal what has just been done.
+
+        Args:
+            kind: see `Journal`.
+            epoch: in which epoch, from 0.
+            reason: why, in a few words.
+            multiplier: the factor on the rate, if there was one.
+            by: who decided.
+            between: whether it was at the epoch's end, or before it began, and not after one of its batches.
+            **more: other JSON values.
+        """
+        batch, clock, drawn, rate = self.batch, self.clock, self.drawn, rate_of(self.model.optimizer)
+        per_epoch = None if batch is None else batch.samples_per_epoch
+        self.journal.add(
+            {
+                "kind": kind,
+                "epoch": epoch,
+                "at": drawn / per_epoch if per_epoch else float(epoch + between),
+                "between": between,
+                "clock": clock,
+                "drawn": drawn,
+                "samples_seen": None if batch is None else clock,
+                "multiplier": multiplier,
+                "learning_rate": rate if math.isfinite(rate) else None,
+                "reason": reason,
+                "by": by,
+                "time": now(),
+                **more,
+            }
+        )
+
+    def __call__(self, *_: Any) -> NoReturn:
+        """Refuses: Keras takes whatever can be called as a rate, and this would be a silent mistake."""
+        name = type(self).__name__
+        raise ConfigurationTypeError(
+            f"{name} is a callback and was given as a rate. Received: learning_rate={self!r}. To mend it: write a "
+            f"float or a schedule there, and give the callback to model.fit(callbacks=job.callbacks([{name}(...)]))."
+        )

@@ -1,0 +1,1 @@
+"""What survives a crash? The files, the state of a run, snapshots, and the signals before an end."""

@@ -1,0 +1,336 @@
+"""What of a run is in no weight and no optimizer variable, so that a checkpoint has to say it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distlr._version import __version__
+from distlr.communicators import Communicator
+from distlr.communicators.bundles import Bundle, exchange_bundles, number, reduce_over
+from distlr.data.position import EpochSteps
+from distlr.errors import StateError
+from distlr.optimizer import differences, inner, read_state, training_values_of, write_state
+from distlr.sync.metrics import assign_states, read_states
+from distlr.sync.moving_statistics import average_over_replicas, average_sums, exchange_with_statistics
+
+__all__ = [
+    "LOG",
+    "RANK",
+    "RunState",
+    "are_finite",
+    "gather_arrays",
+    "log_arrays",
+    "rank_arrays",
+    "read_arrays",
+    "read_logs",
+    "restore_metrics",
+    "restore_seeds",
+    "seed_values",
+    "write_arrays",
+    "write_weights",
+]
+
+_WEIGHT, _OPTIMIZER, _SEED, _METRIC = "weight/", "optimizer/", "seed/", "metric/"
+RANK, LOG = "rank/", "log/"
+"""What the names of arrays begin with that are one rank's own, and that are results of an epoch's training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunState:
+    """Where a run stood, and under which formula; plain JSON values.
+
+    Attributes:
+        epoch: the epoch, from 0, in which the next step is.
+        steps: Keras' steps of that epoch that were done.
+        iterations: of the optimizer.
+        samples_seen: the clock, which stands still where a step is left out.
+        began: how far the data was as that epoch began, as `FollowEpochs.drawn` counts; None in files of before.
+        place: samples of that epoch that were behind, on all ranks together; None in files of before.
+        updates: by which the run had come, with those that were left out; None in files of before.
+        positions: seed, pass and offset of each training pipeline.
+        formula: of the optimizer; see `optimizer.comparison`.
+        ranks: how many wrote it.
+        replicas: over all ranks.
+        global_batch: samples an update, or None where nothing was scaled.
+        accumulation: Keras' steps an update; None in files of before.
+        to_validate: where the training of that epoch is done and its validation is not, the names of what its training
+            has given; None elsewhere, and in files of before.
+        factor: of the rate.
+        versions: of distlr, Keras and TensorFlow; for people.
+    """
+
+    epoch: int
+    steps: int
+    iterations: int
+    samples_seen: int
+    positions: list[list[int]]
+    formula: dict[str, Any]
+    ranks: int
+    replicas: int
+    global_batch: int | None
+    factor: float
+    versions: dict[str, str]
+    began: int | None = None
+    place: int | None = None
+    updates: int | None = None
+    accumulation: int | None = None
+    to_validate: list[str] | None = None
+
+    @classmethod
+    def of(cls, model: Any, communicator: Communicator, formula: dict[str, Any]) -> RunState:
+        """The state of this run now, at the start of the first epoch; `dataclasses.replace` says where it is."""
+        optimizer = inner(model.optimizer)
+        replicas = int(model.distribute_strategy.num_replicas_in_sync)
+        return cls(
+            epoch=0,
+            steps=0,
+            iterations=int(optimizer.iterations.numpy()),
+            samples_seen=optimizer.samples_seen,
+            positions=[],
+            formula=formula,
+            ranks=communicator.size,
+            replicas=replicas if communicator.strategy_spans_ranks else replicas * communicator.size,
+            global_batch=None if optimizer.batch is None else optimizer.batch.size,
+            factor=1.0 if optimizer.schedule is None else float(optimizer.schedule.factor),
+            versions={"distlr": __version__, "keras": keras.__version__, "tensorflow": tf.__version__},
+            accumulation=optimizer.gradient_accumulation_steps or 1,
+        )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunState:
+        """What `to_json` gave; trusts nothing, since it comes from a file.
+
+        Raises:
+            StateError: something is missing, or is not of its type.
+        """
+        try:
+            required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+            later: dict[str, Any] = {name: values.get(name) for name in ("began", "place", "updates", "accumulation")}
+            to_validate = values.get("to_validate")
+            found = cls(**{name: values[name] for name in required}, **later, to_validate=to_validate)
+            counts = [found.epoch, found.steps, found.iterations, found.samples_seen, found.ranks, found.replicas]
+            counts += [count for count in later.values() if count is not None]
+            counts += [number for position in found.positions for number in position[1:]]
+            right = all(type(count) is int and count >= 0 for count in counts)
+            right = right and all(len(position) == 3 and type(position[0]) is int for position in found.positions)
+            right = right and isinstance(found.formula, dict) and found.factor > 0
+            right = right and (to_validate is None or all(isinstance(name, str) for name in to_validate))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(f"The checkpoint does not say where the run stood: {error!r}.") from error
+        if not right:
+            raise StateError(f"The checkpoint does not say where the run stood: {dict(values)!r}.")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The attributes by their names."""
+        return dataclasses.asdict(self)
+
+    def differences(self, own: RunState, path: Any, *, accept: bool) -> list[str]:
+        """What of the formula is another in the script, a line each.
+
+        Args:
+            own: of the script.
+            path: of the checkpoint, for the message.
+            accept: whether there may be any.
+
+        Raises:
+            StateError: there may not, and there are.
+        """
+        different = differences(self.formula, own.formula)
+        if different and not accept:
+            lines = "\n  ".join(different)
+            raise StateError(
+                f"{path} was written under another formula than the script's:\n  {lines}\nTo mend it: make the "
+                "optimizer as it was, or write Checkpoint(..., accept=True) to go on with the script's."
+            )
+        return different
+
+    def steps_done(self, own: RunState, epoch_steps: EpochSteps, *, endless: bool) -> int:
+        """Keras' steps that are behind in the epoch, in steps of the script's, on whatever number of replicas it runs.
+
+        After another size of the batch the next step begins an update, as on the clock, which goes on at the first
+        place of the new batch that is not before its own.
+
+        Args:
+            own: of the script.
+            epoch_steps: of the script.
+            endless: whether one iteration of the data lasts for a whole `fit`, so that offsets are not of the epoch.
+
+        Raises:
+            StateError: the number of steps of an epoch is not known.
+        """
+        if epoch_steps.steps is None:
+            raise StateError("The checkpoint is of the middle of an epoch whose number of steps is not known here.")
+        place = self._place_of_before(epoch_steps, endless=endless) if self.place is None else self.place
+        same = self.global_batch == own.global_batch and self.accumulation in (None, own.accumulation)
+        return epoch_steps.done(place) if same else epoch_steps.done_by_update(place)
+
+    def epoch_began(self, done: int, epoch_steps: EpochSteps) -> int:
+        """How far the data was as the epoch began, of which so many steps of the script's are behind."""
+        if self.began is not None:
+            return self.began
+        reached = self.samples_seen if epoch_steps.in_samples else self.iterations
+        return reached - epoch_steps.drawn(done)
+
+    def _place_of_before(self, epoch_steps: EpochSteps, *, endless: bool) -> int:
+        """The place in the epoch in a file that does not say it."""
+        size, samples = self.global_batch, epoch_steps.samples
+        if not endless and self.positions:
+            offset = self.positions[0][2]
+            return offset if samples is None or size is None else offset * samples // (samples // size * size)
+        if samples is not None:
+            return self.samples_seen % samples  # right where no step was left out
+        return self.steps * epoch_steps.per_step
+
+
+def read_arrays(model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The training's weights and its optimizer's variables, which all ranks share, and what is each rank's own.
+
+    Args:
+        model: compiled with an adopted optimizer.
+        ranks: what `gather_arrays` gave.
+    """
+    held = training_values_of(model.optimizer)
+    arrays = {f"{_WEIGHT}{i}": held.holder(weight).numpy() for i, weight in enumerate(model.weights)}
+    arrays |= {_OPTIMIZER + name: value for name, value in read_state(model.optimizer).items()}
+    return arrays | {f"{RANK}{rank}/{name}": array for rank, own in enumerate(ranks) for name, array in own.items()}
+
+
+def write_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives the model and its optimizer what `read_arrays` gave.
+
+    Raises:
+        StateError: they do not fit; nothing was changed.
+    """
+    weights = _weights(model, arrays)
+    write_state(model.optimizer, _under(_OPTIMIZER, arrays))
+    for weight, value in zip(model.weights, weights, strict=True):
+        weight.assign(value)
+
+
+def write_weights(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives the model the weights of what `read_arrays` gave, and leaves its optimizer as it is.
+
+    Raises:
+        StateError: they do not fit; nothing was changed.
+    """
+    for weight, value in zip(model.weights, _weights(model, arrays), strict=True):
+        weight.assign(value)
+
+
+def _weights(model: Any, arrays: Mapping[str, np.ndarray]) -> list[Any]:
+    weights = [arrays.get(f"{_WEIGHT}{i}") for i in range(sum(name.startswith(_WEIGHT) for name in arrays))]
+    shapes = [None if value is None else tuple(value.shape) for value in weights]
+    expected = [tuple(weight.shape) for weight in model.weights]
+    if shapes != expected:
+        first = next((i for i, (a, b) in enumerate(zip(shapes, expected, strict=False)) if a != b), None)
+        what = f"{len(shapes)} weights, and the model {len(expected)}"
+        if first is not None:
+            what = f"the shape {shapes[first]} for '{model.weights[first].path}', and the model {expected[first]}"
+        raise StateError(f"The checkpoint has {what}. To mend it: build the model that it was written of.")
+    return weights
+
+
+def are_finite(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether the weights and the optimizer's slots are finite; a plateau's best may begin as infinity."""
+    return all(np.isfinite(a).all() for name, a in arrays.items() if name.startswith(_WEIGHT) or "/slot_" in name)
+
+
+def rank_arrays(arrays: Mapping[str, np.ndarray], ranks: int) -> list[dict[str, np.ndarray]]:
+    """What is each rank's own, by rank, of what `read_arrays` gave."""
+    return [_under(f"{RANK}{rank}/", arrays) for rank in range(ranks)]
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def log_arrays(logs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The numbers of an epoch's logs, by their names, as arrays, which keep all their bits, also of a NaN."""
+    arrays = {name: np.asarray(value) for name, value in logs.items()}
+    wide = {"i": np.int64, "u": np.int64, "f": np.float64}
+    return {name: array.astype(wide[array.dtype.kind]) for name, array in arrays.items() if array.dtype.kind in wide}
+
+
+def read_logs(names: Sequence[str], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The numbers of which `log_arrays` made arrays.
+
+    Args:
+        names: in the order of the logs.
+        arrays: of the checkpoint, where `LOG` is before each name.
+
+    Raises:
+        StateError: one is missing.
+    """
+    missing = [name for name in names if LOG + name not in arrays]
+    if missing:
+        raise StateError(f"The checkpoint does not have what the epoch's training has given: {', '.join(missing)}.")
+    return {name: number(arrays[LOG + name]) for name in names}
+
+
+def seed_values(model: Any) -> list[tuple[Any, np.ndarray]]:
+    """The seed generators of a model, each with its state."""
+    return [(seed, np.asarray(seed.numpy())) for seed in _seeds(model)]
+
+
+def gather_arrays(communicator: Communicator, model: Any, *, within_epoch: bool) -> list[dict[str, np.ndarray]]:
+    """The arrays that are each rank's own, by rank. Collective.
+
+    They are the states of seed generators (dropout) and, in the middle of an epoch, of the metrics. There the moving
+    statistics, too, become their mean over replicas and ranks, as they do at each epoch's end, so that the run goes on
+    from what the checkpoint holds. So do the accumulators of an update that is not complete, as at an epoch's end where
+    steps were left out.
+    """
+    partial_sums = inner(model.optimizer).partial_sums
+    if partial_sums and (communicator.size > 1 or model.distribute_strategy.num_replicas_in_sync > 1):
+        average_sums(communicator, model, partial_sums, tag="the sums of an update that is not complete")
+    own = {f"{_SEED}{i}": np.asarray(seed.numpy(), np.int64) for i, seed in enumerate(_seeds(model))}
+    if within_epoch:
+        own |= read_states(model.metrics).arrays
+        average_over_replicas(model)
+    if communicator.size == 1:
+        return [own]
+    tag = "the ranks' part of a checkpoint"
+    if within_epoch:
+        bundles = exchange_with_statistics(communicator, model, Bundle(own), tag=tag)
+    else:
+        bundles = exchange_bundles(communicator, Bundle(own), tag=tag)
+    return [dict(bundle.arrays) for bundle in bundles]
+
+
+def restore_seeds(communicator: Communicator, model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Gives this rank its seed generators' states; a rank that the checkpoint does not know keeps its own."""
+    if communicator.rank >= len(ranks):
+        return
+    own = ranks[communicator.rank]
+    for i, seed in enumerate(_seeds(model)):
+        value = own.get(f"{_SEED}{i}")
+        if value is not None and value.shape == tuple(seed.shape):
+            seed.assign(value.astype(seed.dtype))
+
+
+def restore_metrics(communicator: Communicator, model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Adds to this rank's metrics what they had counted; on another number of ranks rank 0 gets all of it.
+
+    After the first batch: Keras makes a metric that `compile` was given by its name, and its variables, only then.
+    """
+    states = [{name: array for name, array in own.items() if name.startswith(_METRIC)} for own in ranks]
+    if communicator.strategy_spans_ranks:
+        states = states[:1]  # what each read was the sum of all
+    elif len(ranks) == communicator.size:
+        states = [states[communicator.rank]]
+    elif not communicator.is_root:
+        return
+    now = read_states(model.metrics)
+    assign_states(model.metrics, reduce_over([*(Bundle(own) for own in states), Bundle(now.arrays)], now.how))
+
+
+def _seeds(model: Any) -> list[Any]:
+    weights = {id(variable) for variable in model.weights}
+    return [variable for variable in model.variables if id(variable) not in weights]

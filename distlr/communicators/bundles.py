@@ -1,0 +1,175 @@
+"""Several named arrays in one collective."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from distlr.communicators.communicator import Communicator
+from distlr.communicators.frames import REDUCERS, Array, Frame, checked_array, to_array, to_bytes, to_json
+from distlr.errors import DistlrError, DistributionError
+
+__all__ = [
+    "Bundle",
+    "broadcast_arrays",
+    "exchange_bundles",
+    "exchange_together",
+    "first_of",
+    "mean_over",
+    "number",
+    "numbers",
+    "reduce_over",
+]
+
+_LENGTH = struct.Struct("<Q")
+_CHUNK = 64 * 2**20  # bytes a collective when a whole model is sent: bounds the copies that are held at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """What one rank says: named arrays, which another rank may lack, and a JSON value beside them."""
+
+    arrays: Mapping[str, Array]
+    note: Any = None
+
+
+def exchange_bundles(communicator: Communicator, bundle: Bundle, *, tag: str) -> list[Bundle]:
+    """Every rank's bundle, in rank order. Collective, and one collective whatever the number of arrays.
+
+    >>> from distlr.communicators import run_ranks
+    >>> def rank(comm):
+    ...     mine = Bundle({"total": np.ones(2)} if comm.is_root else {}, note=comm.rank)
+    ...     return [(sorted(b.arrays), b.note) for b in exchange_bundles(comm, mine, tag="metrics")]
+    >>> run_ranks(rank, 2)[0]
+    [(['total'], 0), ([], 1)]
+    """
+    try:
+        packed = _pack(bundle)
+    except DistlrError as error:
+        communicator.refuse("allgather", tag, error)
+    return [_unpack(part) for part in communicator.allgather(packed, tag=tag)]
+
+
+def exchange_together(communicator: Communicator, parts: Mapping[str, Bundle], *, tag: str) -> dict[str, list[Bundle]]:
+    """`exchange_bundles` of several bundles, in one collective.
+
+    Args:
+        communicator: the job's.
+        parts: by names that are the same on every rank and have no slash.
+        tag: names the call; the same on all ranks.
+
+    >>> from distlr.communicators import run_ranks
+    >>> def rank(comm):
+    ...     mine = {"loss": Bundle({"total": np.ones(2)}), "plan": Bundle({}, note=comm.rank)}
+    ...     said = exchange_together(comm, mine, tag="epoch")
+    ...     return sorted(said["loss"][1].arrays), [plan.note for plan in said["plan"]]
+    >>> run_ranks(rank, 2)[0]
+    (['total'], [0, 1])
+    """
+    arrays = {f"{part}/{name}": array for part, own in parts.items() for name, array in own.arrays.items()}
+    notes = {part: own.note for part, own in parts.items()}
+    everyone = exchange_bundles(communicator, Bundle(arrays, note=notes), tag=tag)
+
+    def of(part: str, said: Bundle) -> Bundle:
+        """What a rank said in this part."""
+        start = f"{part}/"
+        named = {name[len(start) :]: array for name, array in said.arrays.items() if name.startswith(start)}
+        return Bundle(named, note=said.note[part])
+
+    return {part: [of(part, said) for said in everyone] for part in parts}
+
+
+def reduce_over(bundles: Iterable[Bundle], how: Mapping[str, str] | None = None) -> dict[str, Array]:
+    """Each array reduced over the ranks that have it, in rank order: floats in float64, integers in int64.
+
+    Args:
+        bundles: what `exchange_bundles` gave.
+        how: "max" or "min" by the name of an array; every other one is summed.
+
+    Raises:
+        DistributionError: two ranks have arrays of one name that differ in shape.
+    """
+    how = {} if how is None else how
+    result: dict[str, Array] = {}
+    for rank, bundle in enumerate(bundles):
+        for name, array in bundle.arrays.items():
+            wide = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
+            if name not in result:
+                result[name] = wide
+            elif result[name].shape != wide.shape:
+                raise DistributionError(
+                    f"'{name}' has shape {wide.shape} on rank {rank} and {result[name].shape} on a rank before it. "
+                    "To mend it: build the same model, with the same metrics, on every rank."
+                )
+            else:
+                result[name] = np.asarray(REDUCERS[how.get(name, "sum")](result[name], wide))
+    return result
+
+
+def numbers(values: Mapping[str, float]) -> Bundle:
+    """A bundle of numbers by their names."""
+    return Bundle({name: np.asarray(value, np.float64) for name, value in values.items()})
+
+
+def number(value: Any) -> Any:
+    """What a metric gives, as a float; an array where it is several values, as of `F1Score(average=None)`."""
+    array = np.asarray(value)
+    return float(array.item()) if array.size == 1 else array
+
+
+def first_of(bundles: Iterable[Bundle]) -> dict[str, Any]:
+    """The numbers of the first rank that has any, in rank order; an array where there are several of one name."""
+    return next(({name: number(value) for name, value in b.arrays.items()} for b in bundles if b.arrays), {})
+
+
+def mean_over(bundles: list[Bundle]) -> dict[str, Array]:
+    """The mean of each array over the ranks that have it, in float64."""
+    count: dict[str, int] = {}
+    for bundle in bundles:
+        for name in bundle.arrays:
+            count[name] = count.get(name, 0) + 1
+    return {name: np.asarray(total / count[name]) for name, total in reduce_over(bundles).items()}
+
+
+def broadcast_arrays(communicator: Communicator, arrays: list[Array], *, tag: str) -> list[Array]:
+    """Gives every rank rank 0's arrays, bit for bit. Collective; one collective for each 64 MiB.
+
+    Args:
+        arrays: the same number, dtypes and shapes on every rank; of any dtype that has a fixed size.
+        tag: names the call; the same on all ranks.
+    """
+    flat = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
+    own = np.concatenate(flat) if flat else np.zeros(0, np.uint8)
+    chunks = [
+        communicator.broadcast(own[start : start + _CHUNK], tag=f"{tag} at byte {start}")
+        for start in range(0, max(own.size, 1), _CHUNK)
+    ]
+    data, results, start = np.concatenate(chunks), [], 0
+    for array in arrays:
+        results.append(data[start : start + array.nbytes].view(array.dtype).reshape(array.shape))
+        start += array.nbytes
+    return results
+
+
+def _pack(bundle: Bundle) -> Frame:
+    values = {name: checked_array(array) for name, array in bundle.arrays.items()}
+    manifest = to_json([[[name, value.dtype.name, list(value.shape)] for name, value in values.items()], bundle.note])
+    head = np.frombuffer(_LENGTH.pack(manifest.size), np.uint8)
+    return np.concatenate([head, manifest, *(to_bytes(value) for value in values.values())])
+
+
+def _unpack(data: Frame) -> Bundle:
+    (length,) = _LENGTH.unpack(data[: _LENGTH.size].tobytes())
+    start = _LENGTH.size + length
+    named, note = json.loads(data[_LENGTH.size : start].tobytes())
+    arrays: dict[str, Array] = {}
+    for name, dtype, shape in named:
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        arrays[name] = to_array(data[start : start + size], np.dtype(dtype), shape)
+        start += size
+    return Bundle(arrays, note)

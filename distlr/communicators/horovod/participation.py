@@ -1,0 +1,164 @@
+"""The updates of one optimizer over Horovod: what they send, how many there were, and taking part in other ranks'."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from distlr.communicators.step_signals import KINDS
+
+__all__ = ["HorovodUpdates", "different", "flat"]
+
+# `hvd.elastic.run` restarts a job on an error that names one of these, and swallows the error of any other op.
+_ALLREDUCE, _ALLGATHER = "HorovodAllreduce.distlr", "HorovodAllgather.distlr"
+
+
+class _Sent(NamedTuple):
+    """One tensor that an update sends: to be averaged, or, of a sparse gradient, gathered; then without its rows."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    device: str
+    gathered: bool
+
+
+class HorovodUpdates:
+    """What the ranks' updates of one optimizer exchange, for those who make them and for those who wait.
+
+    A rank that waits in a collective, its data ended, takes part in the updates of the others with zeros (`wait`).
+    `hvd.join` is there for that, but no graph may keep one, it has no sparse gradients, and after a rank was lost
+    while another had joined the next ranks that start in that process crash: Horovod does not forget the join.
+
+    Attributes:
+        gated: whether the ranks agree, before each step, that they take it (`HorovodGradients.all_true`).
+        eager: whether the last step was outside of a graph, where Horovod pairs by order and not by name.
+        meetings: the graphs of `wait` that begin with this one, by what they were traced for.
+
+    Args:
+        hvd: the module `horovod.tensorflow`, started.
+        prefix: tells this optimizer's tensors from another's; the same on all ranks.
+        compression: a name of `hvd.Compression`, for gradients.
+    """
+
+    def __init__(self, hvd: Any, prefix: str, compression: str) -> None:
+        import tensorflow as tf
+
+        self._hvd = hvd
+        self._prefix = flat(prefix)
+        self._compression = getattr(hvd.Compression, compression)
+        self.gated = self.eager = False
+        self.meetings: dict[Any, Any] = {}
+        self._sent: list[_Sent] = []
+        self._count = tf.Variable(0, trainable=False, dtype=tf.int64)
+
+    def begin(self) -> None:
+        """One more update, or, where it is gated, one more step."""
+        self._count.assign_add(1)
+
+    def take(self) -> int:
+        """How many updates, where it is gated how many steps, this rank has taken since it was last asked."""
+        count = int(self._count.numpy())
+        if count:
+            self._count.assign(0)
+        return count
+
+    def record(self) -> None:
+        """What is sent from here on is what an update sends."""
+        import tensorflow as tf
+
+        self._sent, self.eager = [], tf.executing_eagerly()
+
+    def gradient(self, gradient: Any, name: str) -> Any:
+        """The mean of a dense gradient over the ranks."""
+        self._note(gradient, name)
+        return self.mean(gradient, name, self._compression)
+
+    def rows(self, part: Any, name: str) -> Any:
+        """All ranks' rows of a part of a sparse gradient."""
+        self._note(part, name, gathered=True)
+        return self._gathered(part, name)
+
+    def mean(self, tensor: Any, name: str, compression: Any = None) -> Any:
+        """The mean of a tensor over the ranks."""
+        return self._hvd.allreduce(
+            tensor,
+            op=self._hvd.Average,
+            name=f"{_ALLREDUCE}.{self._prefix}.{name}",
+            compression=self._hvd.Compression.none if compression is None else compression,
+            ignore_name_scope=True,
+        )
+
+    @property
+    def are_known(self) -> bool:
+        """Whether there has been one, of which this rank knows what it sends."""
+        return self.gated or bool(self._sent)
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What a graph of `wait` is traced for."""
+        return self.gated, *self._sent
+
+    def wait(self, zero: Any) -> Any:
+        """Takes part in the updates of the other ranks, with zeros, until all ranks wait; in a graph if those are.
+
+        Where it is gated the others leave these steps out. Once all wait, the collective finds that the ranks have not
+        made equally many updates, and all raise.
+
+        Args:
+            zero: 0.0, an argument of the graph: what depends on nothing else TensorFlow computes once, and keeps. It is
+                `different` for each optimizer in the graph.
+
+        Returns:
+            What the graph must return, or TensorFlow takes what is exchanged for unused.
+        """
+        import tensorflow as tf
+
+        def others_go_on(share: Any, received: Any) -> Any:
+            return share < 1.0 - 0.5 / self._hvd.size()
+
+        def again(share: Any, received: Any) -> Any:
+            nothing = tf.nn.relu(share - 2.0)  # zero, which no optimization of the graph can know
+            received = nothing if self.gated else self._send(nothing)
+            with tf.control_dependencies([received]):
+                return self._share_that_waits(tf.identity(nothing)), received
+
+        return tf.while_loop(others_go_on, again, (self._share_that_waits(zero), zero), parallel_iterations=1)
+
+    def _share_that_waits(self, zero: Any) -> Any:
+        """Says that this rank waits where the others send what a step sends first; 1 where all say so."""
+        import tensorflow as tf
+
+        if self.gated:
+            return -self.mean(zero - 1.0, "finite")
+        here = tf.one_hot(KINDS.index("waits"), len(KINDS)) + zero
+        return self.mean(here, "requests")[KINDS.index("waits")]
+
+    def _send(self, zero: Any) -> Any:
+        """Sends zeros for each tensor of an update; returns a sum of all that came."""
+        import tensorflow as tf
+
+        received = [zero]
+        for place, (name, shape, dtype, device, gathered) in enumerate(self._sent):
+            with tf.device(device):
+                nothing = tf.fill(shape, tf.cast(different(zero, place), dtype))
+                received.append(
+                    self._gathered(nothing, name) if gathered else self.mean(nothing, name, self._compression)
+                )
+        return tf.add_n([tf.cast(tf.reduce_sum(tensor), tf.float32) for tensor in received])
+
+    def _note(self, tensor: Any, name: str, gathered: bool = False) -> None:
+        shape = (0, *tensor.shape[1:]) if gathered else tuple(tensor.shape)
+        self._sent.append(_Sent(name, shape, tensor.dtype, tensor.device, gathered))
+
+    def _gathered(self, tensor: Any, name: str) -> Any:
+        return self._hvd.allgather(tensor, name=f"{_ALLGATHER}.{self._prefix}.{name}", ignore_name_scope=True)
+
+
+def different(zero: Any, place: int) -> Any:
+    """0.0 again, and another tensor at each place: of two exchanges of one and the same TensorFlow keeps one."""
+    return zero * (2.0 + place)
+
+
+def flat(name: str) -> str:
+    """A name without slashes, behind the last of which Horovod looks for it, and of what TensorFlow allows."""
+    return "".join(letter if letter.isascii() and letter.isalnum() else "." for letter in name)

@@ -1,0 +1,65 @@
+"""What rank 0 alone makes, on every rank; also its error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distlr.communicators.bundles import Bundle, exchange_bundles
+from distlr.communicators.communicator import Communicator
+from distlr.errors import DistlrError, DistributionError
+
+__all__ = ["bundle_from_root", "from_root"]
+
+
+def from_root(
+    communicator: Communicator,
+    make: Callable[[], Any],
+    *,
+    tag: str,
+    what: str,
+    raised: Sequence[type[DistlrError]] = (DistributionError,),
+) -> Any:
+    """What rank 0 makes, on every rank; an error of rank 0's is one of all. Collective.
+
+    >>> from distlr.communicators import run_ranks
+    >>> run_ranks(lambda comm: from_root(comm, lambda: [1, "a"], tag="t", what="choose"), 2)
+    [[1, 'a'], [1, 'a']]
+
+    Args:
+        communicator: the job's.
+        make: called on rank 0; gives a JSON value, which comes back as JSON carries it on rank 0, too.
+        tag: names the call; the same on all ranks.
+        what: what rank 0 does, to stand behind "Rank 0 could not".
+        raised: what the other ranks raise: of these classes the first that rank 0's error is of, or the last.
+
+    Raises:
+        Exception: what `make` raised, on rank 0; on the others one of `raised`, with its text.
+    """
+    return bundle_from_root(communicator, lambda: Bundle({}, note=make()), tag=tag, what=what, raised=raised).note
+
+
+def bundle_from_root(
+    communicator: Communicator,
+    make: Callable[[], Bundle],
+    *,
+    tag: str,
+    what: str,
+    raised: Sequence[type[DistlrError]] = (DistributionError,),
+) -> Bundle:
+    """As `from_root`, where `make` gives arrays as well. Collective."""
+    bundle, failure = Bundle({}), None
+    if communicator.is_root:
+        try:
+            made = make()
+            bundle = Bundle(made.arrays, note={"made": made.note})
+        except Exception as error:  # every rank must hear of it before this one raises, or the others wait
+            failure = error
+            kind = next((i for i, each in enumerate(raised) if isinstance(error, each)), len(raised) - 1)
+            text = str(error) if isinstance(error, DistlrError) else f"{type(error).__name__}: {error}"
+            bundle = Bundle({}, note={"error": text, "kind": kind})
+    said = exchange_bundles(communicator, bundle, tag=tag)[0]
+    if "error" in said.note:
+        kind, text = said.note["kind"], said.note["error"]
+        raise failure or raised[kind](f"[rank {communicator.rank}] Rank 0 could not {what}: {text}")
+    return Bundle(said.arrays, said.note["made"])

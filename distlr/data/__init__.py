@@ -1,0 +1,1 @@
+"""Which samples does a rank see? Its share, and the position in it."""

@@ -1,0 +1,1 @@
+"""What was decided? The directory of a run, its journal, and requests by hand."""

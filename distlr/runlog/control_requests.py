@@ -1,0 +1,308 @@
+"""Requests to a run that is under way: files that `distlr control` writes and rank 0 reads, trusting none of them.
+
+A request is a small JSON object in `RUN_DIR/control/`, which belongs to the user whose run it is. Nothing of it is
+executed; what is not exactly a request is refused, with the reason, and changes nothing. The end of a file's name says
+what has become of it:
+
+ID.json             it waits, and can be cancelled
+ID.json.taken       rank 0 does it now; a run that goes on after a crash looks whether it was done
+ID.json.applied, ID.json.refused, ID.json.cancelled
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pwd
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from distlr._utils.atomic_files import write_bytes
+from distlr.errors import ConfigurationError
+from distlr.runlog.request import ACTIONS, Request, is_change
+
+__all__ = ["ACTIONS", "ControlDirectory", "Found", "Request", "is_change", "trouble_with"]
+
+DIRECTORY = "control"
+_LONGEST = 4096  # bytes of a request
+_NAMES = 10_000  # that one look goes over
+_READ = 100  # files that one look reads
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.json")
+_ASKED = re.compile(r"[0-9]{19}-[0-9]{1,10}\.json")  # a name that `ask` gives
+_TAKEN, _CANCELLED = ".taken", ".cancelled"
+_SETTLED = (".applied", ".refused")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A file in the control directory.
+
+    Attributes:
+        name: of the file, which names the request in the run's decisions.
+        by: the name of the file's owner.
+        request: what is asked for; None where it is refused.
+        refused: why not.
+        written: when it was written, in ns, by the clock of the file system; see `ControlDirectory.file_time`.
+        came: when it came into the directory, by the same clock.
+        file: which file it is, also after a change of its name.
+    """
+
+    name: str
+    by: str
+    request: Request | None = None
+    refused: str = ""
+    written: int = 0
+    came: int = 0
+    file: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def expires(self) -> int | None:
+        """Until when it is valid, in ns, by the clock of the file system; None for no limit."""
+        if self.request is None or self.request.valid_for is None:
+            return None
+        return self.written + int(self.request.valid_for * 1e9)
+
+
+class ControlDirectory:
+    """The requests to one run.
+
+    Args:
+        run_dir: the run's directory.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
+        self.path = Path(run_dir) / DIRECTORY
+        self._seen: set[str] = set()  # what could not be renamed, or waits for its epoch
+        self._claimed: set[str] = set()
+        self._scan: Iterator[os.DirEntry[str]] | None = None  # where the next look goes on
+        self._warned_of_directory = False
+
+    # -- who asks ------------------------------------------------------------------------------------
+
+    def make(self) -> None:
+        """Makes the directory, for its owner alone."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def ask(self, request: Request) -> str:
+        """Writes a request, whole, and returns its name."""
+        self.make()
+        name = f"{time.time_ns()}-{os.getpid()}.json"
+        write_bytes(self.path / name, (json.dumps(request.to_json()) + "\n").encode(), mode=0o600)
+        return name
+
+    def cancel(self, name: str) -> bool:
+        """Takes a request back, and says whether it could: one that a run has taken is no longer there.
+
+        Raises:
+            OSError: the file cannot be renamed.
+        """
+        try:
+            (self.path / name).rename(self.path / (name + _CANCELLED))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def was_taken(self, name: str) -> bool:
+        """Whether a run has begun to do a request, or has answered it."""
+        return os.path.lexists(self.path / (name + _TAKEN)) or self.was_settled(name)
+
+    def waiting(self, most: int = _NAMES) -> list[Found]:
+        """What has not been answered, in the order of names, for who wants to know: nothing is taken.
+
+        Args:
+            most: how many files are looked at.
+
+        Raises:
+            OSError: the directory cannot be read.
+        """
+        try:
+            with os.scandir(self.path) as entries:
+                names = sorted(islice((entry.name for entry in entries if _is_open(entry.name)), most))
+        except FileNotFoundError:
+            return []
+        return [found for name in names if (found := self._read(name)) is not None]
+
+    # -- the run -------------------------------------------------------------------------------------
+
+    def look(self) -> list[Found]:
+        """What has come since the last look; each file once.
+
+        Those of `ask` come first, in the order in which they were asked, then others in the order of names. One look
+        goes over 10,000 names and reads 100 files, and the next one goes on there. So whatever lies there costs a step
+        no more than that, and a request is found after a number of looks that the number of files bounds.
+
+        Never raises for what a file is: whatever is no request is found as refused.
+        """
+        try:
+            names = self._next_names()
+            trouble = trouble_with(os.lstat(self.path), directory=True)
+        except OSError:
+            self.close()
+            return []
+        if trouble:
+            self.close()
+            if self._warned_of_directory:
+                return []
+            self._warned_of_directory = True
+            return [Found(DIRECTORY, "?", refused=f"{self.path} {trouble}")]
+        new = sorted((not _ASKED.fullmatch(name), name) for name in names if name not in self._seen)
+        chosen = [name for _, name in new[:_READ]]
+        found = [each for name in chosen if (each := self._read(name)) is not None]
+        self._seen.update(each.name for each in found)
+        return found
+
+    def claim(self, found: Found) -> bool:
+        """Takes a request to do it now, and says whether it is still there: from here on nobody can cancel it."""
+        path = self.path / found.name
+        try:
+            if _identity(os.lstat(path)) != found.file:
+                raise FileNotFoundError
+            path.rename(path.with_name(found.name + _TAKEN))
+        except FileNotFoundError:
+            self._seen.discard(found.name)
+            return False
+        except OSError:
+            return True  # it cannot be renamed, so that nobody can cancel it either
+        self._claimed.add(found.name)
+        return True
+
+    def settle(self, names: Iterable[str], *, applied: bool) -> None:
+        """Marks requests as answered, so that no later run takes them."""
+        suffix = _SETTLED[not applied]
+        for name in names:
+            source = self.path / (name + _TAKEN if name in self._claimed else name)
+            # With the suffix a long name may be too long.
+            short = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+            for target in (name, short):
+                try:
+                    source.rename(self.path / (target + suffix))
+                except OSError:
+                    continue  # else `look` has seen it, and does not show it again
+                self._seen.discard(name)
+                self._claimed.discard(name)
+                break
+
+    def was_settled(self, name: str) -> bool:
+        """Whether a file of this name was answered, so that one that waits now is another."""
+        return any(os.path.lexists(self.path / (name + suffix)) for suffix in _SETTLED)
+
+    def take_back(self) -> set[str]:
+        """Lets requests wait again that a run had taken as it died, and gives their names.
+
+        Those that it had done are in its decisions.
+        """
+        back: set[str] = set()
+        try:
+            with os.scandir(self.path) as entries:
+                names = list(islice((entry.name for entry in entries if entry.name.endswith(_TAKEN)), _NAMES))
+        except OSError:
+            return back
+        for name in names:
+            path = self.path / name.removesuffix(_TAKEN)
+            if _NAME.fullmatch(path.name) and path.name not in self._claimed and not os.path.lexists(path):
+                try:
+                    (self.path / name).rename(path)
+                except OSError:
+                    continue
+                back.add(path.name)
+        return back
+
+    def file_time(self) -> int:
+        """Now, in ns, by the clock that stamps the files here: that of a file server, which no host need agree with."""
+        probe = self.path / f".clock.{secrets.token_hex(4)}"
+        try:
+            descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                return os.fstat(descriptor).st_mtime_ns
+            finally:
+                os.close(descriptor)
+                probe.unlink()
+        except OSError:
+            return time.time_ns()  # the directory is full, or cannot be written
+
+    def close(self) -> None:
+        """Ends the look that the next one would have gone on with."""
+        scan, self._scan = self._scan, None
+        if scan is not None:
+            scan.close()  # type: ignore[attr-defined]
+
+    # -- files ---------------------------------------------------------------------------------------
+
+    def _next_names(self) -> list[str]:
+        """The names that wait, of those that come next in the directory; at its end the next ones are the first."""
+        if self._scan is None:
+            self._scan = os.scandir(self.path)
+        names = [entry.name for entry in islice(self._scan, _NAMES)]
+        if len(names) < _NAMES:
+            self.close()
+        return [name for name in names if _is_open(name)]
+
+    def _read(self, name: str) -> Found | None:
+        """What a file is; None where it has gone."""
+        try:
+            about = os.lstat(self.path / name)
+        except OSError:
+            return None
+        found = Found(
+            name, _user(about.st_uid), written=about.st_mtime_ns, came=about.st_ctime_ns, file=_identity(about)
+        )
+        trouble = trouble_with(about)
+        if not _NAME.fullmatch(name):
+            trouble = "has a name that no request has"
+        if trouble:
+            return dataclasses.replace(found, refused=f"It {trouble}.")
+        try:
+            return dataclasses.replace(found, request=Request.parse(_contents(self.path / name)))
+        except (ConfigurationError, OSError) as error:
+            return dataclasses.replace(found, refused=str(error))
+
+
+def _contents(path: Path) -> bytes:
+    """The bytes of a small file, which is looked at once more when it is open."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        trouble = trouble_with(os.fstat(file.fileno()))
+        if trouble:
+            raise ConfigurationError(f"It {trouble}.")
+        return file.read(_LONGEST + 1)
+
+
+def _identity(about: os.stat_result) -> tuple[int, int, int]:
+    return about.st_dev, about.st_ino, about.st_mtime_ns
+
+
+def _is_open(name: str) -> bool:
+    """Whether a file has still to be looked at: it is not being written, and was not taken, answered or cancelled."""
+    ended = (*_SETTLED, _TAKEN, _CANCELLED)
+    return not (name.endswith(ended) or (name.startswith(".") and not name.endswith(".json")))
+
+
+def trouble_with(about: os.stat_result, *, directory: bool = False, longest: int = _LONGEST) -> str:
+    """Why a file, or the directory, is not to be trusted; empty where it is."""
+    if directory and not stat.S_ISDIR(about.st_mode):
+        return "is no directory"
+    if not directory and not stat.S_ISREG(about.st_mode):
+        return "is no plain file"
+    if about.st_uid != os.geteuid():
+        return f"belongs to {_user(about.st_uid)}, and the run to {_user(os.geteuid())}"
+    if about.st_mode & 0o022:
+        return f"can be written by others (mode {stat.S_IMODE(about.st_mode):03o}); to mend it: chmod go-w"
+    if not directory and about.st_nlink != 1:
+        return "has another name elsewhere"
+    if not directory and about.st_size > longest:
+        return f"has {about.st_size} bytes, and at most {longest} are read"
+    return ""
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"

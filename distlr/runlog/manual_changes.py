@@ -1,0 +1,118 @@
+"""Changes by hand that a run has had: where each was made, and those that its decisions tell of."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from distlr._utils.checks import counted
+from distlr._utils.json_lines import LONGEST_FILE, Lines
+from distlr.errors import ConfigurationError
+from distlr.runlog.control_requests import is_change, trouble_with
+from distlr.runlog.directory import DECISIONS, RunDirectory
+
+__all__ = ["Moment", "Place", "again_from", "answers", "in_words", "read_changes"]
+
+_log = logging.getLogger("distlr")
+
+_DID = {
+    "pause-plateau": "paused the plateaus",
+    "resume-plateau": "let the plateaus go on",
+    "stop": "stopped the training",
+}
+
+
+class Moment(enum.IntEnum):
+    """When a change is made: after a batch, at an epoch's end, or as the run begins."""
+
+    BATCH = 0
+    EPOCH_END = 1
+    BEGIN = 2
+
+
+class Place(NamedTuple):
+    """Where a change is made: in the order of these, a run has its changes.
+
+    `clock` is how far the data is, which the clock shows as long as no step is left out; from there on it would stand
+    still, and an epoch's end would be before the next epoch's first batch no more.
+    """
+
+    clock: int
+    moment: int
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Place:
+        """That of an entry that has one."""
+        return cls(entry.get("drawn", entry["clock"]), entry["moment"])
+
+
+def read_changes(run: RunDirectory) -> list[dict[str, Any]]:
+    """The changes by hand that the run's decisions tell of, in the order of their places.
+
+    What cannot be read costs no training, but a warning: a change by hand that is not made again is another run.
+    """
+    path = run.path / DECISIONS
+    trouble = trouble_with(path.lstat(), longest=LONGEST_FILE) if os.path.lexists(path) else ""
+    try:
+        lines = Lines([]) if trouble else run.decision_lines()
+    except ConfigurationError as error:
+        trouble, lines = f"cannot be read: {error.__cause__}", Lines([])
+    if trouble:
+        _log.warning("%s %s, so none of the changes by hand in it is made again.", path, trouble)
+    if lines.damaged:
+        _log.warning(
+            "%s cannot be read in %s. A change by hand that stood there is NOT made again. Fix: compare the rate with "
+            "the one that was asked for, and ask once more with `distlr control` where it is another.",
+            path,
+            counted(lines.damaged, "line"),
+        )
+    found = [entry for entry in lines.objects if entry.get("kind") == "control"]
+    whole = [entry for entry in found if is_change(entry) and _has_place(entry)]
+    if len(whole) < len(found):
+        _log.warning("%s: %d lines are no changes by hand, and are left out.", path, len(found) - len(whole))
+    return sorted(whole, key=Place.of)
+
+
+def answers(run: RunDirectory) -> dict[str, str]:
+    """What the run's decisions say of each request, by its name: "asked" while it waits, "control" or "refused"."""
+    try:
+        lines = run.decisions()
+    except ConfigurationError:
+        return {}  # `read_changes` says so
+    kinds = ("asked", "control", "refused")
+    return {str(line.get("id")): line["kind"] for line in lines if line.get("kind") in kinds}
+
+
+def again_from(changes: Sequence[Mapping[str, Any]], last: Place, made: int) -> list[dict[str, Any]]:
+    """What is made again by a run that goes on where it has had all changes up to `last`, and so many of those there.
+
+    >>> three = [{"clock": 8, "moment": 0, "action": "stop", "multiplier": None, "by": who} for who in "abc"]
+    >>> [change["by"] for change in again_from(three, Place(8, 0), 1)], again_from(three, Place(8, 1), 0)
+    (['b', 'c'], [])
+
+    Args:
+        changes: what `read_changes` gave.
+        last: the place of the last one that the run has had.
+        made: how many of those at that place it has had.
+    """
+    later = [entry for entry in changes if Place.of(entry) >= last]
+    had = [entry for entry in later if Place.of(entry) == last][:made]
+    names = ("moment", "action", "multiplier", "by")
+    return [
+        {"clock": Place.of(entry).clock, **{name: entry[name] for name in names}} for entry in later if entry not in had
+    ]
+
+
+def in_words(change: Mapping[str, Any]) -> str:
+    """Who did what."""
+    did = _DID.get(change["action"]) or f"multiplied the rate by {change['multiplier']:.6g}"
+    return f"{change['by']} {did}"
+
+
+def _has_place(entry: Mapping[str, Any]) -> bool:
+    """Whether a line of the decisions says where its change was made."""
+    counts = [entry.get("clock"), entry.get("drawn", 0)]
+    return all(type(count) is int for count in counts) and entry.get("moment") in tuple(Moment)

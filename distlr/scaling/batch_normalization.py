@@ -1,0 +1,102 @@
+"""The moving averages of a model, scaled for the global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
+from distlr.batch.global_batch import GlobalBatch
+from distlr.errors import ConfigurationError, ConfigurationTypeError, received
+from distlr.scaling import rules
+
+__all__ = ["averaging_layers", "is_scaled", "scale_moving_averages"]
+
+_BASE = "_distlr_base"  # on a layer: the momenta at the base batch
+
+
+def scale_moving_averages(
+    model: Any, batch: GlobalBatch, layers: Mapping[str, str] | None = None
+) -> dict[str, tuple[float, float]]:
+    """Brings batch normalization's momentum, and that of layers that are named, to `momentum^k`.
+
+    k is the base steps that one step stands for: `global batch / base batch / accumulation`. A larger batch makes fewer
+    steps, and a moving average that forgets by the step then lags behind the weights by k times as many
+    samples; in large batches that costs more accuracy than anything else.
+
+    The base momentum is what a saved model holds, and what is scaled however often this is called.
+
+    Args:
+        model: before it is trained.
+        batch: what `job.batch` gave.
+        layers: the attribute that is a momentum, by the name of the layer, of layers of your own.
+
+    Returns:
+        (base, scaled) by "layer.attribute".
+
+    Raises:
+        ConfigurationError: a layer is not there, or its attribute is no momentum.
+
+    Source: Busbridge et al. 2023, "How to Scale Your EMA", arXiv 2307.13813.
+    """
+    if not isinstance(model, keras.Model):
+        raise ConfigurationTypeError(received("model", model, "a Keras model"))
+    k = batch.ratio / batch.accumulation
+    found: dict[str, tuple[float, float]] = {}
+    for layer, attribute in [*averaging_layers(model), *_named(model, layers or {})]:
+        base = _bases(layer).setdefault(attribute, float(getattr(layer, attribute)))
+        setattr(layer, attribute, rules.moving_average(base, k))
+        found[f"{layer.name}.{attribute}"] = (base, getattr(layer, attribute))
+    for name in ("train_function", "test_function", "predict_function"):
+        setattr(model, name, None)  # a traced one holds the momentum that was
+    return found
+
+
+def averaging_layers(model: Any) -> Iterator[tuple[Any, str]]:
+    """The layers that keep a moving average, and the attribute that is its momentum."""
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            yield layer, "momentum"
+
+
+def is_scaled(layer: Any) -> bool:
+    """Whether `scale_moving_averages` has set this layer's momentum."""
+    return _BASE in layer.__dict__
+
+
+def _bases(layer: Any) -> dict[str, float]:
+    """The layer's momenta at the base batch; from then on its config, and so a saved model, holds these."""
+    if _BASE not in layer.__dict__:
+        bases: dict[str, float] = {}
+        plain = layer.get_config
+        # Past Keras' own attribute tracking, which is closed on a layer that is built.
+        layer.__dict__[_BASE] = bases
+        layer.__dict__["get_config"] = lambda: _config_at_base(layer, plain, bases)
+    own: dict[str, float] = layer.__dict__[_BASE]
+    return own
+
+
+def _config_at_base(layer: Any, plain: Callable[[], dict[str, Any]], bases: Mapping[str, float]) -> dict[str, Any]:
+    """What the layer's own `get_config` gives at the base, under whatever name it has the momentum there."""
+    scaled = {name: getattr(layer, name) for name in bases}
+    try:
+        for name, base in bases.items():
+            setattr(layer, name, base)
+        return plain()
+    finally:
+        for name, value in scaled.items():
+            setattr(layer, name, value)
+
+
+def _named(model: Any, layers: Mapping[str, str]) -> Iterator[tuple[Any, str]]:
+    known = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
+    for name, attribute in layers.items():
+        if name not in known:
+            raise ConfigurationError(received("layers", name, f"named after layers: {', '.join(known)}"))
+        value = getattr(known[name], attribute, None)
+        if not isinstance(value, float) or not 0 <= value <= 1:
+            expected = f"attributes that are a momentum in [0, 1]; {name}.{attribute} is {value!r}"
+            raise ConfigurationError(received("layers", {name: attribute}, expected))
+        yield known[name], attribute

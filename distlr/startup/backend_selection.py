@@ -1,0 +1,207 @@
+"""What `distlr.init()` chooses, and why. It is only decided here: nothing is started, and TensorFlow is not imported.
+
+`init` acts on it, and `distlr doctor` shows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distlr._utils.checks import digits, integer, one_of
+from distlr.errors import ConfigurationError, DistributionError, received
+from distlr.startup.launcher import Launch, detect, place_on_host, tf_config_workers
+from distlr.startup.rendezvous import check_addresses
+
+__all__ = ["ENGINE", "ENGINES", "SIMULATE", "Choice", "choose"]
+
+SIMULATE = "DISTLR_SIMULATE"
+"""The environment variable that asks for simulated replicas."""
+
+ENGINE = "DISTLR_ENGINE"
+"""The environment variable that names the engine where the script does not."""
+
+_MULTI_WORKER = "multi-worker"
+
+ENGINES = ("horovod", "mpi", _MULTI_WORKER)
+"""What `distlr.init(engine)` takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Where a job runs.
+
+    Attributes:
+        backend: as `Job.backend`.
+        reason: why, in a sentence for a person.
+        launch: what the launcher says about this process; None for a process on its own.
+        replicas: copies of the model in the whole job, where each host has the GPUs that `choose` was told of.
+        addresses: "host:port" of each worker of a multi-worker strategy; none where TensorFlow reads them from Slurm.
+        rank: this worker's place among them.
+    """
+
+    backend: str
+    reason: str
+    launch: Launch | None
+    replicas: int
+    addresses: tuple[str, ...] = ()
+    rank: int = 0
+
+
+def choose(
+    engine: str | None = None,
+    *,
+    strategy: Any = None,
+    simulate: int | None = None,
+    workers: Sequence[str] | None = None,
+    environ: Mapping[str, str],
+    gpus: int = 0,
+) -> Choice:
+    """Chooses as `distlr.init` does; see there for the order, the arguments and what is raised.
+
+    >>> choose(environ={"DISTLR_SIMULATE": "4"}).backend
+    'simulated'
+
+    Args:
+        engine: see `distlr.init`; likewise `strategy`, `simulate` and `workers`.
+        environ: the environment. It is only read.
+        gpus: how many this machine has. It is not asked for before it must be, since asking starts TensorFlow: `init`
+            finds it out when it acts, and it changes `replicas` and `reason` alone.
+    """
+    _check_together(engine, strategy, simulate, workers)
+    replicas = _asked_replicas(simulate, environ)
+    launch = detect(environ)
+    if strategy is not None:
+        everyone, rank = _addresses_of(strategy)
+        total = int(strategy.num_replicas_in_sync)
+        if len(everyone) > 1:
+            reason = f"The `strategy` given spans {len(everyone)} workers, and this process is worker {rank}."
+            return Choice(_MULTI_WORKER, reason, launch, total, tuple(everyone), rank)
+    simulating = replicas if engine is None else None
+    asked = "`engine` asks for it" if engine is not None else f"{ENGINE} asks for it"
+    engine = engine or (None if strategy is not None else environ.get(ENGINE) or None)
+    if engine is not None:
+        one_of("engine", engine, ENGINES)
+    by_tf_config = launch is not None and launch.launcher == "tf_config"
+    if workers is not None or engine == _MULTI_WORKER or (by_tf_config and engine is None):
+        _check_launch(launch, strategy, simulating)
+        return _of_workers(launch, workers, environ, gpus)
+    launched = launch is not None and (launch.size > 1 or launch.launcher == "horovodrun")
+    if engine is not None or launched:
+        _check_launch(launch, strategy, simulating)
+        parts = [asked] if engine is not None else []
+        parts += ["no launcher started this process" if launch is None else _said(launch)]
+        size = 1 if launch is None else launch.size
+        return Choice(engine or "horovod", f"{', and '.join(parts)}.", launch, size)
+    if strategy is not None:
+        return Choice("tf.distribute", "A `strategy` of your own was given.", launch, total)
+    if replicas is not None:
+        who = "`simulate`" if simulate is not None else SIMULATE
+        return Choice("simulated", f"{who} asks for {replicas} simulated replicas.", launch, replicas)
+    where = {0: "no GPU: one replica, on the CPU", 1: "one GPU: one replica, on it"}.get(
+        gpus, f"{gpus} GPUs: one replica on each"
+    )
+    return Choice(
+        "local", f"No launcher started several processes, and this machine has {where}.", launch, max(1, gpus)
+    )
+
+
+def _addresses_of(strategy: Any) -> tuple[list[str], int]:
+    """The addresses of a strategy's workers, a chief first, and this worker's place among them."""
+    resolver = strategy.cluster_resolver
+    cluster = resolver.cluster_spec().as_dict() if resolver is not None else {}
+    found: list[str] = []
+    starts: dict[str, int] = {}
+    for kind in ("chief", "worker"):
+        starts[kind] = len(found)
+        found += cluster.get(kind, [])
+    return found, starts.get(resolver.task_type, 0) + (resolver.task_id or 0) if found else 0
+
+
+def _check_together(engine: str | None, strategy: Any, simulate: int | None, workers: Sequence[str] | None) -> None:
+    """Refuses two answers to the same question."""
+    if strategy is not None and simulate is not None:
+        raise ConfigurationError(
+            f"One of `strategy` and `simulate` can be given. Received: strategy={type(strategy).__name__} and "
+            f"simulate={simulate}. To mend it: leave one of them out; a simulation makes its own strategy."
+        )
+    if engine is not None and (strategy is not None or simulate is not None):
+        other = "strategy" if strategy is not None else "simulate"
+        hint = "leave one of them out: with an engine each process is one replica, on one device"
+        raise ConfigurationError(received(other, strategy or simulate, f"left out beside engine={engine!r}", hint))
+    if workers is not None and (engine not in (None, _MULTI_WORKER) or strategy is not None or simulate is not None):
+        hint = "leave the others out: the list of workers makes a strategy"
+        raise ConfigurationError(received("workers", workers, "alone, or beside engine='multi-worker'", hint))
+
+
+def _check_launch(launch: Launch | None, strategy: Any, replicas: int | None) -> None:
+    """Refuses what would be a training of its own in each process of a launcher."""
+    if launch is None or (strategy is None and replicas is None):
+        return
+    what = f"simulate {replicas} replicas in each" if replicas else "train with a strategy of its own"
+    raise DistributionError(
+        f"[rank {launch.rank}] {launch.launcher} started {launch.size} processes, and each would {what}: "
+        f"{launch.size} separate trainings. To mend it: start the script without a launcher, or leave `strategy`, "
+        f"`simulate` and {SIMULATE} out under horovodrun, mpirun or srun."
+    )
+
+
+def _of_workers(launch: Launch | None, workers: Sequence[str] | None, environ: Mapping[str, str], gpus: int) -> Choice:
+    """A multi-worker strategy of the workers that the caller, TF_CONFIG or Slurm names."""
+    if workers is not None:
+        addresses = check_addresses(workers)
+        rank, who = _own_place(addresses, launch), "`workers`"
+    elif (named := tf_config_workers(environ)) is not None:  # also where srun starts the processes
+        addresses, rank, who = check_addresses(named[0]), named[1], "TF_CONFIG"
+    elif launch is not None and launch.launcher == "srun":
+        each = max(1, gpus) if launch.local_size == 1 else 1
+        reason = f"A multi-worker strategy is asked for, and {_said(launch)}."
+        return Choice(_MULTI_WORKER, reason, launch, launch.size * each, (), launch.rank)
+    else:
+        raise DistributionError(
+            "A multi-worker strategy needs to know its workers, and neither TF_CONFIG nor Slurm names them. To mend "
+            'it: start the script with launch/tf_config.sh -n 2, or write distlr.init(workers=["host1:12345", ...]).'
+        )
+    # Alone on its host a worker has all of the host's GPUs.
+    each = max(1, gpus) if place_on_host(addresses, rank)[1] == 1 else 1
+    reason = f"{who} names {len(addresses)} workers, and this process is worker {rank}."
+    return Choice(_MULTI_WORKER, reason, launch, len(addresses) * each, tuple(addresses), rank)
+
+
+def _own_place(addresses: list[str], launch: Launch | None) -> int:
+    if launch is not None and launch.size == len(addresses):
+        return launch.rank
+    if launch is not None:
+        raise DistributionError(
+            f"[rank {launch.rank}] {launch.launcher} started {launch.size} processes and `workers` has "
+            f"{len(addresses)}. To mend it: give as many addresses as processes."
+        )
+    names = {socket.gethostname(), socket.getfqdn()}
+    own = [i for i, address in enumerate(addresses) if address.rpartition(":")[0] in names]
+    if len(addresses) == 1:
+        return 0
+    if len(own) != 1:
+        raise DistributionError(
+            f"Which worker is this process? {len(own)} of {addresses} have the name of this machine, {sorted(names)}. "
+            "To mend it: start the processes with srun or launch/tf_config.sh, or name each host once."
+        )
+    return own[0]
+
+
+def _asked_replicas(simulate: int | None, environ: Mapping[str, str]) -> int | None:
+    name, value = ("simulate", simulate) if simulate is not None else (SIMULATE, environ.get(SIMULATE) or None)
+    if value is None:
+        return None
+    replicas = (digits(value.strip()) if isinstance(value, str) else integer(value)) or 0
+    if not 1 <= replicas <= 1024:
+        hint = f"write {name}=4 to train on four simulated replicas, or leave it out"
+        raise ConfigurationError(received(name, value, "a number of replicas from 1 to 1024", hint))
+    return replicas
+
+
+def _said(launch: Launch) -> str:
+    started = "TF_CONFIG names" if launch.launcher == "tf_config" else f"{launch.launcher} started"
+    processes = f"{launch.size} process{'es' if launch.size > 1 else ''}"
+    return f"{started} {processes}, of which this is rank {launch.rank}"

@@ -1,0 +1,1 @@
+"""What must be equal on all ranks? Broadcasts, digests, metrics, moving statistics."""

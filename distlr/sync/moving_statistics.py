@@ -1,0 +1,85 @@
+"""Float weights that are not trained: batch normalization's moving statistics, which each replica computes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from distlr.communicators import Communicator
+from distlr.communicators.bundles import Bundle, exchange_bundles, exchange_together, mean_over
+
+__all__ = ["average_over_replicas", "average_sums", "exchange_with_statistics", "has_statistics"]
+
+
+def _read(model: Any) -> dict[str, np.ndarray]:
+    """The first local replica's values in float64, by a name that is the same on every rank."""
+    return {name: np.asarray(_copies(model, variable)[0], np.float64) for name, variable in _statistics(model).items()}
+
+
+def _assign(model: Any, values: Mapping[str, np.ndarray]) -> None:
+    """Gives all local replicas these values."""
+    for name, variable in _statistics(model).items():
+        variable.assign(tf.cast(values[name], variable.dtype))
+
+
+def exchange_with_statistics(communicator: Communicator, model: Any, bundle: Bundle, *, tag: str) -> list[Bundle]:
+    """Every rank's bundle; in the same collective the statistics become their mean over the ranks. Collective.
+
+    Args:
+        communicator: the job's.
+        model: whose statistics they are; the same on every rank.
+        bundle: what this rank says.
+        tag: names the call; the same on all ranks.
+    """
+    everyone = exchange_together(communicator, {"said": bundle, "statistics": Bundle(_read(model))}, tag=tag)
+    _assign(model, mean_over(everyone["statistics"]))
+    return everyone["said"]
+
+
+def average_sums(communicator: Communicator, model: Any, variables: Sequence[Any], *, tag: str) -> None:
+    """Makes variables that each replica adds to for itself their mean over all replicas of all ranks. Collective.
+
+    What is added up over the replicas later is then what it would have been, whoever goes on with them.
+
+    Args:
+        communicator: the job's.
+        model: of which they are.
+        variables: as many on every rank.
+        tag: names the call; the same on all ranks.
+    """
+    copies = {str(i): _copies(model, variable) for i, variable in enumerate(variables)}
+    means = {name: np.asarray(np.mean(each, axis=0, dtype=np.float64)) for name, each in copies.items()}
+    if communicator.size > 1:
+        means = mean_over(exchange_bundles(communicator, Bundle(means), tag=tag))
+    for i, variable in enumerate(variables):
+        variable.assign(tf.cast(means[str(i)], variable.dtype))
+
+
+def has_statistics(model: Any) -> bool:
+    """Whether the model has any."""
+    return bool(_statistics(model))
+
+
+def average_over_replicas(model: Any) -> None:
+    """Makes them their mean over the local replicas, where these differ."""
+    for variable in _statistics(model).values():
+        copies = _copies(model, variable)
+        if any((copy != copies[0]).any() for copy in copies[1:]):
+            mean = np.mean(np.asarray(copies, np.float64), axis=0)
+            variable.assign(mean.astype(copies[0].dtype))
+
+
+def _statistics(model: Any) -> dict[str, Any]:
+    return {
+        f"weight/{i}": variable
+        for i, variable in enumerate(model.non_trainable_weights)
+        if tf.as_dtype(variable.dtype).is_floating
+    }
+
+
+def _copies(model: Any, variable: Any) -> list[np.ndarray]:
+    local = model.distribute_strategy.experimental_local_results(variable.value)
+    return [copy.numpy() for copy in local]

@@ -1,0 +1,1 @@
+"""Tools beside the training: the learning rate finder, the report, the doctor. No other room imports them."""

@@ -1,0 +1,167 @@
+"""What connects ranks here: launchers, MPI, Horovod; and what `distlr.init()` would choose."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distlr._utils.checks import counted
+from distlr.errors import DistlrError
+from distlr.startup.backend_selection import choose
+from distlr.tools.doctor.finding import Finding, refused
+from distlr.tools.doctor.processes import Ended, run, without_launcher
+
+__all__ = ["chosen", "find", "horovod", "launcher", "missing", "mpi", "version_of"]
+
+_BUILD = "Build it for this TensorFlow with docker/build-horovod.sh (`make horovod` in a clone of distlr)"
+_NEEDED_FOR = {
+    "horovodrun": "Horovod's ranks",
+    "mpirun": "ranks over MPI",
+    "srun": "ranks under Slurm",
+}
+_MPI = (
+    ("Open MPI", re.compile(r"Open MPI\)? v?(\d+)[\d.]*")),
+    ("MPICH", re.compile(r"(?:MPICH Version:|HYDRA build details:\s+Version:)\s+(\d+)[\d.]*")),
+    ("Intel MPI", re.compile(r"Intel\(R\) MPI Library.*?(20\d\d)[\d.]*")),
+)
+
+
+def find(program: str, environ: Mapping[str, str]) -> str | None:
+    """The program's path: that on PATH, else the one beside this Python."""
+    folders = [*environ.get("PATH", os.defpath).split(os.pathsep), str(Path(sys.executable).parent)]
+    return shutil.which(program, path=os.pathsep.join(folders))
+
+
+def version_of(path: str | None, environ: Mapping[str, str]) -> Ended | None:
+    """What a program says to `--version`; None where there is none."""
+    return None if path is None else run([path, "--version"], without_launcher(environ), limit=30)
+
+
+def launcher(program: str, path: str | None, version: Ended | None, horovod: str | None = None) -> Finding:
+    """Whether a launcher is there, and runs.
+
+    Args:
+        program: "horovodrun", "mpirun" or "srun".
+        path: what `find` gave.
+        version: what `version_of` gave.
+        horovod: the version of the Horovod that this Python imports.
+    """
+    if path is None or version is None:
+        return Finding(program, "OK", f"Not found; needed only for {_NEEDED_FOR[program]}.")
+    first = version.out.strip().partition("\n")[0]
+    if version.code != 0 or not first:
+        to_do = f"Mend its installation where you need it, for {_NEEDED_FOR[program]}."
+        return Finding(program, "warning", f"`{path} --version` {version.how}", to_do)
+    if program == "horovodrun" and horovod is not None and first != horovod:
+        to_do = f"Put {Path(sys.executable).parent} first on PATH, so that launcher and script have the same Horovod."
+        found = f"{path} is of Horovod {first}, and this Python imports {horovod}."
+        return Finding(program, "warning", found, to_do)
+    return Finding(program, "OK", f"{first}, {path}")
+
+
+def mpi(asked: Mapping[str, Any], mpirun: Ended | None) -> Finding:
+    """Whether mpi4py loads, with the MPI library that `mpirun` belongs to.
+
+    Args:
+        asked: what `processes.ask("mpi4py")` gave.
+        mpirun: what `version_of` gave for it.
+    """
+    if not asked:
+        return Finding("MPI", "OK", 'mpi4py is not installed; needed only for distlr.init("mpi").')
+    if "error" in asked:
+        to_do = 'pip install "distlr[mpi]", or load the MPI library that mpi4py was built with.'
+        return Finding("MPI", "warning", f"mpi4py cannot load its MPI library: {asked['error']}", to_do)
+    found = f"mpi4py {asked.get('version', '')} with {asked['library'].splitlines()[0].split(', package')[0]}"
+    if mpirun is None or mpirun.code != 0:
+        return Finding("MPI", "OK", f"{found}; there is no mpirun to start it with.")
+    library, started = _flavor(asked["library"]), _flavor(mpirun.out)
+    if library is None or started is None:
+        first = mpirun.out.strip().partition("\n")[0]
+        return Finding("MPI", "OK", f"{found}; mpirun says {first!r}")
+    if library != started:
+        to_do = "Use the mpirun of the library: with another one each process would be a job of its own, of size 1."
+        found = f"{found}, and mpirun is that of {started[0]} {started[1]}."
+        return Finding("MPI", "warning", found, to_do)
+    return Finding("MPI", "OK", f"{found}; mpirun is of the same")
+
+
+def horovod(asked: Mapping[str, Any], gpus: int) -> Finding:
+    """How Horovod was built, and whether it loads with the installed TensorFlow.
+
+    Args:
+        asked: what `processes.ask("horovod")` gave.
+        gpus: how many TensorFlow sees.
+    """
+    if not asked:
+        found = "Not installed; needed only for its ranks, not for GPUs of one machine or a multi-worker strategy."
+        return Finding("Horovod", "OK", found)
+    version = asked.get("version", "Horovod")
+    if "error" in asked:
+        return Finding("Horovod", "error", f"{version} cannot be loaded{_why(asked['error'])}", f"{_BUILD}.")
+    built = [name for name, key in (("gloo", "gloo"), ("MPI", "mpi"), ("NCCL", "nccl")) if asked[key]]
+    found = f"{version}, built with {', '.join(built) or 'nothing to exchange over'}; it loads with this TensorFlow"
+    if gpus and not asked["nccl"]:
+        to_do = f"{_BUILD}, with --gpu: otherwise gradients leave the GPU for every exchange."
+        return Finding("Horovod", "warning", f"{found}. There are GPUs, and it has no NCCL.", to_do)
+    return Finding("Horovod", "OK", found)
+
+
+def missing(horovod: Mapping[str, Any] | None, mpi: Mapping[str, Any]) -> dict[str, str]:
+    """Of each backend of `Job.backend` that cannot be started here: what to do.
+
+    Args:
+        horovod: what `processes.ask("horovod")` gave; None where TensorFlow or Keras do not work.
+        mpi: what `processes.ask("mpi4py")` gave.
+    """
+    if horovod is None:
+        return dict.fromkeys(("local", "simulated", "multi-worker", "horovod", "mpi"), "First mend what is said above.")
+    found = {}
+    if not horovod or "error" in horovod:
+        found["horovod"] = f"{_BUILD}; or start tf.distribute's workers, with launch/tf_config.sh."
+    if not mpi or "error" in mpi:
+        found["mpi"] = 'pip install "distlr[mpi]".'
+    return found
+
+
+def chosen(environ: Mapping[str, str], gpus: int, missing: Mapping[str, str]) -> Finding:
+    """What `distlr.init()` would do in this environment, and why; its errors are findings.
+
+    Args:
+        environ: the environment.
+        gpus: how many TensorFlow sees.
+        missing: what `missing` gave.
+    """
+    name = "distlr.init()"
+    try:
+        choice = choose(environ=environ, gpus=gpus)
+    except DistlrError as error:
+        return refused(name, error)
+    found = f"{choice.backend}, {counted(choice.replicas, 'replica')}. {choice.reason}"
+    if choice.backend in missing:
+        return Finding(name, "error", f"{found} This cannot be started here.", missing[choice.backend])
+    return Finding(name, "OK", found)
+
+
+def _why(error: str) -> str:
+    """What an error of the dynamic loader means."""
+    meanings = {
+        "undefined symbol": ": it was built for another TensorFlow.",
+        "has not been built": ": it was built without TensorFlow.",
+        "cannot open shared object": ": a library that it was built with is missing.",
+    }
+    meaning = next((meaning for words, meaning in meanings.items() if words in error), ".")
+    return f"{meaning} {' '.join(error.split())[:400]}"
+
+
+def _flavor(text: str) -> tuple[str, str] | None:
+    """Whose MPI a version text is of, and its major version."""
+    for name, pattern in _MPI:
+        match = pattern.search(text)
+        if match is not None:
+            return name, match[1]
+    return None
