@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.other_optimizers import OtherOptimizers
-from distlr.callbacks.step_audit import StepAudit
+from distlr.callbacks.step_audit import StepAudit, how_to_feed
 from distlr.errors import ConfigurationError, DistributionError
 from distlr.optimizer import ScaledOptimizer, adopted_by, agree, inner, strategy_of
 from distlr.optimizer.conversion import INSTEAD_OF_MULTI
@@ -155,9 +155,9 @@ class Audit(JobCallback):
         assert batch is not None  # it is what is expected
         raise ConfigurationError(
             f"fit runs {steps}{' or more' if so_far else ''} steps an epoch and the batch says {expected}, so the "
-            f"schedule would run {steps / expected:.4g} times as fast as the data. Found: {batch!r}. To mend "
-            f"it: feed the model with job.shard(data, batch), or batch by batch.feed={batch.feed}; "
-            "drop the remainder, check samples_per_epoch, and leave out fit(batch_size=, steps_per_epoch=)."
+            f"schedule would run {steps / expected:.4g} times as fast as the data. Found: {batch!r}. Fix: feed "
+            f"the model with {how_to_feed(batch, self.communicator)}; drop the remainder, check samples_per_epoch, "
+            "and leave out fit(steps_per_epoch=)."
         )
 
     def _check_strategy(self, model: Any) -> None:

@@ -15,9 +15,19 @@ from distlr.optimizer import ScaledOptimizer, batch_of, inner, samples_of
 from distlr.optimizer.hooks import missing
 from distlr.strategies.step_record import Step, StepRecord, overrides_train_step, record_of
 
-__all__ = ["StepAudit"]
+__all__ = ["StepAudit", "how_to_feed"]
 
 _log = logging.getLogger("distlr")
+
+
+def how_to_feed(batch: GlobalBatch, communicator: Communicator) -> str:
+    """What to feed a model with, for a message: "job.shard(data, batch), with ..."."""
+    if communicator.strategy_spans_ranks:  # TensorFlow divides what it is given among the workers
+        whole = batch.feed * communicator.size
+        return f"job.shard(data, batch), or with fit(x, y, batch_size={whole}) of the whole data on every worker"
+    return (
+        f"job.shard(data, batch), with fit(x, y, batch_size=batch.feed) or with .batch(batch.feed), here {batch.feed}"
+    )
 
 
 class StepAudit:
@@ -180,8 +190,7 @@ class StepAudit:
             f"[rank {self.communicator.rank}] A step of one replica takes {samples} samples and the batch of optimizer "
             f"'{core.name}' says per_replica={batch.per_replica}: the rate is scaled for, and the clock counts, "
             f"{batch.per_replica / samples:.4g} times what is trained on. Found: {batch!r}. Fix: feed the model with "
-            f"job.shard(data, batch), with fit(x, y, batch_size=batch.feed) or with .batch(batch.feed), here "
-            f"{batch.feed}; or make the batch with per_replica={samples}."
+            f"{how_to_feed(batch, self.communicator)}; or make the batch with per_replica={samples}."
         )
 
     def _refuse_times(self, core: ScaledOptimizer, how_often: str, ratio: float) -> None:

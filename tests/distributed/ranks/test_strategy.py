@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import distlr
+from distlr.errors import ConfigurationError
 from distlr.strategies.workers import MultiWorker
 
 
@@ -38,6 +39,32 @@ def test_data_that_is_not_sharded_yet_is_by_tensorflow(job, simple, same_on_all)
     model.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0, shuffle=False, callbacks=job.callbacks())
     same_on_all([weight.numpy().tolist() for weight in model.weights])
     assert int(model.optimizer.iterations.numpy()) == 4
+
+
+def test_whole_arrays_are_fed_by_the_whole_batch_as_the_message_says(job, same_on_all) -> None:
+    """What `fit` is given the strategy divides, so that `batch_size=batch.feed` would be a part of each batch."""
+    x = np.arange(48, dtype="float32").reshape(24, 2) / 48
+    batch = job.batch(per_replica=2, base_batch=2, samples_per_epoch=24)
+    with job.scope():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+        model.compile(job.optimizer(keras.optimizers.SGD(0.01), batch), "mse")
+
+    def fit(batch_size):
+        return model.fit(
+            x, x[:, :1], batch_size=batch_size, epochs=2, verbose=0, shuffle=False, callbacks=job.callbacks()
+        )
+
+    with pytest.raises(ConfigurationError, match=rf"fit\(x, y, batch_size={2 * job.size}\) of the whole data"):
+        fit(batch.feed)
+    assert int(model.optimizer.iterations.numpy()) == 0
+    fit(2 * job.size)
+    assert model.optimizer.samples_seen == 48
+    weights = same_on_all([weight.numpy().tolist() for weight in model.weights])
+    alone = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    alone.compile(keras.optimizers.SGD(0.01 * job.size), "mse")
+    alone.fit(x, x[:, :1], batch_size=2 * job.size, epochs=2, verbose=0, shuffle=False)
+    for weight, expected in zip(weights, alone.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-5)
 
 
 def test_a_stop_of_one_worker_with_a_plain_optimizer_stops_all_at_the_epochs_end(job, own, same_on_all) -> None:
