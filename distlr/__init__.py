@@ -27,16 +27,13 @@ counted in samples.
     errors          the exceptions
     testing         for your own tests: ranks as threads, rates without training
 
-`import distlr.horovod as hvd` is the drop-in for `horovod.tensorflow.keras`. What needs TensorFlow is imported when it
-is first used.
+`import distlr.horovod as hvd` is the drop-in for `horovod.tensorflow.keras`. The package is imported without
+TensorFlow; what needs it is imported, and says so, when it is first used.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os.path
-import sys
 from typing import TYPE_CHECKING, Any
 
 from distlr._version import __version__
@@ -70,12 +67,6 @@ __all__ = [
     "testing",
 ]
 
-# The `distlr` command answers without TensorFlow; a program that imports the package needs it. Looking for
-# it is quick: nothing is imported here.
-_IS_COMMAND = bool(sys.argv) and os.path.splitext(os.path.basename(sys.argv[0]))[0] == "distlr"
-if not _IS_COMMAND and importlib.util.find_spec("tensorflow") is None:
-    raise ImportError('distlr needs TensorFlow 2.16 or later: pip install "distlr[cpu]" (or "distlr[gpu]")')
-
 _HOMES = {
     "Duration": "batch.duration",
     "GlobalBatch": "batch.global_batch",
@@ -86,17 +77,24 @@ _HOMES = {
     "scale": "schedules",
     "strip": "optimizer",
 }
+_WITHOUT_TENSORFLOW = frozenset({"batch.duration", "batch.global_batch", "communicators", "errors", "testing"})
 _MODULES = frozenset({"callbacks", "communicators", "elastic", "errors", "schedules", "testing"})
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"distlr.{name}")
+        return _imported(name)
     if name in _HOMES:
-        value = getattr(importlib.import_module(f"distlr.{_HOMES[name]}"), name)
+        value = getattr(_imported(_HOMES[name]), name)
         globals()[name] = value  # asked for once
         return value
     raise AttributeError(f"module 'distlr' has no attribute {name!r}")
+
+
+def _imported(name: str) -> Any:
+    if name not in _WITHOUT_TENSORFLOW:
+        importlib.import_module("distlr._utils.keras_setup")
+    return importlib.import_module(f"distlr.{name}")
 
 
 def __dir__() -> list[str]:

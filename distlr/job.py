@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import random
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,7 @@ class Job:
         self.strategy = strategy
         self.backend = backend
         self.communicator = SingleCommunicator() if communicator is None else communicator
+        self._optimizers: list[weakref.ref[ScaledOptimizer]] = []  # of this job, in the order of adoption
         self._optimizer: Any = None  # that is trained with, or was; before that the first that was adopted
         self._positions: list[Position] = []
         self._padding = 0
@@ -379,7 +381,7 @@ class Job:
         ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
         >>> job.audit().set_model(model)  # nothing to refuse
         """
-        audit = Audit(self.strategy, self._padding, self._connect, self._train_with, self._exchanges_gradients)
+        audit = Audit(self.strategy, lambda: self._padding, self._connect, self._train_with, self._exchanges_gradients)
         audit.bind(self.communicator)
         return audit
 
@@ -584,7 +586,8 @@ class Job:
 
         Args:
             model: a compiled model or an optimizer; by default the optimizer of the `fit` that runs, or ran last, and
-                before the first one the optimizer that was adopted first.
+                before the first one the optimizer that was adopted first. Where the job has several optimizers (a GAN),
+                "optimizers" has the parts of each one, in the order of adoption.
 
         >>> import distlr, keras
         >>> job = distlr.init(environ={})
@@ -601,6 +604,9 @@ class Job:
             adopted = adopted_by(model) if isinstance(model, keras.Model) else [inner(model)]
             optimizer = next((each for each in adopted if isinstance(each, ScaledOptimizer)), None)
         parts = {} if optimizer is None else optimizer.explain()
+        several = [each for each in (reference() for reference in self._optimizers) if each is not None]
+        if model is None and len(several) > 1:
+            parts["optimizers"] = [{"name": each.name, **each.explain()} for each in several]
         return {
             "backend": self.backend,
             "ranks": self.size,
@@ -676,6 +682,8 @@ class Job:
             core.mark_broadcast()  # a spanning strategy gives every new variable the first worker's value
         if self._optimizer is None:
             self._optimizer = core
+        if all(reference() is not core for reference in self._optimizers):
+            self._optimizers.append(weakref.ref(core))
         if not self.is_root:
             core.say_nothing()
         elif restored:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from distlr._utils.checks import positive_real
+from distlr._utils.console_log import show_log_where_none_is_configured
 from distlr.communicators import connect
 from distlr.communicators.multi_worker.communicator import StrategyCommunicator
 from distlr.communicators.presence import watch_connections
@@ -72,6 +73,7 @@ def init(
         DistributionError: a launcher started several processes and no engine connects all of them, or replicas are to
             be simulated inside a launcher, or a worker did not come, or TensorFlow has started already.
     """
+    show_log_where_none_is_configured()
     timeout = positive_real("timeout", timeout, "write timeout=600 for ten minutes")
     if strategy is not None:
         _check_given(strategy)

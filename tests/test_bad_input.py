@@ -284,8 +284,13 @@ ON_JAX = STAND_INS.format(names=["tensorflow", "keras"], version="3.15.1", backe
 INSTALLATIONS = {
     "no TensorFlow": (
         "import sys; sys.modules['tensorflow'] = None",
-        "__version__",
-        ["ImportError: distlr needs TensorFlow 2.16 or later", 'pip install "distlr[cpu]"'],
+        "init",
+        ["ImportError: This part of distlr needs TensorFlow 2.16 or later", 'Fix: pip install "distlr[cpu]"'],
+    ),
+    "no TensorFlow, a package": (
+        "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None",
+        "__version__; import distlr.horovod",
+        ["ImportError: This part of distlr needs TensorFlow 2.16 or later"],
     ),
     "Keras 2": (
         LEGACY,
@@ -298,6 +303,32 @@ INSTALLATIONS = {
         ["ConfigurationError", "keras.backend.backend()='jax'", "KERAS_BACKEND=tensorflow"],
     ),
 }
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+sys.modules["tensorflow"] = sys.modules["keras"] = None
+import distlr
+from distlr.plateau import PlateauPolicy
+from distlr.scaling import factor
+batch = distlr.GlobalBatch(64, replicas=4, base_batch=64, samples_per_epoch=6400)
+sums = distlr.testing.run_ranks(lambda ranks: ranks.allreduce(ranks.rank + 1, tag="sum").item(), size=3)
+print(distlr.__version__ != "", batch.size, distlr.Duration.parse("5ep").value, factor("linear", 4), sums)
+"""
+
+
+def test_what_needs_no_tensorflow_works_in_any_script_without_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(WITHOUT_TENSORFLOW)
+    ended = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.stdout, ended.stderr) == ("True 256 5 4.0 [6, 6, 6]\n", "")
 
 
 @pytest.mark.parametrize("name", INSTALLATIONS)

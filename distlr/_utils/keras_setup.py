@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
-import keras
+import importlib.util
 
 from distlr.errors import ConfigurationError
 
-__all__: list[str] = []
+__all__ = ["NEEDS_TENSORFLOW"]
+
+NEEDS_TENSORFLOW = (
+    'This part of distlr needs TensorFlow 2.16 or later, and none is installed. Fix: pip install "distlr[cpu]" (or '
+    '"distlr[gpu]").'
+)
 
 
 def _check(version: str, backend: str) -> None:
@@ -24,20 +26,9 @@ def _check(version: str, backend: str) -> None:
         )
 
 
-class _WithoutSetup(logging.Handler):
-    """Writes distlr's lines to stderr as long as the program has set up no logging of its own."""
+if importlib.util.find_spec("tensorflow") is None:
+    raise ImportError(NEEDS_TENSORFLOW)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if not logging.getLogger().handlers:
-            print(f"[distlr] {self.format(record)}", file=sys.stderr, flush=True)
-
-
-def _speak() -> None:
-    logger = logging.getLogger("distlr")
-    if not logger.handlers:
-        logger.addHandler(_WithoutSetup())
-        logger.setLevel(logging.INFO)
-
+import keras  # noqa: E402  (Keras itself would ask for another backend)
 
 _check(keras.__version__, keras.backend.backend())
-_speak()

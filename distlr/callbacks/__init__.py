@@ -1,5 +1,6 @@
 """Keras callbacks of a distributed job, one a file."""
 
+import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
 from distlr.callbacks.audit import Audit
 from distlr.callbacks.bad_numbers import BadNumbers
 from distlr.callbacks.broadcast import BroadcastState

@@ -32,7 +32,7 @@ class Audit(JobCallback):
 
     Args:
         strategy: the job's strategy.
-        padding: how many samples of weight 0 the job's validation data contains.
+        padding: asked as a fit begins, how many samples of weight 0 the job's validation data contains.
         connect: makes an optimizer one of the job, above all one that was loaded; whether that has changed it.
         trains_with: is told of the optimizer that a `fit` trains with.
         exchanges: whether something of distlr's goes with the gradients from rank to rank.
@@ -58,7 +58,7 @@ class Audit(JobCallback):
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
-        padding: int = 0,
+        padding: Callable[[], int] = lambda: 0,
         connect: Callable[[Any], bool] | None = None,
         trains_with: Callable[[ScaledOptimizer], None] | None = None,
         exchanges: bool = False,
@@ -83,12 +83,13 @@ class Audit(JobCallback):
         self._check_exchange(model)
         agree(model.optimizer)
         self._hint_at_moving_averages(model)
-        if self.padding and _unweighted_metrics(model):
+        padding = self.padding()
+        if padding and _unweighted_metrics(model):
             _log.warning(
                 "The validation data is padded with %d samples of weight 0, and Keras computes what is given as "
                 "`metrics=` without weights, so those count the padding. For exact values write compile("
                 "weighted_metrics=[...]), or validate on a multiple of %d samples.",
-                self.padding,
+                padding,
                 self.strategy.num_replicas_in_sync,
             )
 

@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 
 import keras
 
-import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
 from distlr.batch.global_batch import GlobalBatch
 from distlr.communicators import Communicator, alone
 from distlr.errors import ConfigurationTypeError

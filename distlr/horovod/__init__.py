@@ -10,6 +10,7 @@ On Keras 3 Horovod's own `DistributedOptimizer` averages nothing and says nothin
 rate is what you give: already multiplied by `size()`. distlr's own front door (`distlr.init`) scales it for you.
 """
 
+import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
 from distlr.horovod import callbacks
 from distlr.horovod._process import init, is_initialized, local_rank, local_size, rank, shutdown, size
 from distlr.horovod.functions import (

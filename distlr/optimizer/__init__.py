@@ -1,5 +1,6 @@
 """The one place that extends a Keras optimizer."""
 
+import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
 from distlr.optimizer.access import (
     adopted_by,
     averages,

@@ -21,7 +21,7 @@ from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, agree
 from distlr.optimizer.mixin import ScaledOptimizer
 from distlr.optimizer.reduction import Reduction
 from distlr.schedules.scaled import Scaled, options_from_config
-from distlr.schedules.schedule import as_float64, check_is_schedule
+from distlr.schedules.schedule import as_float64
 
 __all__ = ["adopt", "adopt_from_config", "strip"]
 
@@ -214,7 +214,13 @@ def _check_optimizer(optimizer: Any) -> None:
         hint = "write keras.optimizers.SGD(0.1), for example"
         raise ConfigurationTypeError(received("optimizer", optimizer, "a Keras optimizer, made already", hint))
     if isinstance(optimizer, keras.callbacks.Callback):
-        check_is_schedule(optimizer, "optimizer")
+        name = type(optimizer).__name__
+        hint = f"give the optimizer here, and the callback to model.fit(callbacks=job.callbacks([{name}(...)]))"
+        raise ConfigurationTypeError(
+            received(
+                "optimizer", optimizer, "a Keras optimizer, and this is a callback, which watches the training", hint
+            )
+        )
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         legacy = "tf_keras" in type(optimizer).__module__ or "legacy" in type(optimizer).__module__
         hint = "legacy Keras is not supported: use keras.optimizers of Keras 3" if legacy else ""

@@ -3,6 +3,7 @@
 Keras' own (`ExponentialDecay`, `PolynomialDecay`, `InverseTimeDecay`, ...) are used as they are, wherever one is taken.
 """
 
+import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
 from distlr.schedules.compose import Floor, Join, Repeat, Scale, Shift
 from distlr.schedules.constant import Constant
 from distlr.schedules.cosine import Cosine

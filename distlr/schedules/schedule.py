@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
 from distlr._utils.checks import not_negative_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 

@@ -1,5 +1,6 @@
 """The `tf.distribute` strategies that a job can run on."""
 
+import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
 from distlr.strategies.given import check_strategy
 from distlr.strategies.local import local_gpus, pin_gpu
 from distlr.strategies.simulation import simulated

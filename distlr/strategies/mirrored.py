@@ -8,7 +8,6 @@ from typing import Any
 
 import tensorflow as tf
 
-import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
 from distlr.strategies.batches import divided, is_divided
 
 __all__ = ["mirrored"]

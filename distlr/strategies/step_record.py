@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import keras
 import tensorflow as tf
 
-import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
 from distlr.communicators import Communicator
 from distlr.strategies.engine_errors import explained
 

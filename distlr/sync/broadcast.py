@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
 from distlr.communicators import Communicator
 from distlr.communicators.bundles import broadcast_arrays
 from distlr.communicators.frames import by_rank
