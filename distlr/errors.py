@@ -60,8 +60,8 @@ class ConfigurationTypeError(DistlrError, TypeError):
     >>> distlr.GlobalBatch("64", base_batch=256)
     Traceback (most recent call last):
         ...
-    distlr.errors.ConfigurationTypeError: `per_replica` must be an integer. Received: per_replica='64'. To mend
-    it: write a whole number such as 64.
+    distlr.errors.ConfigurationTypeError: `per_replica` must be an integer. Received: per_replica='64'. Fix:
+    write a whole number such as 64.
     """
 
 
@@ -115,8 +115,8 @@ class StateError(DistlrError, ValueError):
     >>> optimizer.set_weights([0])
     Traceback (most recent call last):
         ...
-    distlr.errors.StateError: The optimizer 'sgd' has 4 variables, 2 of them Keras'. Received: 1 values. To
-    mend it: give one for each of optimizer.variables.
+    distlr.errors.StateError: The optimizer 'sgd' has 4 variables, 2 of them Keras'. Received: 1 values. Fix:
+    give one for each of optimizer.variables.
     """
 
 
@@ -131,7 +131,7 @@ class NonFiniteError(DistlrError, ValueError):
     ...     plateau.step(float("nan"))
     ... except NonFiniteError as error:
     ...     print(error)
-    `val_loss` must be finite. Received: val_loss=nan. To mend it: look for what diverged, or set on_nan='worse'
+    `val_loss` must be finite. Received: val_loss=nan. Fix: look for what diverged, or set on_nan='worse'
     or on_nan='ignore'.
     """
 
@@ -191,10 +191,10 @@ def received(argument: str, value: object, expected: str, hint: str = "") -> str
         argument: its name.
         value: what came.
         expected: what it must be, after "must be".
-        hint: what to do about it, after "To mend it:"; left out where the rest says it.
+        hint: what to do about it, after "Fix:"; left out where the rest says it.
 
     >>> received("warmup", "5", "a duration", "write '5ep' for 5 epochs")
-    "`warmup` must be a duration. Received: warmup='5'. To mend it: write '5ep' for 5 epochs."
+    "`warmup` must be a duration. Received: warmup='5'. Fix: write '5ep' for 5 epochs."
     """
     text = f"`{argument}` must be {expected}. Received: {argument}={shown(value)}."
-    return f"{text} To mend it: {hint}." if hint else text
+    return f"{text} Fix: {hint}." if hint else text

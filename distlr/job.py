@@ -694,7 +694,7 @@ class Job:
         if self.size > 1 and not self._exchanges_gradients:
             raise DistributionError(
                 f"[rank {self.rank}] Nothing would average the gradients of {self.size} ranks: the {self.backend} "
-                'engine is for control alone. To mend it: distlr.init("horovod").'
+                'engine is for control alone. Fix: distlr.init("horovod").'
             )
 
     def _agreed_seed(self, seed: int | None) -> int:
@@ -717,7 +717,7 @@ class Job:
             raise DistributionError(
                 f"The `optimizer` must be adopted in the job's scope. Received: job.optimizer(...) under "
                 f"{type(current).__name__}, where the job has {type(self.strategy).__name__} with "
-                f"{self.local_replicas} replicas. To mend it: make the optimizer, and call job.optimizer, inside "
+                f"{self.local_replicas} replicas. Fix: make the optimizer, and call job.optimizer, inside "
                 "`with job.scope():`."
             )
 

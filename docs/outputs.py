@@ -101,7 +101,7 @@ def check() -> list[str]:
             missing = {each for each in missing if not command.startswith(each)}
             if block(command) != found[0]:
                 name = path.relative_to(ROOT)
-                wrong.append(f"{name} does not show what `{command}` prints; to mend it: make docs")
+                wrong.append(f"{name} does not show what `{command}` prints. Fix: make docs")
     return [*wrong, *(f"no page shows what `{each}` prints" for each in sorted(missing))]
 
 

@@ -50,7 +50,7 @@ def _fashion_mnist() -> tuple[Split, Split]:
     raise SystemExit(
         "Fashion-MNIST was not found. Looked for its four idx files (.gz or not) in the Keras cache, "
         f"{folders[0]}; in FASHION_MNIST_DIR={os.environ.get('FASHION_MNIST_DIR', '(not set)')}; and in {folders[-1]} "
-        "(Debian's package dataset-fashion-mnist). To mend it: put them in one of these, or use --data digits."
+        "(Debian's package dataset-fashion-mnist). Fix: put them in one of these, or use --data digits."
     )
 
 

@@ -139,10 +139,10 @@ CASES = [
     (TYPE, "strategy", "'mirrored'", "MirroredStrategy()", init(strategy="mirrored")),
     (VALUE, "engine", "'nccl'", "one of 'horovod', 'mpi', 'multi-worker'", init(engine="nccl")),
     (VALUE, "simulate", "4", "leave one of them out", init(engine="horovod", simulate=4)),
-    (VALUE, "timeout", "0", "To mend it", init(timeout=0)),
+    (VALUE, "timeout", "0", "Fix: ", init(timeout=0)),
     (VALUE, "compression", "'int8'", "'none', 'fp16'", adopt(lambda: keras.optimizers.SGD(0.1), compression="int8")),
     (VALUE, "scale", "'beta'", "'weight_decay'", adopt(lambda: keras.optimizers.SGD(0.1), scale=["beta"])),
-    (VALUE, "timeout", "nan", "To mend it", init(timeout=NAN)),
+    (VALUE, "timeout", "nan", "Fix: ", init(timeout=NAN)),
     (WORLD, "mpirun", "simulate 4 replicas", "without a launcher", init(environ={**OPEN_MPI, SIMULATE: "4"})),
     # batch
     (VALUE, "base_batch", "None", "base_batch=256", batch(8)),
@@ -264,7 +264,7 @@ def test_bad_input(error, argument, value, remedy, mistake):
     assert isinstance(info.value, distlr.errors.DistlrError), f"not on purpose: {info.value!r}"
     missing = [part for part in (argument, value, remedy) if part not in message]
     assert not missing, f"not in the message: {missing}\n{message}"
-    assert "must be" in message or "To mend it: " in message, message
+    assert "must be" in message or "Fix: " in message, message
     assert len(message) < 900
 
 

@@ -140,7 +140,7 @@ def test_a_launcher_that_started_one_process_is_no_launcher(four_cpus):
 
 
 def test_a_simulation_that_comes_too_late_says_so(four_cpus):
-    with pytest.raises(DistributionError, match=r"8 logical CPUs, and TensorFlow has started with 4\. To mend it"):
+    with pytest.raises(DistributionError, match=r"8 logical CPUs, and TensorFlow has started with 4\. Fix: "):
         distlr.init(simulate=8, environ={})
 
 

@@ -63,7 +63,7 @@ def test_each_part_alone_is_right_or_refused(recording, part, replicas, kind) ->
         found = _fit(bench, batch, callbacks, epochs=3)
         expected = [rate * m for rate, m in zip(expected, cut, strict=True)]
     elif kind == "schedule":  # callbacks alone, and Keras cannot cut a schedule
-        with recording.refused(ConfigurationError, r"is a schedule.*To mend it: optimizer = job\.optimizer"):
+        with recording.refused(ConfigurationError, r"is a schedule.*Fix: optimizer = job\.optimizer"):
             _fit(bench, batch, callbacks, epochs=3)
         assert bench.log.traces == 0
         return
@@ -92,7 +92,7 @@ def test_a_model_built_outside_the_scope(recording, adopted, bound) -> None:
         model.compile(bench.optimizer, "mse")
     bench.model = model
     train = bench.job.shard(recording.samples(EPOCH), batch)
-    with recording.refused(DistributionError, r"To mend it: build.*inside `with job\.scope\(\):`"):
+    with recording.refused(DistributionError, r"Fix: build.*inside `with job\.scope\(\):`"):
         bench.fit(train, 1, bench.job.callbacks() if bound else ())
     assert np.isnan(bench.log.all()).all()
 
@@ -113,7 +113,7 @@ def test_an_optimizer_made_outside_the_scope(recording) -> None:
 
 # -- steps that do not fit -------------------------------------------------------------------------------
 
-MISFIT = r"fit runs {} .*steps an epoch and the batch says 2.*To mend it: feed the model with job\.shard"
+MISFIT = r"fit runs {} .*steps an epoch and the batch says 2.*Fix: feed the model with job\.shard"
 
 
 @pytest.mark.parametrize(("replicas", "size", "steps"), [(1, 8, 1), (1, 2, 4), (4, 8, 1)])
@@ -141,7 +141,7 @@ def test_unknown_steps_that_do_not_fit_are_refused_in_the_first_epoch(recording,
     bench, batch = _made(recording, 1)
     bench.adopt(batch)
     bench.compile()
-    with recording.refused(ConfigurationError, r"fit runs \d+ .*the batch says 2.*To mend it"):
+    with recording.refused(ConfigurationError, r"fit runs \d+ .*the batch says 2.*Fix: "):
         bench.fit(_generator(recording, batches), 3, bench.job.callbacks())
     assert len(bench.rates()) <= applied
 
@@ -163,13 +163,13 @@ def test_unknown_steps_that_fit_are_let_through(recording) -> None:
 def test_scale_and_job_optimizer_scale_twice(recording) -> None:
     batch = distlr.GlobalBatch(SIZE, base_batch=BASE)
     bench, batch = _made(recording, 1, distlr.scale(0.1, batch))
-    with pytest.raises(ConfigurationError, match=r"scale[sd]? .*To mend it"):
+    with pytest.raises(ConfigurationError, match=r"scale[sd]? .*Fix: "):
         bench.adopt(batch)
 
 
 def test_scale_twice(recording) -> None:
     batch = distlr.GlobalBatch(SIZE, base_batch=BASE)
-    with pytest.raises(ConfigurationError, match=r"To mend it"):
+    with pytest.raises(ConfigurationError, match=r"Fix: "):
         distlr.scale(distlr.scale(0.1, batch), batch)
 
 
@@ -177,7 +177,7 @@ def test_scale_twice(recording) -> None:
 def test_job_optimizer_twice(recording, scaled) -> None:
     bench, batch = _made(recording, 1)
     bench.adopt(batch if scaled else None)
-    with pytest.raises(ConfigurationError, match=r"twice.*To mend it: call job\.optimizer once"):
+    with pytest.raises(ConfigurationError, match=r"twice.*Fix: call job\.optimizer once"):
         bench.adopt(batch)
 
 
@@ -211,7 +211,7 @@ def test_a_plateau_on_its_own_under_a_launcher_is_refused(recording, monkeypatch
     bench.adopt(batch)
     for name, value in LAUNCHERS[launcher].items():
         monkeypatch.setenv(name, value)
-    with recording.refused(DistributionError, rf"\[rank 1\].*{launcher}.*To mend it: .*job\.callbacks"):
+    with recording.refused(DistributionError, rf"\[rank 1\].*{launcher}.*Fix: .*job\.callbacks"):
         _fit(bench, batch, [ReduceLROnPlateau("loss")])
     assert bench.log.traces == 0
 

@@ -240,7 +240,7 @@ def test_by_hand_during_warmup_is_announced_and_climbs_on(recording, caplog) -> 
 def test_by_hand_where_the_schedule_is_0_is_an_error(recording, how) -> None:
     bench = _bench(recording, Cosine(0.1, 8), epoch=8)
     bench.step(2)
-    with pytest.raises(ConfigurationError, match=r"cannot be set to 0\.05 now: the schedule is 0.*To mend it.*alpha"):
+    with pytest.raises(ConfigurationError, match=r"cannot be set to 0\.05 now: the schedule is 0.*Fix: .*alpha"):
         _set(bench.optimizer, how, 0.05)
     assert bench.optimizer.multiplier == 1.0
     assert bench.step() == pytest.approx([0.4, 0.2, 0.0], rel=1e-6)
@@ -342,7 +342,7 @@ def test_a_state_that_rank_0_cannot_read_raises_on_every_rank() -> None:
 
 # -- a callback in place of a rate -----------------------------------------------------------------------
 
-WRITE = r"ReduceLROnPlateau.*To mend it:.*job\.callbacks"
+WRITE = r"ReduceLROnPlateau.*Fix:.*job\.callbacks"
 
 
 @pytest.mark.parametrize("kind", [ReduceLROnPlateau, keras.callbacks.ReduceLROnPlateau], ids=["distlr", "stock"])

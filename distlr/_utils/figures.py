@@ -31,9 +31,7 @@ def picture(path: str | os.PathLike[str], *, rows: int = 1, size: tuple[float, f
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigurationError(
-            f"A picture needs matplotlib: {error}. To mend it: pip install 'distlr[plot]'."
-        ) from error
+        raise ConfigurationError(f"A picture needs matplotlib: {error}. Fix: pip install 'distlr[plot]'.") from error
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, sharex=True, squeeze=False)[:, 0])

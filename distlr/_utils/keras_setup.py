@@ -17,11 +17,11 @@ NEEDS_TENSORFLOW = (
 def _check(version: str, backend: str) -> None:
     if int(version.split(".")[0]) < 3:
         raise ConfigurationError(
-            f"distlr needs Keras 3. Received: keras {version} (legacy Keras). To mend it: pip install 'keras>=3'."
+            f"distlr needs Keras 3. Received: keras {version} (legacy Keras). Fix: pip install 'keras>=3'."
         )
     if backend != "tensorflow":
         raise ConfigurationError(
-            f"distlr needs Keras' TensorFlow backend. Found: keras.backend.backend()={backend!r}. To mend it: set "
+            f"distlr needs Keras' TensorFlow backend. Found: keras.backend.backend()={backend!r}. Fix: set "
             "KERAS_BACKEND=tensorflow before Keras is imported."
         )
 

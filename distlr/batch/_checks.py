@@ -81,7 +81,7 @@ def per_replica_of(per_replica: object, total: object, replicas: int, accumulati
     if (per_replica is None) == (total is None):
         raise ConfigurationError(
             "Exactly one of `per_replica` and `total` must be given. "
-            f"Received: per_replica={per_replica!r}, total={total!r}. To mend it: pass per_replica, the "
+            f"Received: per_replica={per_replica!r}, total={total!r}. Fix: pass per_replica, the "
             "samples of one replica and pass, or total, the samples of one update over all replicas."
         )
     if total is None:

@@ -81,7 +81,7 @@ class Duration:
             Traceback (most recent call last):
                 ...
             distlr.errors.ConfigurationError: `warmup` must be a duration with a unit. Received: warmup='5'. \
-To mend it: write '5ep' for 5 epochs, '5ba' for 5 updates or '5sp' for 5 samples.
+Fix: write '5ep' for 5 epochs, '5ba' for 5 updates or '5sp' for 5 samples.
         """
         if isinstance(value, Duration):
             return value

@@ -76,7 +76,7 @@ def assembled(
     if communicator.may_lose_ranks and not _has(given, Checkpoint):
         raise ConfigurationError(
             "In an elastic job the training begins anew whenever the ranks change, and without a checkpoint from "
-            "the start. To mend it: job.callbacks([distlr.callbacks.Checkpoint(directory, every=...), ...])."
+            "the start. Fix: job.callbacks([distlr.callbacks.Checkpoint(directory, every=...), ...])."
         )
     plateaus = [callback.policy for callback in given if isinstance(callback, ReduceLROnPlateau)]
     _check_plateaus([policy.key for policy in plateaus])
@@ -115,7 +115,7 @@ def _check_plateaus(keys: Sequence[str]) -> None:
     if twice:
         raise ConfigurationError(
             f"{keys.count(twice[0])} ReduceLROnPlateau watch {twice[0]}. The optimizer keeps one state for it, in "
-            "which they would count each epoch more than once. To mend it: leave all but one out."
+            "which they would count each epoch more than once. Fix: leave all but one out."
         )
 
 

@@ -167,7 +167,7 @@ class Audit(JobCallback):
         if found is not self.strategy and (replicas, expected) != (1, 1):
             raise DistributionError(
                 f"The model was built under {type(found).__name__} with {replicas} replicas and the job has "
-                f"{expected}: the model would train on {replicas} at the rate of {expected}. To mend it: build and "
+                f"{expected}: the model would train on {replicas} at the rate of {expected}. Fix: build and "
                 "compile the model inside `with job.scope():`."
             )
 
@@ -177,7 +177,7 @@ class Audit(JobCallback):
             # Each replica would count the one `iterations`: a schedule would run `replicas` times too fast.
             raise DistributionError(
                 f"The optimizer '{optimizer.name}' was made under {type(made_under).__name__} "
-                f"and the model under {type(found).__name__} with {replicas} replicas. To mend it: make the "
+                f"and the model under {type(found).__name__} with {replicas} replicas. Fix: make the "
                 "optimizer, too, inside `with job.scope():`."
             )
 
@@ -194,8 +194,8 @@ class Audit(JobCallback):
             )
         if asked is True:
             raise ConfigurationError(
-                f"jit_compile=True cannot work on {where}: Keras compiles the step with the exchange, which {why}. To "
-                "mend it: leave jit_compile out."
+                f"jit_compile=True cannot work on {where}: Keras compiles the step with the exchange, which {why}. "
+                "Fix: leave jit_compile out."
             )
         if model.jit_compile:
             model.jit_compile = False
@@ -207,7 +207,7 @@ class Audit(JobCallback):
         if model.steps_per_execution > 1 and _on_cpu(self.strategy):
             raise ConfigurationError(
                 f"steps_per_execution={model.steps_per_execution} cannot work on {replicas} mirrored CPUs: Keras' "
-                "compiled loop holds the exchange. To mend it: leave steps_per_execution out."
+                "compiled loop holds the exchange. Fix: leave steps_per_execution out."
             )
 
     def _hint_at_moving_averages(self, model: Any) -> None:
@@ -219,7 +219,7 @@ class Audit(JobCallback):
         if lagging:
             _log.warning(
                 "The moving averages of %d layers (%s) are not scaled for a batch %g times the base batch: they lag "
-                "behind the weights, which costs more accuracy than anything else. To mend it: "
+                "behind the weights, which costs more accuracy than anything else. Fix: "
                 "job.scale_moving_averages(model, batch), before compile.",
                 len(lagging),
                 lagging[0].name,
@@ -244,7 +244,7 @@ class Audit(JobCallback):
             raise DistributionError(
                 f"[rank {self.communicator.rank}] Nothing averages the gradients of '{optimizer.name}': a plain Keras "
                 f"optimizer trains {self.communicator.size} models on {self.communicator.size} ranks, and so does "
-                "hvd.DistributedOptimizer on Keras 3. To mend it: optimizer = job.optimizer(optimizer, batch), inside "
+                "hvd.DistributedOptimizer on Keras 3. Fix: optimizer = job.optimizer(optimizer, batch), inside "
                 "`with job.scope():`."
             )
 

@@ -183,12 +183,12 @@ class BadNumbers(JobCallback):
         place = f"[rank {self.communicator.rank}] At {when} {what}"
         if self.policy == "raise":
             raise NonFiniteError(
-                f"{place}. To mend it: a lower rate, a longer warmup or clipping; or go on with "
+                f"{place}. Fix: a lower rate, a longer warmup or clipping; or go on with "
                 "distlr.callbacks.BadNumbers('skip'), or 'backtrack'."
             )
         if count > self.limit:
             raise NonFiniteError(
-                f"{place}, the {count}th time in this run, and the limit is {self.limit}. To mend it: look for "
+                f"{place}, the {count}th time in this run, and the limit is {self.limit}. Fix: look for "
                 "what diverges, or raise BadNumbers(limit=)."
             )
         if self._snapshot is not None:

@@ -183,11 +183,11 @@ class Checkpoint(JobCallback):
         if not isinstance(optimizer, ScaledOptimizer):
             raise ConfigurationError(
                 f"Checkpoint keeps the clock and the multiplier, which the plain Keras optimizer '{optimizer.name}' "
-                "has not. To mend it: optimizer = job.optimizer(optimizer, batch), inside `with job.scope():`."
+                "has not. Fix: optimizer = job.optimizer(optimizer, batch), inside `with job.scope():`."
             )
         if self.follow is None:
             raise ConfigurationError(
-                "Checkpoint does not know the job's data. To mend it: fit(callbacks=job.callbacks([Checkpoint(...)]))."
+                "Checkpoint does not know the job's data. Fix: fit(callbacks=job.callbacks([Checkpoint(...)]))."
             )
         self._check_data()
         self._steps_in_run = 0
@@ -346,7 +346,7 @@ class Checkpoint(JobCallback):
         """Notes the epoch."""
         if epoch < self._epoch:
             raise ConfigurationError(
-                f"fit begins epoch {epoch + 1}, and {self.directory.path} has checkpoints of a later one. To mend it: "
+                f"fit begins epoch {epoch + 1}, and {self.directory.path} has checkpoints of a later one. Fix: "
                 "give each fit a Checkpoint with a directory of its own."
             )
         if self._left is None or epoch != self._epoch:

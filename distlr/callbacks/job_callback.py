@@ -153,6 +153,6 @@ class JobCallback(keras.callbacks.Callback):
         """Refuses: Keras takes whatever can be called as a rate, and this would be a silent mistake."""
         name = type(self).__name__
         raise ConfigurationTypeError(
-            f"{name} is a callback and was given as a rate. Received: learning_rate={self!r}. To mend it: write a "
+            f"{name} is a callback and was given as a rate. Received: learning_rate={self!r}. Fix: write a "
             f"float or a schedule there, and give the callback to model.fit(callbacks=job.callbacks([{name}(...)]))."
         )

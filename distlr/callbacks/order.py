@@ -79,7 +79,7 @@ def check_savers(callbacks: Sequence[Any]) -> None:
     Traceback (most recent call last):
         ...
     distlr.errors.ConfigurationError: `save_freq` must be 'epoch': Keras begins the epoch anew, whose samples
-    the clock and the weights have had already. Received: save_freq=100. To mend it: write
+    the clock and the weights have had already. Received: save_freq=100. Fix: write
     distlr.callbacks.Checkpoint('backup', every='100ba').
     """
     for callback in callbacks:

@@ -95,8 +95,8 @@ class Steering(JobCallback):
         if not self._active:
             if self.communicator.is_root:
                 _log.warning(
-                    "%s is not read: requests change a rate that distlr sets, and travel with its gradients. To mend "
-                    "it: optimizer = job.optimizer(optimizer, batch).",
+                    "%s is not read: requests change a rate that distlr sets, and travel with its gradients. "
+                    "Fix: optimizer = job.optimizer(optimizer, batch).",
                     self.directory.path,
                 )
             return

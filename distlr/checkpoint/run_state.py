@@ -146,7 +146,7 @@ class RunState:
         if different and not accept:
             lines = "\n  ".join(different)
             raise StateError(
-                f"{path} was written under another formula than the script's:\n  {lines}\nTo mend it: make the "
+                f"{path} was written under another formula than the script's:\n  {lines}\nFix: make the "
                 "optimizer as it was, or write Checkpoint(..., accept=True) to go on with the script's."
             )
         return different
@@ -233,7 +233,7 @@ def _weights(model: Any, arrays: Mapping[str, np.ndarray]) -> list[Any]:
         what = f"{len(shapes)} weights, and the model {len(expected)}"
         if first is not None:
             what = f"the shape {shapes[first]} for '{model.weights[first].path}', and the model {expected[first]}"
-        raise StateError(f"The checkpoint has {what}. To mend it: build the model that it was written of.")
+        raise StateError(f"The checkpoint has {what}. Fix: build the model that it was written of.")
     return weights
 
 

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import shtab
     except ImportError as error:
-        raise ConfigurationError(f"Completion needs shtab: {error}. To mend it: pip install shtab.") from error
+        raise ConfigurationError(f"Completion needs shtab: {error}. Fix: pip install shtab.") from error
     whole: argparse.ArgumentParser = args.whole_parser
     for action in _actions(whole):
         if _PATHS & {action.dest, *action.option_strings}:

@@ -21,4 +21,4 @@ def refused(what: str, to_mend: str) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{what}: {error}. To mend it: {to_mend}.") from error
+        raise ConfigurationError(f"{what}: {error}. Fix: {to_mend}.") from error

@@ -104,7 +104,7 @@ def reduce_over(bundles: Iterable[Bundle], how: Mapping[str, str] | None = None)
             elif result[name].shape != wide.shape:
                 raise DistributionError(
                     f"'{name}' has shape {wide.shape} on rank {rank} and {result[name].shape} on a rank before it. "
-                    "To mend it: build the same model, with the same metrics, on every rank."
+                    "Fix: build the same model, with the same metrics, on every rank."
                 )
             else:
                 result[name] = np.asarray(REDUCERS[how.get(name, "sum")](result[name], wide))

@@ -46,8 +46,8 @@ def connect(engine: str, launch: Launch | None, timeout: float = 600.0) -> Commu
     if launch is not None and communicator.size != launch.size:
         raise DistributionError(
             f"[rank {launch.rank}] {launch.launcher} started {launch.size} processes and {engine} sees "
-            f"{communicator.size}, so there would be {launch.size // max(communicator.size, 1)} separate trainings. To "
-            f"mend it: {_HOW[launch.launcher]}."
+            f"{communicator.size}, so there would be {launch.size // max(communicator.size, 1)} separate trainings. "
+            f"Fix: {_HOW[launch.launcher]}."
         )
     return communicator
 

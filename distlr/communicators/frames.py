@@ -103,7 +103,7 @@ def to_json(obj: Any) -> Frame:
     def refuse(item: object) -> NoReturn:
         raise ConfigurationTypeError(
             f"`obj` must be JSON (dict, list, str, int, float, bool, None). Received: a "
-            f"{type(item).__module__}.{type(item).__qualname__}. To mend it: convert it, as with float() or "
+            f"{type(item).__module__}.{type(item).__qualname__}. Fix: convert it, as with float() or "
             ".tolist()."
         )
 
@@ -218,7 +218,7 @@ def check_same(parts: Sequence[Part], rank: int) -> None:
         fewest = [rank for rank, part in enumerate(parts) if part.updates == min(other.updates for other in parts)]
         raise DistributionError(
             f"The ranks' data ended at different batches before {labels[0]} ({here}): {by_rank(said, 'after')}. "
-            "The weights are no longer those of one training. To mend it: feed each rank with job.shard(data, "
+            "The weights are no longer those of one training. Fix: feed each rank with job.shard(data, "
             "batch), or give every rank the same number of steps. If their data is equally long, something on "
             f"{name_ranks(fewest)} alone ended the epoch, such as a callback that set model.stop_training: give the "
             "callbacks to job.callbacks, which lets all ranks stop together."

@@ -105,7 +105,7 @@ def _mpi() -> Any:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise DistributionError(
-            f'mpi4py cannot be loaded: {error}. To mend it: pip install "distlr[mpi]", and put the MPI library that '
+            f'mpi4py cannot be loaded: {error}. Fix: pip install "distlr[mpi]", and put the MPI library that '
             "mpi4py was built for where the loader finds it."
         ) from error
     return MPI

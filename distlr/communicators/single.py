@@ -45,6 +45,6 @@ def alone(who: str, hint: str) -> SingleCommunicator:
     if launch is not None and launch.size > 1:
         raise DistributionError(
             f"[rank {launch.rank}] {who} runs on {launch.size} ranks ({launch.launcher}) without knowing them, so each "
-            f"rank would decide for itself and their rates would drift apart. To mend it: {hint}."
+            f"rank would decide for itself and their rates would drift apart. Fix: {hint}."
         )
     return SingleCommunicator()

@@ -222,7 +222,7 @@ def _dataset(data: Any) -> tf.data.Dataset:
         what = "came from job.shard" if hasattr(data, _SHARDED) else "is distributed by tf.distribute"
         raise DistributionError(
             f"The data set {what} already, and sharding it twice would leave samples out. Received: "
-            f"data={type(data).__name__}. To mend it: give job.shard the unbatched data, once, and fit its result "
+            f"data={type(data).__name__}. Fix: give job.shard the unbatched data, once, and fit its result "
             "as it is."
         )
     if isinstance(data, tf.data.Dataset):
@@ -293,13 +293,13 @@ def _check_samples(samples: int | None, batch: GlobalBatch, size: int) -> None:
     if expected is not None and samples != expected:
         raise ConfigurationError(
             f"The training data has {samples} samples and the batch was told samples_per_epoch={expected}, so the "
-            f"clock would run {expected / samples:.3g} times too fast. To mend it: give the batch samples_per_epoch="
+            f"clock would run {expected / samples:.3g} times too fast. Fix: give the batch samples_per_epoch="
             f"{samples}; or, if the data is batched or sharded already, hand it over as it was before."
         )
     if samples < batch.size:
         raise ConfigurationError(
             f"The training data has {samples} samples, fewer than one global batch. Received: batch={batch!r}, of "
-            f"{batch.size} samples. To mend it: use smaller batches or fewer replicas; or, if the data is batched "
+            f"{batch.size} samples. Fix: use smaller batches or fewer replicas; or, if the data is batched "
             "already, hand it over as it was before."
         )
 

@@ -124,7 +124,7 @@ def local_size() -> int:
 def current_job() -> Job:
     """The job that `init` made."""
     if _job is None:
-        raise DistributionError("Horovod was not started. To mend it: call hvd.init() first.")
+        raise DistributionError("Horovod was not started. Fix: call hvd.init() first.")
     return _job
 
 

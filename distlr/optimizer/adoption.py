@@ -144,7 +144,7 @@ class Adoption:
             value = self.held_states.get(name, initial)
             if value.shape != initial.shape:
                 raise StateError(
-                    f"The loaded state '{name}' has shape {value.shape} and not {initial.shape}. To mend it: load what "
+                    f"The loaded state '{name}' has shape {value.shape} and not {initial.shape}. Fix: load what "
                     "this version of distlr saved."
                 )
             with self.strategy.scope():
@@ -259,13 +259,13 @@ class Adoption:
             raise DistributionError(
                 f"The optimizer belongs to {type(expected).__name__} with {expected.num_replicas_in_sync} replicas, "
                 f"but the model applies gradients under {type(found).__name__} with {found.num_replicas_in_sync}. One "
-                "of them was built outside job.scope(), so one device would train at the rate of all. To mend it: "
+                "of them was built outside job.scope(), so one device would train at the rate of all. Fix: "
                 "build the model, make the optimizer and call compile inside `with job.scope():`."
             )
         if self.exchange is not None and not self.broadcast:
             raise DistributionError(
-                "The ranks would take the first step from different weights: rank 0's state was never broadcast. To "
-                "mend it: train with fit(callbacks=job.callbacks([...])), or call job.broadcast(model, optimizer) "
+                "The ranks would take the first step from different weights: rank 0's state was never broadcast. "
+                "Fix: train with fit(callbacks=job.callbacks([...])), or call job.broadcast(model, optimizer) "
                 "before the first step of a loop of your own."
             )
         several = expected.num_replicas_in_sync > 1 or self.exchange is not None
@@ -273,7 +273,7 @@ class Adoption:
             raise DistributionError(
                 "Keras' LossScaleOptimizer wraps the optimizer (compile does it by itself under mixed_float16) and "
                 "looks for overflows on one replica alone; with an overflow on another one the weights become -inf. "
-                "To mend it: train with fit(callbacks=job.callbacks([...])), or wrap before adopting: "
+                "Fix: train with fit(callbacks=job.callbacks([...])), or wrap before adopting: "
                 "job.optimizer(keras.optimizers.LossScaleOptimizer(optimizer), batch)."
             )
 

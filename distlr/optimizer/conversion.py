@@ -161,8 +161,8 @@ def strip(model: Any) -> Any:
         if core._distlr.held is not None:
             if not isinstance(model, keras.Model):
                 raise StateError(
-                    f"The optimizer '{core.name}' was loaded and is not built, so its slots would be lost. To mend "
-                    "it: call optimizer.build(model.trainable_variables) first, or strip the model."
+                    f"The optimizer '{core.name}' was loaded and is not built, so its slots would be lost. "
+                    "Fix: call optimizer.build(model.trainable_variables) first, or strip the model."
                 )
             optimizer.build(model.trainable_variables)
         _give_back(core)
@@ -204,7 +204,7 @@ def _give_back(optimizer: Any) -> None:
 def _check_unscaled(asked: Mapping[str, Any]) -> None:
     if asked:
         raise ConfigurationError(
-            f"Scaling needs to know the batch. Received: batch=None with {dict(asked)}. To mend it: pass "
+            f"Scaling needs to know the batch. Received: batch=None with {dict(asked)}. Fix: pass "
             "batch=job.batch(per_replica=..., base_batch=...)."
         )
 
@@ -234,8 +234,8 @@ def _check_optimizer(optimizer: Any) -> None:
                 "distlr.strip(model) before."
             )
         raise ConfigurationError(
-            f"The optimizer '{optimizer.name}' is adopted already; adopting it twice would scale its rate twice. To "
-            "mend it: call job.optimizer once for each optimizer."
+            f"The optimizer '{optimizer.name}' is adopted already; adopting it twice would scale its rate twice. "
+            "Fix: call job.optimizer once for each optimizer."
         )
     if hasattr(optimizer, "optimizers"):
         raise ConfigurationError(f"{received('optimizer', optimizer, 'a single optimizer')} {INSTEAD_OF_MULTI}")
@@ -246,7 +246,7 @@ def _check_strategy(optimizer: Any) -> None:
     if own is not current:
         raise DistributionError(
             f"The optimizer '{optimizer.name}' was made under {type(own).__name__}, and the current strategy is "
-            f"{type(current).__name__} with {current.num_replicas_in_sync} replicas. To mend it: make the optimizer, "
+            f"{type(current).__name__} with {current.num_replicas_in_sync} replicas. Fix: make the optimizer, "
             "and call job.optimizer, inside `with job.scope():`."
         )
 
@@ -256,6 +256,6 @@ def _check_accumulation(optimizer: Any, batch: GlobalBatch | None) -> None:
     if batch is not None and steps != batch.accumulation:
         raise ConfigurationError(
             f"The optimizer accumulates {steps} steps and the batch {batch.accumulation}, so the rate would be scaled "
-            f"for {batch.accumulation / steps:g} times the batch that is trained. To mend it: give both the same "
+            f"for {batch.accumulation / steps:g} times the batch that is trained. Fix: give both the same "
             "number: gradient_accumulation_steps= of the optimizer and accumulation= of the batch."
         )

@@ -23,7 +23,7 @@ _log = logging.getLogger("distlr")
 
 _SCHEDULE_IS_ZERO = (
     "The rate cannot be set to {:g} now: the schedule is 0 at this point, and distlr keeps its shape by multiplying. "
-    "To mend it: set the rate before the schedule reaches 0, or give the schedule a floor (for example `alpha` of "
+    "Fix: set the rate before the schedule reaches 0, or give the schedule a floor (for example `alpha` of "
     "CosineDecay)."
 )
 
@@ -210,7 +210,7 @@ class FormulaRate:
         if self._distlr.in_graph and CLIMB not in self._distlr.named:
             raise ConfigurationError(
                 "The optimizer's updates are in a graph already, which was made without a climb and would go on "
-                "without one. To mend it: let it climb before the first step, or compile with a new optimizer."
+                "without one. Fix: let it climb before the first step, or compile with a new optimizer."
             )
         start = [float(self.samples_seen), float(samples), float(share)]
         self.state(CLIMB, NO_CLIMB).assign(start)

@@ -104,6 +104,6 @@ def handle(optimizer: Any) -> RateHandle:
         return _Plain(optimizer)
     raise ConfigurationError(
         f"The rate of the plain Keras optimizer '{optimizer.name}' is a schedule, "
-        f"{type(inner(optimizer)._learning_rate).__name__}, and Keras cannot cut it. To mend it: "
+        f"{type(inner(optimizer)._learning_rate).__name__}, and Keras cannot cut it. Fix: "
         "optimizer = job.optimizer(optimizer, batch), before compile."
     )

@@ -153,7 +153,7 @@ def split_weights(optimizer: Any, weights: Any) -> tuple[list[Any], list[Any]]:
     if len(weights) not in (plain, len(variables)):
         raise StateError(
             f"The optimizer '{optimizer.name}' has {len(variables)} variables, {plain} of them Keras'. Received: "
-            f"{len(weights)} values. To mend it: give one for each of optimizer.variables."
+            f"{len(weights)} values. Fix: give one for each of optimizer.variables."
         )
     for variable, value in zip(variables, weights, strict=False):
         _check_shape(optimizer, variable.path, value, variable.shape)
@@ -185,7 +185,7 @@ def _read(optimizer: Any, entries: dict[str, np.ndarray]) -> _State:
     except KeyError:
         raise StateError(
             f"The saved state of optimizer '{optimizer.name}' is neither distlr's nor Keras'. Found the keys "
-            f"{sorted(entries)[:8]}. To mend it: load a file written by Keras 3."
+            f"{sorted(entries)[:8]}. Fix: load a file written by Keras 3."
         ) from None
     # Without a multiplier and a clock: these start afresh, and the clock is derived from the iterations.
     return _State(first, None, rest, {}, numbered=True)
@@ -217,14 +217,14 @@ def _check_slots(optimizer: Any, state: _State) -> None:
             return  # saved before it was built, and loaded before it was used
         raise StateError(
             f"The state was saved before the optimizer '{optimizer.name}' was built, so its {len(slots)} slot "
-            "variables are not in it, and those of an optimizer in use cannot be reset. To mend it: call "
+            "variables are not in it, and those of an optimizer in use cannot be reset. Fix: call "
             "optimizer.build(model.trainable_variables) before saving, or load into a new optimizer."
         )
     if len(values) != len(slots):
         raise StateError(
             f"The saved state does not fit the optimizer '{optimizer.name}' ({type(optimizer).__name__}): it has "
             f"{len(values)} slot variables, the optimizer {len(slots)}. (Keras would have dropped all of it with a "
-            "warning.) To mend it: make the optimizer as it was saved (class, momentum, EMA, accumulation), for the "
+            "warning.) Fix: make the optimizer as it was saved (class, momentum, EMA, accumulation), for the "
             "same model."
         )
     for i, (value, variable) in enumerate(zip(values, slots, strict=True)):
@@ -235,7 +235,7 @@ def _check_shape(optimizer: Any, what: str, value: Any, shape: Any) -> None:
     if tuple(np.shape(value)) != tuple(shape):
         raise StateError(
             f"The saved state does not fit the optimizer '{optimizer.name}': {what} has the shape "
-            f"{tuple(np.shape(value))} and not {tuple(shape)}. To mend it: load it into the model that it was saved "
+            f"{tuple(np.shape(value))} and not {tuple(shape)}. Fix: load it into the model that it was saved "
             "with."
         )
 

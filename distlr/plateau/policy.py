@@ -30,7 +30,7 @@ class NonFiniteMetricError(NonFiniteError):
     >>> policy.step(policy.initial_state(), float("nan"), rate=0.1)
     Traceback (most recent call last):
         ...
-    distlr.plateau.NonFiniteMetricError: `val_loss` must be finite. Received: val_loss=nan. To mend it: look for
+    distlr.plateau.NonFiniteMetricError: `val_loss` must be finite. Received: val_loss=nan. Fix: look for
     what diverged, or set on_nan='worse' or on_nan='ignore'.
     """
 

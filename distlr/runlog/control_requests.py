@@ -293,7 +293,7 @@ def trouble_with(about: os.stat_result, *, directory: bool = False, longest: int
     if about.st_uid != os.geteuid():
         return f"belongs to {_user(about.st_uid)}, and the run to {_user(os.geteuid())}"
     if about.st_mode & 0o022:
-        return f"can be written by others (mode {stat.S_IMODE(about.st_mode):03o}); to mend it: chmod go-w"
+        return f"can be written by others (mode {stat.S_IMODE(about.st_mode):03o}). Fix: chmod go-w"
     if not directory and about.st_nlink != 1:
         return "has another name elsewhere"
     if not directory and about.st_size > longest:

@@ -85,7 +85,7 @@ class Request:
         if abs(math.log(factor)) > math.log(_LARGEST_FACTOR) + 1e-6 and not self.force:
             raise ConfigurationError(
                 f"`{self}` would change the rate from {rate:.6g} to {rate * factor:.6g}, by more than a factor of "
-                f"{_LARGEST_FACTOR:g}. To mend it: add --force if it is meant."
+                f"{_LARGEST_FACTOR:g}. Fix: add --force if it is meant."
             )
         if not _RATES[0] <= rate * factor <= _RATES[1]:
             expected = f"from {_RATES[0]:g} to {_RATES[1]:g}"

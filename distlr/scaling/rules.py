@@ -181,7 +181,7 @@ def adam_beta(beta: float, k: float, argument: str = "beta") -> float:
     if not 0 <= scaled < 1:
         raise ConfigurationError(
             f"`{argument}`={beta:g} cannot be scaled to k={k:g}: 1 - k (1 - {argument}) = {scaled:.4g} must be in "
-            f"[0, 1). To mend it: use a k of at most {1 / (1 - beta):.6g}, or leave the betas out of `scale`."
+            f"[0, 1). Fix: use a k of at most {1 / (1 - beta):.6g}, or leave the betas out of `scale`."
         )
     return scaled
 

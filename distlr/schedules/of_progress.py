@@ -66,7 +66,7 @@ class OfProgress(Schedule):
             except Exception as error:  # anything that user code may raise
                 raise ConfigurationError(
                     f"`function` failed on a tensor of p. Received: function={self.function!r}, which raised "
-                    f"{type(error).__name__}: {error} To mend it: {hint}."
+                    f"{type(error).__name__}: {error} Fix: {hint}."
                 ) from error
             if values.shape not in ((3,), ()):
                 expected = "elementwise: of three p it gave values of shape " + str(tuple(values.shape))

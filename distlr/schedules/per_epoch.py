@@ -90,7 +90,7 @@ class PerEpoch(Schedule):
         """
         if self.steps_per_epoch is None:
             raise ConfigurationError(
-                "PerEpoch does not know how long an epoch is. To mend it: pass `steps_per_epoch=`, or hand it to "
+                "PerEpoch does not know how long an epoch is. Fix: pass `steps_per_epoch=`, or hand it to "
                 "distlr.scale or job.optimizer with a batch that has `samples_per_epoch`."
             )
         epoch = tf.cast(tf.floor(tf.cast(t, tf.float64) / self.steps_per_epoch + _SLACK), tf.int64)

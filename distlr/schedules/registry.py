@@ -72,7 +72,7 @@ def get(spec: Any, batch: GlobalBatch | None = None, *, path: str = "schedule") 
         spec = {"name": "constant", "learning_rate": spec}
     if not isinstance(spec, Mapping):
         raise ConfigurationTypeError(
-            f'{path} must be a dict with a "name". Received: {path}={spec!r}. To mend it: write '
+            f'{path} must be a dict with a "name". Received: {path}={spec!r}. Fix: write '
             '{"name": "cosine", "initial": 0.1, "steps": 1000}, for example.'
         )
     name = spec.get("name")
@@ -80,7 +80,7 @@ def get(spec: Any, batch: GlobalBatch | None = None, *, path: str = "schedule") 
         close = difflib.get_close_matches(str(name), NAMES, n=1)
         hint = f"did you mean {close[0]!r}" if close else "write one of these"
         raise ConfigurationError(
-            f"{path}.name must be one of {', '.join(NAMES)}. Received: {path}.name={name!r}. To mend it: {hint}."
+            f"{path}.name must be one of {', '.join(NAMES)}. Received: {path}.name={name!r}. Fix: {hint}."
         )
     arguments = {
         argument: _value(name, argument, value, batch, f"{path}.{given}")
@@ -113,7 +113,7 @@ def to_dict(schedule: Any) -> dict[str, Any]:
             drop = {argument for argument, value in arguments.items() if value is None or argument == "name"}
             return {"name": name, **{key: value for key, value in arguments.items() if key not in drop}}
     raise ConfigurationTypeError(
-        f"{type(schedule).__name__} has no name among {', '.join(NAMES)}. To mend it: save it with keras.saving."
+        f"{type(schedule).__name__} has no name among {', '.join(NAMES)}. Fix: save it with keras.saving."
     )
 
 
@@ -135,7 +135,7 @@ def _argument(name: str, given: str, path: str) -> str:
         return meant[0]
     close = difflib.get_close_matches(given, [*known, *_SHORT], n=1)
     hint = f"did you mean {close[0]!r}" if close else f"it takes {', '.join(known)}"
-    raise ConfigurationError(f"{path}.{given} is no argument of '{name}'. To mend it: {hint}.")
+    raise ConfigurationError(f"{path}.{given} is no argument of '{name}'. Fix: {hint}.")
 
 
 def _value(name: str, argument: str, value: Any, batch: GlobalBatch | None, path: str) -> Any:
@@ -155,7 +155,7 @@ def _time(value: Any, batch: GlobalBatch | None, path: str) -> Any:
         return value
     if batch is None:
         raise ConfigurationError(
-            f"{path} is a duration, and only a batch says how many base steps that is. Received: {path}={value!r}. To "
-            "mend it: pass the batch, get(spec, batch), or write a number of base steps."
+            f"{path} is a duration, and only a batch says how many base steps that is. Received: {path}={value!r}. "
+            "Fix: pass the batch, get(spec, batch), or write a number of base steps."
         )
     return batch.to_base_steps(value, argument=path)

@@ -71,7 +71,7 @@ class Scaled(Schedule):
         if isinstance(schedule, Scaled):
             raise ConfigurationError(
                 "The schedule is scaled for the global batch already; scaling twice would multiply the rate by "
-                f"{schedule.factor:g} once more. To mend it: hand over the schedule of the one-GPU script, and scale "
+                f"{schedule.factor:g} once more. Fix: hand over the schedule of the one-GPU script, and scale "
                 "in one place, distlr.scale or job.optimizer."
             )
         check_is_schedule(schedule)
@@ -286,7 +286,7 @@ class _KeptFactor:
         if k != self.k:
             raise ConfigurationError(
                 f"The saved scaling rule '{self.__name__}' is a function that is known at k={self.k:g} alone (factor "
-                f"{self.factor:g}). Received: k={k:g}. To mend it: pass `rule=` again, or register the function with "
+                f"{self.factor:g}). Received: k={k:g}. Fix: pass `rule=` again, or register the function with "
                 "keras.saving.register_keras_serializable before it is saved."
             )
         return self.factor

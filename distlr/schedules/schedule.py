@@ -199,7 +199,7 @@ def _accepted_step(schedule: Any) -> tf.DType:
                 return dtype
     raise ConfigurationError(
         f"The schedule can be called neither with a float step nor with an int64 step. Received: "
-        f"schedule={schedule!r}, which failed at step 0 with {type(failure).__name__}: {failure} To mend it: let its "
+        f"schedule={schedule!r}, which failed at step 0 with {type(failure).__name__}: {failure} Fix: let its "
         "__call__(self, step) return a number for a scalar tensor `step`."
     ) from failure
 
@@ -228,7 +228,7 @@ def check_has_no_warmup(schedule: Any, argument: str, value: Any) -> None:
     if has_warmup(schedule):
         raise ConfigurationError(
             f"The schedule {type(schedule).__name__} has a warmup of its own already. Received: {argument}={value!r} "
-            f"with schedule.warmup_steps={getattr(schedule, 'warmup_steps', None)!r}. To mend it: drop one of the "
+            f"with schedule.warmup_steps={getattr(schedule, 'warmup_steps', None)!r}. Fix: drop one of the "
             "two warmups."
         )
 
@@ -239,7 +239,7 @@ def check_is_schedule(schedule: Any, argument: str = "schedule") -> None:
         name = type(schedule).__name__
         raise ConfigurationTypeError(
             f"`{argument}` is the rate, and {name} is a callback, which watches the training and changes the "
-            f"rate. Received: {argument}={schedule!r}. To mend it: write a float or a schedule here, for "
+            f"rate. Received: {argument}={schedule!r}. Fix: write a float or a schedule here, for "
             f"example keras.optimizers.SGD(learning_rate=0.1), and give the callback to "
             f"model.fit(callbacks=job.callbacks([{name}(...)]))."
         )

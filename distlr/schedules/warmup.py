@@ -52,8 +52,8 @@ class Warmup(Schedule):
         check_is_schedule(schedule)
         if getattr(schedule, "takes_real_steps", False):
             raise ConfigurationError(
-                f"A warmup counts base steps, and the schedule is scaled already. Received: schedule={schedule!r}. To "
-                "mend it: scale last, distlr.scale(schedule, batch, warmup=...)."
+                f"A warmup counts base steps, and the schedule is scaled already. Received: schedule={schedule!r}. "
+                "Fix: scale last, distlr.scale(schedule, batch, warmup=...)."
             )
         check_has_no_warmup(schedule, "steps", steps)
         self.schedule = schedule

@@ -125,7 +125,7 @@ def _check_together(engine: str | None, strategy: Any, simulate: int | None, wor
     if strategy is not None and simulate is not None:
         raise ConfigurationError(
             f"One of `strategy` and `simulate` can be given. Received: strategy={type(strategy).__name__} and "
-            f"simulate={simulate}. To mend it: leave one of them out; a simulation makes its own strategy."
+            f"simulate={simulate}. Fix: leave one of them out; a simulation makes its own strategy."
         )
     if engine is not None and (strategy is not None or simulate is not None):
         other = "strategy" if strategy is not None else "simulate"
@@ -143,7 +143,7 @@ def _check_launch(launch: Launch | None, strategy: Any, replicas: int | None) ->
     what = f"simulate {replicas} replicas in each" if replicas else "train with a strategy of its own"
     raise DistributionError(
         f"[rank {launch.rank}] {launch.launcher} started {launch.size} processes, and each would {what}: "
-        f"{launch.size} separate trainings. To mend it: start the script without a launcher, or leave `strategy`, "
+        f"{launch.size} separate trainings. Fix: start the script without a launcher, or leave `strategy`, "
         f"`simulate` and {SIMULATE} out under horovodrun, mpirun or srun."
     )
 
@@ -161,8 +161,8 @@ def _of_workers(launch: Launch | None, workers: Sequence[str] | None, environ: M
         return Choice(_MULTI_WORKER, reason, launch, launch.size * each, (), launch.rank)
     else:
         raise DistributionError(
-            "A multi-worker strategy needs to know its workers, and neither TF_CONFIG nor Slurm names them. To mend "
-            'it: start the script with launch/tf_config.sh -n 2, or write distlr.init(workers=["host1:12345", ...]).'
+            "A multi-worker strategy needs to know its workers, and neither TF_CONFIG nor Slurm names them. "
+            'Fix: start the script with launch/tf_config.sh -n 2, or write distlr.init(workers=["host1:12345", ...]).'
         )
     # Alone on its host a worker has all of the host's GPUs.
     each = max(1, gpus) if place_on_host(addresses, rank)[1] == 1 else 1
@@ -176,7 +176,7 @@ def _own_place(addresses: list[str], launch: Launch | None) -> int:
     if launch is not None:
         raise DistributionError(
             f"[rank {launch.rank}] {launch.launcher} started {launch.size} processes and `workers` has "
-            f"{len(addresses)}. To mend it: give as many addresses as processes."
+            f"{len(addresses)}. Fix: give as many addresses as processes."
         )
     names = {socket.gethostname(), socket.getfqdn()}
     own = [i for i, address in enumerate(addresses) if address.rpartition(":")[0] in names]
@@ -185,7 +185,7 @@ def _own_place(addresses: list[str], launch: Launch | None) -> int:
     if len(own) != 1:
         raise DistributionError(
             f"Which worker is this process? {len(own)} of {addresses} have the name of this machine, {sorted(names)}. "
-            "To mend it: start the processes with srun or launch/tf_config.sh, or name each host once."
+            "Fix: start the processes with srun or launch/tf_config.sh, or name each host once."
         )
     return own[0]
 

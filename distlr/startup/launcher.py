@@ -95,7 +95,7 @@ def _launch(launcher: Launcher, environ: Mapping[str, str], names: tuple[str, st
     if local_size > size:
         raise ConfigurationError(
             f"{names[3]}={local_size} is more than {names[1]}={size}: there cannot be more processes on one "
-            "host than in the job. To mend it: unset both, or start the job again with its launcher."
+            "host than in the job. Fix: unset both, or start the job again with its launcher."
         )
     return Launch(launcher, rank, size, local_rank, local_size)
 
@@ -104,13 +104,13 @@ def _number(environ: Mapping[str, str], name: str) -> int:
     text = environ.get(name)
     if text is None:
         raise ConfigurationError(
-            f"{name} is not set, although other variables of the same launcher are. To mend it: set it, or "
+            f"{name} is not set, although other variables of the same launcher are. Fix: set it, or "
             "unset the others to run as a single process."
         )
     number = digits(text.strip())
     if number is None:
         raise ConfigurationError(
-            f"{name} must be an integer of at least 0. Received: {name}={shown(text)}. To mend it: start the job "
+            f"{name} must be an integer of at least 0. Received: {name}={shown(text)}. Fix: start the job "
             "with its launcher, or unset the variable to run as a single process."
         )
     return number
@@ -119,7 +119,7 @@ def _number(environ: Mapping[str, str], name: str) -> int:
 def _check_below(name: str, value: int, bound_name: str, bound: int) -> None:
     if value >= bound:
         raise ConfigurationError(
-            f"{name} must be below {bound_name}. Received: {name}={value}, {bound_name}={bound}. To mend it: "
+            f"{name} must be below {bound_name}. Received: {name}={value}, {bound_name}={bound}. Fix: "
             "unset what an earlier launch left behind, or start the job again with its launcher."
         )
 
@@ -153,7 +153,7 @@ def _tasks_per_node(environ: Mapping[str, str], size: int) -> list[int]:
         if tasks is None or nodes is None or len(counts) + nodes > size:
             raise ConfigurationError(
                 f"{name} must be like '4' or '2(x3),1' inside an srun step, for at most {size} nodes. Received: "
-                f"{name}={shown(text)}. To mend it: start the job with srun, or unset SLURM_STEP_ID to run as a single "
+                f"{name}={shown(text)}. Fix: start the job with srun, or unset SLURM_STEP_ID to run as a single "
                 "process."
             )
         counts += [tasks] * nodes
@@ -229,6 +229,6 @@ def _section(config: Any, name: str, text: str) -> dict[str, Any]:
 def _bad_tf_config(text: str, problem: str) -> ConfigurationError:
     example = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
     return ConfigurationError(
-        f"TF_CONFIG cannot be used: {problem}. Received: TF_CONFIG={shown(text)}. To mend it: set it as in "
+        f"TF_CONFIG cannot be used: {problem}. Received: TF_CONFIG={shown(text)}. Fix: set it as in "
         f"'{example}', or unset it to run as a single process."
     )

@@ -61,7 +61,7 @@ def command(n: int, backend: str, script: str, arguments: list[str]) -> tuple[li
     horovodrun = str(own) if own.is_file() else shutil.which("horovodrun")
     if horovodrun is None:
         raise DistributionError(
-            "horovodrun is not installed. To mend it: build Horovod with docker/build-horovod.sh (`make horovod` in a "
+            "horovodrun is not installed. Fix: build Horovod with docker/build-horovod.sh (`make horovod` in a "
             "clone of distlr), or use --backend tf."
         )
     launcher = [horovodrun, "--gloo", "-np", str(n), "-H", f"localhost:{n}", "--network-interface", "lo"]

@@ -39,6 +39,6 @@ def pin_gpu(local_rank: int, local_size: int) -> None:
         tf.config.experimental.set_memory_growth(own, True)
     except RuntimeError as error:
         raise DistributionError(
-            f"[local rank {local_rank}] The process must be given its GPU before TensorFlow starts. To mend it: call "
+            f"[local rank {local_rank}] The process must be given its GPU before TensorFlow starts. Fix: call "
             "distlr.init before the first TensorFlow operation."
         ) from error

@@ -35,7 +35,7 @@ def simulated(replicas: int) -> tf.distribute.Strategy:
         except RuntimeError as error:
             raise DistributionError(
                 f"{replicas} simulated replicas need {replicas} logical {kind}s, and TensorFlow has started with "
-                f"{len(tf.config.list_logical_devices(kind))}. To mend it: call distlr.init before the first "
+                f"{len(tf.config.list_logical_devices(kind))}. Fix: call distlr.init before the first "
                 "TensorFlow operation."
             ) from error
     return mirrored([f"/{kind}:{i}" for i in range(replicas)])
@@ -61,7 +61,7 @@ def _gpu_memory(device: tf.config.PhysicalDevice) -> int:
         found = str(error)
     raise DistributionError(
         f"The memory of {device.name} could not be read from nvidia-smi, so it cannot be split. Received: {found}. "
-        "To mend it: hide the GPU (CUDA_VISIBLE_DEVICES=-1) to simulate on CPUs."
+        "Fix: hide the GPU (CUDA_VISIBLE_DEVICES=-1) to simulate on CPUs."
     )
 
 

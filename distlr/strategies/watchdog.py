@@ -112,7 +112,7 @@ class Watchdog:
         end_collectives(
             tf.errors.DEADLINE_EXCEEDED,
             f"[rank {self.rank}] {self._what} has waited for the other workers for {self.timeout:g} s: one has ended, "
-            "hangs, or is elsewhere. To mend it: look at what the others said last; give distlr.init(timeout=) "
+            "hangs, or is elsewhere. Fix: look at what the others said last; give distlr.init(timeout=) "
             "more seconds if one may take so long.",
         )
 

@@ -122,7 +122,7 @@ def connect_workers(addresses: Sequence[str], rank: int, timeout: float) -> tf.d
         return MultiWorker(cluster_resolver=resolver, communication_options=options)
     except RuntimeError as error:
         raise DistributionError(
-            f"[rank {rank}] TensorFlow had started before it could be told of the other workers ({error}). To mend it: "
+            f"[rank {rank}] TensorFlow had started before it could be told of the other workers ({error}). Fix: "
             "call distlr.init before the first TensorFlow operation."
         ) from error
 

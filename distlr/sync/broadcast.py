@@ -146,8 +146,8 @@ def check_equal(communicator: Communicator, parts: dict[str, Any], *, tag: str, 
     if "callbacks" in different:
         advice += "; give job.callbacks the same list on every rank (what writes files it leaves to rank 0 by itself)"
     raise DistributionError(
-        f"[rank {communicator.rank}] The ranks are not about to train the same: they differ in {'; '.join(shown)}. To "
-        f"mend it: {advice}."
+        f"[rank {communicator.rank}] The ranks are not about to train the same: they differ in {'; '.join(shown)}. "
+        f"Fix: {advice}."
     )
 
 

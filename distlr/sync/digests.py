@@ -91,8 +91,8 @@ def compare_ranks(
     table = "\n  ".join(lines)
     found = "look for what changes the rate or the weights on some ranks only"
     raise ReplicaDivergenceError(
-        f"[rank {communicator.rank}] The ranks are no longer one training at {when}. They differ in:\n  {table}\nTo "
-        f"mend it: go back to the last checkpoint, and {found}.{advice}"
+        f"[rank {communicator.rank}] The ranks are no longer one training at {when}. They differ in:\n  {table}\n"
+        f"Fix: go back to the last checkpoint, and {found}.{advice}"
     )
 
 

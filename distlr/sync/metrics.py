@@ -219,7 +219,7 @@ class GraphMetrics:
             said = by_rank([f"[{', '.join(own)}]" for own in names], "with")
             raise DistributionError(
                 f"The ranks' metrics differ in the number, the order, the type or the shape of their states: {said}. "
-                "To mend it: build the same model, with the same metrics, on every rank."
+                "Fix: build the same model, with the same metrics, on every rank."
             )
         combined = reduce_over(bundles, self._how)
         return _numbers(self._compute(*(tf.constant(combined[name]) for name in self._how)))
@@ -252,13 +252,13 @@ def check_additive(metrics: Sequence[Any], sums_alone: bool = False) -> None:
         if sums_alone and way in ("max", "min"):
             raise ConfigurationError(
                 f"The states of the metric '{metric.name}' ({type(metric).__name__}) combine by their {way}, and a "
-                "tf.distribute strategy can only add up those of its replicas. To mend it: compute it in a callback "
+                "tf.distribute strategy can only add up those of its replicas. Fix: compute it in a callback "
                 "of your own, or use Horovod with one replica a rank."
             )
         if way is None and np.any(variable.numpy()):
             raise ConfigurationError(
                 f"The metric '{metric.name}' ({type(metric).__name__}) cannot be computed over several ranks: its "
-                f"state '{variable.name}' does not start at 0, so it is no sum over samples. To mend it: give the "
+                f"state '{variable.name}' does not start at 0, so it is no sum over samples. Fix: give the "
                 f'class an attribute that says how the ranks\' states combine, {COMBINE} = "max" (or "min", or "sum").'
             )
 

@@ -65,7 +65,7 @@ def test_a_run_is_steered_by_hand(launching, tmp_path, hostile, launcher) -> Non
     ).check()
     assert [each.returncode for each in by_hand.said] == [0, 1, 0, 0], by_hand.said
     assert "multiplied the rate by 0.5: the rate goes from 0.01 to 0.005" in by_hand.said[0].stdout
-    assert "by more than a factor of 100. To mend it: add --force" in by_hand.said[1].stdout
+    assert "by more than a factor of 100. Fix: add --force" in by_hand.said[1].stdout
     assert "to 1e-05" in by_hand.said[2].stdout
     # Each step and rate, to the bit, on both ranks; a rate holds from one step on.
     first, second = (_rates(run_dir / f"rates{rank}.txt") for rank in range(2))

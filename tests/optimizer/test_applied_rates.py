@@ -225,6 +225,6 @@ def test_refused_on_mirrored_cpus(recording, options, why) -> None:
     batch = bench.batch(2, 4, samples_per_epoch=16)
     bench.adopt(batch)
     bench.compile(**options)
-    with recording.refused(ConfigurationError, f"{why}.*To mend it: leave {next(iter(options))} out"):
+    with recording.refused(ConfigurationError, f"{why}.*Fix: leave {next(iter(options))} out"):
         bench.fit(bench.job.shard(recording.samples(16), batch), 1, bench.job.callbacks())
     assert bench.log.traces == 0

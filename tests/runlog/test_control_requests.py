@@ -238,7 +238,7 @@ def test_what_was_decided_is_a_change_that_can_be_made_again(asked) -> None:
         (
             Request("set-lr", to=0.00099),
             0.1,
-            "from 0.1 to 0.00099, by more than a factor of 100. To mend it: add --force",
+            "from 0.1 to 0.00099, by more than a factor of 100. Fix: add --force",
         ),
         (Request("set-lr", multiply=1e9, force=True), 0.1, "it must be from 1e-30 to 1e+06"),
         (Request("set-lr", to=0.1), 0.0, "The rate is 0 now"),

@@ -169,7 +169,7 @@ def test_a_schedule_that_takes_any_number_gets_float64():
 
 
 def test_a_schedule_that_raises_is_refused_with_its_reason():
-    with pytest.raises(ConfigurationError, match=r"Raising object.*KeyError: 'no such rate'.*To mend it") as info:
+    with pytest.raises(ConfigurationError, match=r"Raising object.*KeyError: 'no such rate'.*Fix: ") as info:
         as_float64(Raising())
     assert isinstance(info.value.__cause__, KeyError)
 

@@ -185,7 +185,7 @@ def test_durations_become_base_steps_of_the_batch() -> None:
         ("cosine", "schedule must be a dict"),
         ({}, "schedule.name"),
         ({"name": "cosin"}, "did you mean 'cosine'"),
-        ({"name": "cosine", "step": 3}, "schedule.step is no argument of 'cosine'. To mend it: did you mean 'steps'"),
+        ({"name": "cosine", "step": 3}, "schedule.step is no argument of 'cosine'. Fix: did you mean 'steps'"),
         ({"name": "cosine", "initial": 0.1}, "schedule (cosine) cannot be made"),
         ({"name": "cosine", "initial": 0.1, "steps": -1}, "schedule (cosine): `steps`"),
         ({"name": "cosine", "initial": 0.1, "steps": "9ep"}, "schedule.steps is a duration"),

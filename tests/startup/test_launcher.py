@@ -160,6 +160,6 @@ BAD = {
 def test_malformed(environ, parts):
     with pytest.raises(ConfigurationError) as info:
         detect(environ)
-    for part in [*parts, "To mend it: "]:
+    for part in [*parts, "Fix: "]:
         assert part in str(info.value)
     assert len(str(info.value)) < 2000

@@ -26,7 +26,7 @@ _STALL_WARNING, _STALL_END = "HOROVOD_STALL_CHECK_TIME_SECONDS", "HOROVOD_STALL_
 _WARN_AFTER = 30  # seconds, at most
 _UNIT = 2048  # bytes: most frames are of one size then, which Horovod's ranks need not tell each other anew
 _STILL_TRAINED = (
-    " If the others still trained, the ranks' data end at different batches. To mend it: feed each rank with "
+    " If the others still trained, the ranks' data end at different batches. Fix: feed each rank with "
     "job.shard(data, batch), or give every rank the same number of steps."
 )
 
@@ -163,7 +163,7 @@ def _horovod() -> Any:
         import horovod.tensorflow as hvd
     except Exception as error:  # an import that fails in a C++ library says so in many ways
         raise DistributionError(
-            f"Horovod cannot be loaded: {error} To mend it: build it for the installed TensorFlow with "
+            f"Horovod cannot be loaded: {error} Fix: build it for the installed TensorFlow with "
             "docker/build-horovod.sh (`make horovod` in a clone of distlr)."
         ) from error
     return hvd

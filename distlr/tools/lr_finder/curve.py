@@ -139,11 +139,11 @@ class RangeTest:
                 )
         if self.suggestion is None:
             lines.append(
-                "The smoothed loss falls nowhere, so there is no rate to suggest. To mend it: begin at a lower rate, "
+                "The smoothed loss falls nowhere, so there is no rate to suggest. Fix: begin at a lower rate, "
                 "take more steps, or see whether the model learns anything at a small constant rate."
             )
         elif self.steepest is None:
-            lines.append("steepest: none, the loss falls at the ends alone. To mend it: take more steps.")
+            lines.append("steepest: none, the loss falls at the ends alone. Fix: take more steps.")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:

@@ -182,8 +182,8 @@ def _set_rate(optimizer: Any, rate: float, number: int) -> None:
         core.set_rate(rate)
     except ConfigurationError as error:
         raise ConfigurationError(
-            f"The schedule is 0 at update {number} of the range test, and distlr sets a rate by multiplying. To mend "
-            "it: give the test an optimizer with a number for its rate and no warmup; neither would play a part in it."
+            f"The schedule is 0 at update {number} of the range test, and distlr sets a rate by multiplying. "
+            "Fix: give the test an optimizer with a number for its rate and no warmup; neither would play a part in it."
         ) from error
 
 
