@@ -1,18 +1,32 @@
 """The exception classes of distlr.
 
-Each is also a builtin exception (`ValueError`, `TypeError` or `RuntimeError`), so code that catches
-the builtin keeps working. A message says what was set, what was found and what to do about it.
+    DistlrError
+     +-- ConfigurationError (ValueError)         an argument that cannot be right
+     +-- ConfigurationTypeError (TypeError)      an argument of a type that cannot be right
+     +-- DistributionError (RuntimeError)        replicas, ranks, scope or launcher do not fit together
+     |    +-- CollectiveMismatchError            the ranks are in different collectives
+     |    +-- CollectiveTimeoutError             a rank did not enter a collective in time, or has ended
+     |    +-- ReplicaDivergenceError             ranks whose rate, clock or weights are no longer equal
+     +-- StateError (ValueError)                 saved state that does not fit
+     +-- NonFiniteError (ValueError)             a gradient, a loss or a metric is NaN or infinite
+     |    +-- NonFiniteMetricError               ... the metric that a plateau watches
+     +-- RanksChanged (RuntimeError)             other ranks wait to join an elastic job
+
+Each is also a builtin exception, so code that catches the builtin keeps working. A message says what was set, what was
+found and what to do about it (`Fix: ...`).
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "CollectiveMismatchError",
     "CollectiveTimeoutError",
     "ConfigurationError",
     "ConfigurationTypeError",
     "DistlrError",
     "DistributionError",
     "NonFiniteError",
+    "NonFiniteMetricError",
     "RanksChanged",
     "ReplicaDivergenceError",
     "StateError",
@@ -136,6 +150,19 @@ class NonFiniteError(DistlrError, ValueError):
     """
 
 
+class NonFiniteMetricError(NonFiniteError):
+    """The metric that a plateau watches is NaN or infinite, and its policy says `on_nan="raise"`.
+
+    >>> from distlr.plateau import PlateauPolicy
+    >>> policy = PlateauPolicy("val_loss")
+    >>> policy.step(policy.initial_state(), float("nan"), rate=0.1)
+    Traceback (most recent call last):
+        ...
+    distlr.errors.NonFiniteMetricError: `val_loss` must be finite. Received: val_loss=nan. Fix: look for
+    what diverged, or set on_nan='worse' or on_nan='ignore'.
+    """
+
+
 class RanksChanged(DistlrError, RuntimeError):
     """Raised through `fit`, after a checkpoint, where other ranks wait to join; `distlr.elastic.run` catches it.
 
@@ -157,10 +184,7 @@ class RanksChanged(DistlrError, RuntimeError):
 
 
 class CollectiveTimeoutError(DistributionError):
-    """A collective that not every rank entered in time, or entered with another tag.
-
-    Attributes:
-        by_engine: whether the engine ended it, since a rank was lost or did not come; not that the tags differ.
+    """A collective that not every rank entered in time, since a rank is slow, stands still or has ended.
 
     >>> from distlr.testing import run_ranks
     >>> try:
@@ -171,7 +195,19 @@ class CollectiveTimeoutError(DistributionError):
     Every rank must call the same collectives.
     """
 
-    by_engine = False
+
+class CollectiveMismatchError(DistributionError):
+    """Ranks that are in different collectives at the same time: one reaches a call that another does not.
+
+    Raised on every rank alike, with who is where:
+
+    >>> from distlr.testing import run_ranks
+    >>> try:
+    ...     run_ranks(lambda comm: comm.barrier(tag="save" if comm.is_root else "load"), size=2)
+    ... except CollectiveMismatchError as error:
+    ...     print(str(error).partition(". ")[0].partition("): ")[2])
+    rank 0 in barrier 'save'; rank 1 in barrier 'load'
+    """
 
 
 def shown(value: object) -> str:

@@ -6,6 +6,7 @@ import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import logging
 import os
 import pathlib
 import sys
@@ -24,6 +25,9 @@ from hypothesis import settings
 # Machines are noisy, so an example has no deadline of its own; CI tries the same examples every time.
 settings.register_profile("distlr", deadline=None, derandomize="CI" in os.environ, database=None, print_blob=True)
 settings.load_profile("distlr")
+
+# pytest has configured logging, so that distlr leaves the level to it.
+logging.getLogger("distlr").setLevel(logging.INFO)
 
 LOGICAL_CPUS = 4
 

@@ -24,7 +24,7 @@ from distlr.communicators import Communicator
 ROOT = Path(__file__).resolve().parents[1]
 
 EXPORTED = [f"distlr.{name}" for name in distlr.__all__ if isinstance(getattr(distlr, name), types.ModuleType)]
-MODULES = ["distlr", *EXPORTED, "distlr.horovod", "distlr.plateau", "distlr.scaling"]
+MODULES = ["distlr", *EXPORTED, "distlr.horovod", "distlr.horovod.callbacks", "distlr.plateau", "distlr.scaling"]
 
 # What a public function gives, or a message names, from modules that are inner ones otherwise.
 IN_HAND = [
@@ -47,17 +47,10 @@ def resolved(path: str) -> Any:
 
 
 def public() -> dict[str, Any]:
-    """The public names and what they are; a namespace's are those in it."""
+    """The public names and what they are."""
     found = {f"{module}.{name}": resolved(f"{module}.{name}") for module in MODULES for name in _all(module)}
     found |= {path: resolved(path) for path in IN_HAND}
-    inside = {
-        f"{path}.{name}": value
-        for path, namespace in found.items()
-        if isinstance(namespace, types.SimpleNamespace)
-        for name, value in vars(namespace).items()
-        if inspect.isclass(value)
-    }
-    return {path: value for path, value in {**found, **inside}.items() if not isinstance(value, types.ModuleType)}
+    return {path: value for path, value in found.items() if not isinstance(value, types.ModuleType)}
 
 
 def _all(module: str) -> list[str]:

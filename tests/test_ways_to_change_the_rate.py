@@ -14,8 +14,14 @@ import pytest
 import distlr
 import distlr.optimizer
 from distlr.callbacks import ReduceLROnPlateau
-from distlr.errors import ConfigurationError, ConfigurationTypeError, DistlrError, DistributionError, StateError
-from distlr.plateau.policy import NonFiniteMetricError
+from distlr.errors import (
+    ConfigurationError,
+    ConfigurationTypeError,
+    DistlrError,
+    DistributionError,
+    NonFiniteMetricError,
+    StateError,
+)
 
 pytestmark = pytest.mark.replicas
 

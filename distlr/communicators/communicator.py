@@ -55,7 +55,7 @@ class Communicator(abc.ABC):
     **Who calls.** Every public method but the properties is collective: every rank calls it, in the same
     order, with the same `tag`, from one thread a rank. A collective that some ranks skip ends, on the ranks
     that wait, in the backend's deadline (`timeout`); one with another kind or tag on another rank raises
-    `CollectiveTimeoutError` on *every* rank, naming both tags and the ranks. A tag names one call site;
+    `CollectiveMismatchError` on *every* rank, naming both tags and the ranks. A tag names one call site;
     writing the epoch into it makes even a rank that is one epoch behind visible.
 
     **Errors.** An argument that this rank refuses (`ConfigurationError`, `ConfigurationTypeError`) still
@@ -195,7 +195,8 @@ class Communicator(abc.ABC):
         Raises:
             ConfigurationError, ConfigurationTypeError: on this rank, an argument cannot be right.
             DistributionError: another rank refused its argument, or the ranks' arguments differ.
-            CollectiveTimeoutError: the ranks are in different collectives, or not all came in time.
+            CollectiveMismatchError: the ranks are in different collectives.
+            CollectiveTimeoutError: not all came in time.
 
         >>> from distlr.testing import run_ranks
         >>> run_ranks(lambda comm: comm.allreduce([1, comm.rank], tag="counts").tolist(), size=3)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from distlr._utils.rank_names import name_ranks
 from distlr.errors import (
-    CollectiveTimeoutError,
+    CollectiveMismatchError,
     ConfigurationError,
     ConfigurationTypeError,
     DistlrError,
@@ -192,7 +192,7 @@ def check_same(parts: Sequence[Part], rank: int) -> None:
         rank: this one, for the message.
 
     Raises:
-        CollectiveTimeoutError: they are in different collectives.
+        CollectiveMismatchError: they are in different collectives.
         DistributionError: a rank refused its argument, has made another number of updates, or passed other terms.
     """
     here = f"this is rank {rank} of {len(parts)}"
@@ -203,7 +203,7 @@ def check_same(parts: Sequence[Part], rank: int) -> None:
             label if equal_updates else f"{label} after {part.updates} updates"
             for label, part in zip(labels, parts, strict=True)
         ]
-        raise CollectiveTimeoutError(
+        raise CollectiveMismatchError(
             f"The ranks are in different collectives ({here}): {by_rank(places, 'in')}. Every rank must "
             "call the same collectives in the same order: look for one that only some ranks reach, "
             "such as under `if is_root`."

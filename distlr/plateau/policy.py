@@ -14,25 +14,13 @@ from dataclasses import dataclass, field
 from typing import Literal, SupportsFloat, cast
 
 from distlr._utils.checks import not_negative_real, positive_real, real
-from distlr.errors import ConfigurationError, ConfigurationTypeError, NonFiniteError, StateError, received
+from distlr.errors import ConfigurationError, ConfigurationTypeError, NonFiniteMetricError, StateError, received
 from distlr.plateau.metric_direction import infer_direction
 
-__all__ = ["Decision", "NonFiniteMetricError", "PlateauPolicy", "PlateauState"]
+__all__ = ["Decision", "PlateauPolicy", "PlateauState"]
 
 _COUNT_LIMIT = 2**53  # the largest range of integers that a float64 state variable holds exactly
 _FLOOR_SLACK = 2.0**-22  # 2 to 4 float32 ulps: a floor reached through a product of factors may be off by that
-
-
-class NonFiniteMetricError(NonFiniteError):
-    """The monitored metric is NaN or infinite, and the policy says `on_nan="raise"`.
-
-    >>> policy = PlateauPolicy("val_loss")
-    >>> policy.step(policy.initial_state(), float("nan"), rate=0.1)
-    Traceback (most recent call last):
-        ...
-    distlr.plateau.NonFiniteMetricError: `val_loss` must be finite. Received: val_loss=nan. Fix: look for
-    what diverged, or set on_nan='worse' or on_nan='ignore'.
-    """
 
 
 def _float32(value: float) -> float:

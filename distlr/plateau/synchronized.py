@@ -7,9 +7,9 @@ from typing import Any
 
 from distlr.communicators import Communicator, alone
 from distlr.communicators.rank_zero import from_root
-from distlr.errors import ConfigurationError, DistributionError, received
+from distlr.errors import ConfigurationError, DistributionError, NonFiniteMetricError, received
 from distlr.optimizer import handle
-from distlr.plateau.policy import Decision, NonFiniteMetricError, PlateauPolicy, PlateauState
+from distlr.plateau.policy import Decision, PlateauPolicy, PlateauState
 
 __all__ = ["Plateau"]
 

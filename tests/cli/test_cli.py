@@ -86,8 +86,8 @@ def test_the_command_imports_no_tensorflow_and_needs_none(arguments, prelude):
     assert done.stdout.endswith("IMPORTED []\n")
 
 
-def test_without_tensorflow_the_package_fails_with_one_line_that_says_how_to_install_it():
-    attempt = "try:\n    import distlr\nexcept ImportError as error:\n    print(error)"
+def test_without_tensorflow_what_needs_it_fails_with_one_line_that_says_how_to_install_it():
+    attempt = "import distlr\ntry:\n    distlr.init\nexcept ImportError as error:\n    print(error)"
     code = f"import sys\n{HIDE_TENSORFLOW}\n{attempt}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     (line,) = done.stdout.splitlines()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distlr.communicators.frames import EMPTY, Part, check_same, decode, encode, filled, split
-from distlr.errors import CollectiveTimeoutError, DistributionError
+from distlr.errors import CollectiveMismatchError, DistributionError
 
 
 def parts(*different):
@@ -24,7 +24,7 @@ def test_what_may_differ(equal):
     [
         (
             ({"updates": 3}, {"tag": "u", "updates": 2}),
-            CollectiveTimeoutError,
+            CollectiveMismatchError,
             "rank 0 in barrier 't' after 3 updates; rank 1 in barrier 'u' after 2 updates",
         ),
         (

@@ -28,7 +28,7 @@ def test_each_public_name_is_in_the_list(listing):
     names = set((HERE / "public_names.txt").read_text("utf-8").split())
     found = {name for name in [*listing.exported(), *listing.shown()] if listing.can_be_reached(name)}
     new = sorted(found - names)
-    assert new == [], "add these: python tests/compatibility/public_names.py > tests/compatibility/public_names.txt"
+    assert new == [], "add these: python tests/compatibility/public_names.py"
 
 
 def test_a_name_that_does_not_exist_is_not_reached(listing):

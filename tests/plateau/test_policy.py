@@ -17,8 +17,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from distlr.errors import ConfigurationError, ConfigurationTypeError, DistlrError, StateError
-from distlr.plateau.policy import Decision, NonFiniteMetricError, PlateauPolicy, PlateauState
+from distlr.errors import ConfigurationError, ConfigurationTypeError, DistlrError, NonFiniteMetricError, StateError
+from distlr.plateau.policy import Decision, PlateauPolicy, PlateauState
 
 NAN, INF = math.nan, math.inf
 

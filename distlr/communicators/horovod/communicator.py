@@ -139,9 +139,7 @@ class HorovodCommunicator(Communicator):
             yield
         except tf.errors.OpError as error:
             text = self.survivor_message(label, error.message)
-            ended = CollectiveTimeoutError(f"{text}{hint} Horovod says: {error.message.strip()}")
-            ended.by_engine = True
-            raise ended from error
+            raise CollectiveTimeoutError(f"{text}{hint} Horovod says: {error.message.strip()}") from error
 
 
 def stop() -> None:

@@ -97,7 +97,7 @@ def _lost_a_rank(error: BaseException) -> bool:
     from horovod.common.exceptions import HorovodInternalError
 
     if isinstance(error, CollectiveTimeoutError):
-        return error.by_engine  # ranks in different collectives are a mistake
+        return True
     if isinstance(error, tf.errors.OpError):
         return "Horovod" in error.message
     return isinstance(error, (HorovodInternalError, RanksChanged))
