@@ -20,6 +20,7 @@ from distlr.callbacks import Audit
 from distlr.callbacks.assembly import assembled
 from distlr.communicators import Communicator, SingleCommunicator
 from distlr.communicators.bundles import Bundle, exchange_bundles, first_of, number, numbers
+from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.horovod.gradients import check_compression
 from distlr.data import sharding as pipelines
 from distlr.data.position import Position
@@ -82,7 +83,7 @@ class Job:
         self._positions: list[Position] = []
         self._padding = 0
         self._told_of_padding = False
-        self._exchanges = 0
+        self._reducers = 0
 
     # -- where am I ----------------------------------------------------------------------------------
 
@@ -662,9 +663,9 @@ class Job:
         """Whether something of distlr's goes with the gradients from rank to rank."""
         return self.communicator.exchanges_gradients
 
-    def _gradients(self, compression: str) -> Any:
-        prefix = str(self._exchanges)  # by the order in which the script adopts: the same on every rank
-        self._exchanges += 1
+    def _gradients(self, compression: str) -> GradientReducer:
+        prefix = str(self._reducers)  # by the order in which the script adopts: the same on every rank
+        self._reducers += 1
         return self.communicator.gradients(prefix, compression)
 
     def _connect(self, optimizer: Any) -> bool:

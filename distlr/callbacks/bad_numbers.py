@@ -11,6 +11,7 @@ import numpy as np
 from distlr._utils.checks import one_of, positive_integer, positive_real
 from distlr.callbacks.job_callback import JobCallback
 from distlr.checkpoint.snapshot import Snapshot
+from distlr.communicators.step_signals import StepSignal
 from distlr.errors import ConfigurationError, NonFiniteError, received
 from distlr.optimizer import ScaledOptimizer
 from distlr.sync.metrics import KeptStates
@@ -163,14 +164,14 @@ class BadNumbers(JobCallback):
 
     def _loss_is_bad(self, here: bool) -> bool:
         """Whether that of any rank is, as far as all have heard; `here` is whether this rank's is."""
-        exchange = self.exchange
-        if self.communicator.size == 1 or exchange is None:
+        signals = self.step_signals
+        if self.communicator.size == 1 or signals is None:
             return here and self.communicator.size == 1
-        agreed = bool(exchange.agreed_on("bad"))
+        agreed = signals.has_received(StepSignal.NON_FINITE)
         if agreed:
-            exchange.take_back("bad")
+            signals.clear(StepSignal.NON_FINITE)
         elif here:
-            exchange.request("bad")
+            signals.send(StepSignal.NON_FINITE)
         return agreed
 
     def _act(self, when: str, what: str, steps: int, *, between: bool) -> None:

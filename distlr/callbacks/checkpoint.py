@@ -39,6 +39,7 @@ from distlr.checkpoint.run_state import (
 from distlr.checkpoint.store import CheckpointDirectory
 from distlr.communicators.bundles import Bundle
 from distlr.communicators.rank_zero import bundle_from_root, from_root
+from distlr.communicators.step_signals import StepSignal
 from distlr.errors import ConfigurationError, RanksChanged, StateError, received
 from distlr.optimizer import ScaledOptimizer, averages, formula_of, resume_line
 from distlr.sync.digests import weights_digests
@@ -201,7 +202,7 @@ class Checkpoint(JobCallback):
             )
         self._begun = True
         self.counters.begin()
-        if self.communicator.size == 1 or self.exchange is not None:  # else nothing would tell the other ranks
+        if self.communicator.size == 1 or self.gradient_reducer is not None:  # else nothing would tell the other ranks
             self.signals.listen()
 
     def _check_data(self) -> None:
@@ -333,7 +334,7 @@ class Checkpoint(JobCallback):
         if self.communicator.is_root:
             _log.info("Epoch %d: its validation was cut, and comes first when the run goes on.", self._epoch + 1)
         self._write(steps=self._steps, within_epoch=False, training_logs=training_logs)
-        self._answer({"leave"})
+        self._answer({StepSignal.LEAVE})
 
     @property
     def _can_begin_with_validation(self) -> bool:
@@ -359,7 +360,7 @@ class Checkpoint(JobCallback):
             restore_metrics(self.communicator, self.model, self._ranks)
         self._steps_in_run += batch + 1 - self._steps
         self._steps = batch + 1
-        asked = self.signals.requests(self.communicator, self.exchange)
+        asked = self.signals.requests(self.communicator, self.gradient_reducer)
         if self._known_steps is not None and self._ended():  # written after what is decided at the epoch's end
             if self._left is not None and self.follow is not None:
                 self.follow.end_epoch()
@@ -368,11 +369,11 @@ class Checkpoint(JobCallback):
                 self._write(steps=self._steps)
                 self._answer(asked)
             else:  # a request to save waits for the epoch's end; who leaves will train the epoch anew
-                self._answer(asked - {"save"})
+                self._answer(asked - {StepSignal.SAVE})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes where it is time or was asked for; after the deciders and the guard."""
-        asked = self.signals.requests(self.communicator, self.exchange)
+        asked = self.signals.requests(self.communicator, self.gradient_reducer)
         steps = 0 if self._ended() else self._steps  # of an epoch that was stopped
         began_with_validation, self._training_logs = self._training_logs is not None, None
         if not steps:
@@ -480,19 +481,19 @@ class Checkpoint(JobCallback):
 
     # -- what was asked for --------------------------------------------------------------------------
 
-    def _answer(self, asked: set[str]) -> None:
+    def _answer(self, asked: set[StepSignal]) -> None:
         """After the checkpoint: ends the process, or this generation of ranks, where that was asked for."""
         if not asked:
             return
-        self.signals.done(asked, self.communicator, self.exchange)
+        self.signals.done(asked, self.communicator, self.gradient_reducer)
         if self.communicator.is_root:
             newest = next(iter(self.directory.files()), None)
             _log.info("The newest checkpoint is %s: %s.", newest, " and ".join(REASONS[kind] for kind in asked))
-        if not asked & {"regroup", "leave"}:
+        if not asked & {StepSignal.REGROUP, StepSignal.LEAVE}:
             return
         self.signals.stop()
         if self.communicator.size > 1:
             self.communicator.barrier(tag="saved, and ending")  # a launcher ends all when the first has ended
-        if "regroup" in asked:
+        if StepSignal.REGROUP in asked:
             raise RanksChanged("The job goes on with other ranks; `distlr.elastic.run` catches this.")
         raise SystemExit(LEFT)

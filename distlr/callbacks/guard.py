@@ -8,6 +8,7 @@ from typing import Any
 from distlr._utils.checks import positive_integer
 from distlr._utils.rank_names import name_ranks
 from distlr.callbacks.job_callback import JobCallback
+from distlr.communicators.step_signals import StepSignal, StepSignals
 from distlr.sync.digests import compare_ranks, rank_state
 
 __all__ = ["ReplicaGuard"]
@@ -60,10 +61,10 @@ class ReplicaGuard(JobCallback):
             any_may_stop: whether a callback of any rank may stop within an epoch; the same on all ranks.
         """
         self._stop_at_end = False
-        if self.exchange is not None:
-            self.exchange.take_back("stop")  # of a `fit` that an error ended
+        if self.step_signals is not None:
+            self.step_signals.clear(StepSignal.STOP)  # of a `fit` that an error ended
         self._others_may_stop = any_may_stop and not self.stops_within_epoch
-        self._look_after_each_step(self._others_may_stop and self.exchange is not None)
+        self._look_after_each_step(self._others_may_stop)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Notes the epoch, for the tags; Keras would end one after its first step that a callback stops here."""
@@ -77,7 +78,7 @@ class ReplicaGuard(JobCallback):
             self._compare(f"batch {batch + 1} of epoch {self._epoch + 1}")
         if not self.stops_within_epoch:
             return
-        if self.exchange is not None and self.exchange.agreed_on("stop"):
+        if self.step_signals is not None and self.step_signals.has_received(StepSignal.STOP):
             self.model.stop_training = True
         elif self.model.stop_training:
             self._ask_to_stop()
@@ -96,8 +97,8 @@ class ReplicaGuard(JobCallback):
         Where no rank looks after each step, all stop at the epoch's end.
         """
         self.model.stop_training = False
-        if self.exchange is not None and (self.stops_within_epoch or self._others_may_stop):
-            self.exchange.request("stop")
+        if self.step_signals is not None and (self.stops_within_epoch or self._others_may_stop):
+            self.step_signals.send(StepSignal.STOP)
         elif not self._stop_at_end:
             self._stop_at_end = True
             _log.warning(
@@ -116,12 +117,12 @@ class ReplicaGuard(JobCallback):
         model = self.model
         if isinstance(model.train_function, _WatchedStep):
             model.train_function = model.train_function.step
-        if look:
-            model.train_function = _WatchedStep(model.train_function, model, self.exchange)
+        if look and self.step_signals is not None:
+            model.train_function = _WatchedStep(model.train_function, model, self.step_signals)
 
     def _compare(self, when: str, at_end: bool = False) -> None:
-        exchange = self.exchange
-        requested = exchange is not None and exchange.requested("stop")
+        signals = self.step_signals
+        requested = signals is not None and signals.is_sent(StepSignal.STOP)
         stop = bool(self.model.stop_training or self._stop_at_end or requested)
         asked = bool(self._stop_at_end or requested or (stop and not self._agreed()))
         state = rank_state(self.model, self.model.optimizer, trained_alone=self.trained_alone)
@@ -132,11 +133,11 @@ class ReplicaGuard(JobCallback):
             self._say_who_stops([number for number, rank in enumerate(all_ranks) if rank["asked"]])
             self.model.stop_training = True
             self._stop_at_end = False
-            if exchange is not None:
-                exchange.take_back("stop")
+            if signals is not None:
+                signals.clear(StepSignal.STOP)
 
     def _agreed(self) -> bool:
-        return self.exchange is not None and bool(self.exchange.agreed_on("stop"))
+        return self.step_signals is not None and self.step_signals.has_received(StepSignal.STOP)
 
     def _say_who_stops(self, ranks: list[int]) -> None:
         if self.communicator.is_root and 0 < len(ranks) < self.communicator.size:
@@ -146,11 +147,11 @@ class ReplicaGuard(JobCallback):
 class _WatchedStep:
     """Keras' step, and after it a look at whether any rank asked to stop."""
 
-    def __init__(self, step: Any, model: Any, exchange: Any) -> None:
-        self.step, self._model, self._exchange = step, model, exchange
+    def __init__(self, step: Any, model: Any, signals: StepSignals) -> None:
+        self.step, self._model, self._signals = step, model, signals
 
     def __call__(self, iterator: Any) -> Any:
         logs = self.step(iterator)
-        if self._exchange.agreed_on("stop"):
+        if self._signals.has_received(StepSignal.STOP):
             self._model.stop_training = True
         return logs

@@ -9,6 +9,8 @@ import keras
 
 from distlr.batch.global_batch import GlobalBatch
 from distlr.communicators import Communicator, alone
+from distlr.communicators.gradient_reducer import GradientReducer
+from distlr.communicators.step_signals import StepSignals
 from distlr.errors import ConfigurationTypeError
 from distlr.optimizer import ScaledOptimizer, inner, rate_of
 from distlr.runlog.directory import now
@@ -88,9 +90,14 @@ class JobCallback(keras.callbacks.Callback):
         return self.core.batch if isinstance(self.core, ScaledOptimizer) else None
 
     @property
-    def exchange(self) -> Any:
-        """The exchange of gradients with other ranks; None where there is none, or the engine does it by itself."""
-        return getattr(self.core, "exchange", None)
+    def gradient_reducer(self) -> GradientReducer | None:
+        """What reduces the gradients over the ranks; None on one rank, or where the engine does it by itself."""
+        return getattr(self.core, "gradient_reducer", None)
+
+    @property
+    def step_signals(self) -> StepSignals | None:
+        """The signals that travel with the gradients; None where there is no gradient reducer."""
+        return None if self.gradient_reducer is None else self.gradient_reducer.signals
 
     @property
     def accumulation(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from distlr._utils.checks import positive_integer
 from distlr.callbacks.job_callback import JobCallback
 from distlr.communicators.rank_zero import from_root
+from distlr.communicators.step_signals import StepSignal, StepSignals
 from distlr.errors import ConfigurationError
 from distlr.optimizer import ScaledOptimizer, Steered, rate_of
 from distlr.runlog.control_requests import ControlDirectory, Found
@@ -91,7 +92,7 @@ class Steering(JobCallback):
         self._begun = False
         self._active = isinstance(optimizer, ScaledOptimizer)
         if self._active and self.communicator.size > 1:
-            self._active = self.exchange is not None
+            self._active = self.gradient_reducer is not None
         if not self._active:
             if self.communicator.is_root:
                 _log.warning(
@@ -140,6 +141,12 @@ class Steering(JobCallback):
         self._mark()
         self.directory.close()
 
+    @property
+    def _signals(self) -> StepSignals:
+        """Where the request travels; on several ranks nothing is read without (`_active`)."""
+        assert self.step_signals is not None
+        return self.step_signals
+
     # -- the run begins ------------------------------------------------------------------------------
 
     def _begin(self, epoch: int) -> None:
@@ -150,7 +157,7 @@ class Steering(JobCallback):
         self.core.steer(Steered(*said["steered"]))
         self._again = said["again"]
         if self.communicator.size > 1:
-            self.exchange.take_back("steer")
+            self._signals.clear(StepSignal.MANUAL_CONTROL)
         self._do_again(Moment.BEGIN)
         if said["asked"]:
             self._decide(Moment.BEGIN)
@@ -196,13 +203,13 @@ class Steering(JobCallback):
         """Hears what was asked for at the last look, then looks."""
         alone = self.communicator.size == 1
         due = moment == Moment.EPOCH_END and self._epoch + 2 in self._epochs  # before the epoch that comes next, from 1
-        if not alone and (due or self.exchange.agreed_on("steer")):
+        if not alone and (due or self._signals.has_received(StepSignal.MANUAL_CONTROL)):
             self._decide(moment)
         if self.communicator.is_root:
             for found in self.directory.look():
                 self._take(found)
             if self._asked and not alone:
-                self.exchange.request("steer")
+                self._signals.send(StepSignal.MANUAL_CONTROL)
         if alone and (self._asked or due):
             self._decide(moment)
 
@@ -268,7 +275,7 @@ class Steering(JobCallback):
         said = from_root(self.communicator, lambda: self._decision(moment), tag=tag, what=_READ)
         self._epochs = set(said["epochs"])
         if self.communicator.size > 1:
-            self.exchange.take_back("steer")
+            self._signals.clear(StepSignal.MANUAL_CONTROL)
         for change in said["changes"]:
             self._carry_out(change, moment)
 

@@ -145,7 +145,7 @@ class SyncMetrics(JobCallback):
             return
         own = Bundle(self._trained, note={"validates": self._validates, "others": others})
         tag = f"training metrics of epoch {self._epoch + 1}"
-        self.communicator.data_ended(self.exchange)
+        self.communicator.data_ended(self.gradient_reducer)
         bundles = exchange_with_statistics(self.communicator, self.model, own, tag=tag)
         self._any_validates = any(rank.note["validates"] for rank in bundles)
         self._others = [rank.note["others"] for rank in bundles]
@@ -164,7 +164,7 @@ class SyncMetrics(JobCallback):
         parts = {}
         if self._training is None:
             parts["training"] = Bundle(self._trained)
-            self.communicator.data_ended(self.exchange)
+            self.communicator.data_ended(self.gradient_reducer)
         if self._training is None or self._any_validates:
             note = {"others": others, "was_cut": self.validation_was_cut}
             parts["validation"] = Bundle(now.states() if self._validates else {}, note=note)

@@ -10,15 +10,21 @@ from types import FrameType
 from typing import Any
 
 from distlr.communicators import Communicator
+from distlr.communicators.gradient_reducer import GradientReducer
+from distlr.communicators.step_signals import StepSignal
 from distlr.errors import ConfigurationError, received
 
 __all__ = ["REASONS", "Signals"]
 
-ACTIONS = {"SIGTERM": "leave", "SIGUSR1": "save"}
-"""The kind of request (`communicators.requests`) that a signal makes."""
+ACTIONS = {"SIGTERM": StepSignal.LEAVE, "SIGUSR1": StepSignal.SAVE}
+"""What a signal of the operating system asks all ranks for."""
 
-REASONS = {"leave": "SIGTERM", "save": "SIGUSR1", "regroup": "other ranks join"}
-"""Why something is asked for, by its kind."""
+REASONS = {
+    StepSignal.LEAVE: "SIGTERM",
+    StepSignal.SAVE: "SIGUSR1",
+    StepSignal.REGROUP: "other ranks join",
+}
+"""Why the ranks are asked to do something."""
 
 
 class Signals:
@@ -33,7 +39,7 @@ class Signals:
         if unknown or isinstance(names, str):
             raise ConfigurationError(received("signals", names, f"some of {', '.join(map(repr, ACTIONS))}"))
         self.names = tuple(names)
-        self._asked: set[str] = set()
+        self._asked: set[StepSignal] = set()
         self._leaving_since: float | None = None
         self._before: dict[int, Any] = {}
 
@@ -59,39 +65,39 @@ class Signals:
             signal.signal(number, handler)
         self._before.clear()
 
-    def requests(self, communicator: Communicator, exchange: Any) -> set[str]:
+    def requests(self, communicator: Communicator, reducer: GradientReducer | None) -> set[StepSignal]:
         """What is to be done now: alone what was asked for, on several ranks what all have heard of.
 
         Args:
             communicator: the job's.
-            exchange: of the optimizer's gradients, which carries the requests; without one the ranks hear of nothing.
+            reducer: of the optimizer's gradients, with which signals travel; without one the ranks receive none.
         """
         if communicator.ranks_changed:
-            self._asked.add("regroup")
+            self._asked.add(StepSignal.REGROUP)
         if communicator.size == 1:
             return set(self._asked)
-        if exchange is None:
+        if reducer is None:
             return set()
         for kind in tuple(self._asked):  # a signal may add to it
-            exchange.request(kind)
-        heard: set[str] = exchange.agreed_on(*REASONS)
-        if "leave" in heard:
+            reducer.signals.send(kind)
+        heard = {signal for signal in REASONS if reducer.signals.has_received(signal)}
+        if StepSignal.LEAVE in heard:
             self._note_leaving()
         return heard
 
-    def done(self, kinds: Iterable[str], communicator: Communicator, exchange: Any) -> None:
+    def done(self, kinds: Iterable[StepSignal], communicator: Communicator, reducer: GradientReducer | None) -> None:
         """Forgets what has been done."""
         for kind in kinds:
             self._asked.discard(kind)
-            if kind == "leave":
+            if kind == StepSignal.LEAVE:
                 self._leaving_since = None
-            if communicator.size > 1:
-                exchange.take_back(kind)
+            if communicator.size > 1 and reducer is not None:
+                reducer.signals.clear(kind)
 
     @property
     def leaving(self) -> bool:
         """Whether this process was asked to end, and has not."""
-        return "leave" in self._asked
+        return StepSignal.LEAVE in self._asked
 
     @property
     def leaving_for(self) -> float | None:
@@ -105,6 +111,6 @@ class Signals:
     def _heard(self, number: int, frame: FrameType | None) -> None:
         kind = ACTIONS[signal.Signals(number).name]
         self._asked.add(kind)
-        if kind == "leave":
+        if kind == StepSignal.LEAVE:
             self._note_leaving()
             signal.signal(number, self._before[number])  # a second one is not to wait

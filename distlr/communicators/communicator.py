@@ -34,6 +34,7 @@ from distlr.communicators.frames import (
     to_bytes,
     to_json,
 )
+from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.log import CollectiveLog
 from distlr.communicators.lost_ranks import survivor_message
 from distlr.errors import (
@@ -110,8 +111,8 @@ class Communicator(abc.ABC):
         self.local_rank, self.local_size = local_rank, local_size
         self.log = CollectiveLog()
 
-    def gradients(self, prefix: str, compression: str = "none") -> Any:
-        """What the optimizer called `prefix` gives its gradients to, in the graph: see `HorovodGradients`.
+    def gradients(self, prefix: str, compression: str = "none") -> GradientReducer:
+        """What reduces the gradients of the optimizer called `prefix` over the ranks, in the graph.
 
         >>> from distlr.communicators import SingleCommunicator
         >>> SingleCommunicator().exchanges_gradients
@@ -119,11 +120,11 @@ class Communicator(abc.ABC):
         """
         raise DistributionError(f"The {self.name} engine is for control alone: it does not exchange gradients.")
 
-    def data_ended(self, exchange: Any) -> None:  # noqa: B027  (an engine that averages no gradients has nothing to do)
+    def data_ended(self, reducer: GradientReducer | None) -> None:  # noqa: B027  (an engine that averages no gradients has nothing to do)
         """Has the next collective take part in updates that other ranks still make, though this one made none lately.
 
         Args:
-            exchange: what `gradients` gave to the optimizer that all ranks train with; or None.
+            reducer: what `gradients` gave to the optimizer that all ranks train with; or None.
 
         >>> from distlr.communicators import SingleCommunicator
         >>> SingleCommunicator().data_ended(None)  # there are no others

@@ -1,55 +1,75 @@
-"""Requests that travel with the gradients: at no collective's cost, heard at the same update on every rank."""
+"""Signals that travel with the gradients: at no collective's cost, received at the same update on every rank."""
 
 from __future__ import annotations
 
-__all__ = ["KINDS", "Requests"]
+import enum
+from typing import Any
 
-KINDS = ("stop", "save", "leave", "regroup", "bad", "steer", "waits")
-"""To end the training; to write a checkpoint and go on, to end the process, or to begin anew with other ranks; that a
-loss is not finite; that rank 0 has something to say that was asked for by hand; and, never set by `request`, that a
-rank makes no update but waits in a collective."""
+__all__ = ["StepSignal", "StepSignals"]
 
 
-class Requests:
-    """What this rank wants, and what all have heard of; an exchange of gradients carries one to the other.
+class StepSignal(enum.Enum):
+    """What a rank can tell all ranks with the gradients of an update."""
+
+    STOP = "stop"
+    """End the training."""
+    SAVE = "save"
+    """Write a checkpoint, and go on."""
+    LEAVE = "leave"
+    """Write a checkpoint, and end the process."""
+    REGROUP = "regroup"
+    """Write a checkpoint, and begin anew with other ranks."""
+    NON_FINITE = "non-finite"
+    """A loss is NaN or infinite."""
+    MANUAL_CONTROL = "manual control"
+    """Rank 0 has a request by hand for all ranks."""
+    WAITS = "waits"
+    """This rank makes no update, and waits in a collective; never set by `send`."""
+
+    @property
+    def place(self) -> int:
+        """The place of the signal in the vector that travels, from 0."""
+        return _ORDER.index(self)
+
+
+_ORDER = list(StepSignal)
+
+
+class StepSignals:
+    """The signals that this rank sends, and those that all ranks have received.
 
     Attributes:
-        wanted: a variable of this process, for each kind 1 where it is requested here.
-        agreed: a variable of this process, for each kind above 0 where any rank wanted it before the last update.
+        sent: a variable of this process, for each signal 1 where this rank sends it.
+        received: a variable of this process, for each signal above 0 where any rank sent it before the last update.
     """
 
     def __init__(self) -> None:
         import tensorflow as tf
 
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA  # in the scope of a strategy: assigned in a replica
-        self.wanted = tf.Variable([0.0] * len(KINDS), trainable=False, aggregation=first)
-        self.agreed = tf.Variable([0.0] * len(KINDS), trainable=False, aggregation=first)
+        self.sent: Any = tf.Variable([0.0] * len(_ORDER), trainable=False, aggregation=first)
+        self.received: Any = tf.Variable([0.0] * len(_ORDER), trainable=False, aggregation=first)
 
-    @property
-    def terms(self) -> str:
-        """What must be equal on all ranks, of the exchange that carries them."""
-        return ""
+    def send(self, signal: StepSignal) -> None:
+        """Sends a signal to all ranks, with the next update's gradients."""
+        _set(self.sent, signal, 1.0)
 
-    def request(self, kind: str) -> None:
-        """Lets all ranks know, with the next update's gradients, what this one wants."""
-        self._set(self.wanted, kind, 1.0)
+    def clear(self, signal: StepSignal) -> None:
+        """Forgets that this rank sends a signal, and that it was received."""
+        _set(self.sent, signal, 0.0)
+        _set(self.received, signal, 0.0)
 
-    def take_back(self, kind: str) -> None:
-        """Forgets this rank's request and what was agreed."""
-        self._set(self.wanted, kind, 0.0)
-        self._set(self.agreed, kind, 0.0)
+    def is_sent(self, signal: StepSignal) -> bool:
+        """Whether this rank sends a signal."""
+        return bool(self.sent.numpy()[signal.place] > 0)
 
-    def requested(self, kind: str) -> bool:
-        """Whether this rank wants it."""
-        return bool(self.wanted.numpy()[KINDS.index(kind)] > 0)
+    def has_received(self, signal: StepSignal) -> bool:
+        """Whether any rank sent a signal before the last update; the same on all ranks."""
+        return bool(self.received.numpy()[signal.place] > 0)
 
-    def agreed_on(self, *kinds: str) -> set[str]:
-        """Which of these any rank wanted before the last update; the same on all ranks."""
-        agreed = self.agreed.numpy()
-        return {kind for kind in kinds if agreed[KINDS.index(kind)] > 0}
 
-    def _set(self, variable: object, kind: str, value: float) -> None:
-        values = variable.numpy()  # type: ignore[attr-defined]
-        if values[KINDS.index(kind)] != value:
-            values[KINDS.index(kind)] = value
-            variable.assign(values)  # type: ignore[attr-defined]
+def _set(variable: Any, signal: StepSignal, value: float) -> None:
+    values = variable.numpy()
+    if values[signal.place] != value:
+        values[signal.place] = value
+        variable.assign(values)

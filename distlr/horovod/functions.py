@@ -194,7 +194,7 @@ def load_model(
     ...     path = os.path.join(folder, "model.keras")
     ...     model.save(path)
     ...     loaded = hvd.load_model(path)
-    >>> loaded.optimizer.exchange is not None
+    >>> loaded.optimizer.gradient_reducer is not None
     True
     """
     job = current_job()

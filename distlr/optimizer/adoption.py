@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from distlr.batch.global_batch import GlobalBatch
+from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.errors import DistlrError, DistributionError, StateError
 from distlr.optimizer.hooks import HookContract
 from distlr.optimizer.hyperparameters import Extras, Multipliers
@@ -94,12 +95,12 @@ class Adoption:
         self.scaled = scaled
         self.hooks = HookContract()
         self.rate_cache = RateCache()
-        self.exchange: Any = None  # of gradients with other ranks, where the engine does not do it by itself
+        self.gradient_reducer: GradientReducer | None = None  # where something goes from rank to rank with gradients
         self.reduction = Reduction()
         self.ranks = 1
         self.restored = False  # made from a config, and connected to no job yet
         self.refusal: DistlrError | None = None  # what `connection.settle` found, for the first step
-        self.exchanged: list[str] = []  # the names of the gradients of the update in progress
+        self.gradient_names: list[str] = []  # the names of the gradients of the update in progress
         self.broadcast = False
         self.extras = Extras()
         self.bases: dict[str, float] = {}  # what else is scaled, as it was at the base batch, by attribute
@@ -262,13 +263,13 @@ class Adoption:
                 "of them was built outside job.scope(), so one device would train at the rate of all. Fix: "
                 "build the model, make the optimizer and call compile inside `with job.scope():`."
             )
-        if self.exchange is not None and not self.broadcast:
+        if self.gradient_reducer is not None and not self.broadcast:
             raise DistributionError(
                 "The ranks would take the first step from different weights: rank 0's state was never broadcast. "
                 "Fix: train with fit(callbacks=job.callbacks([...])), or call job.broadcast(model, optimizer) "
                 "before the first step of a loop of your own."
             )
-        several = expected.num_replicas_in_sync > 1 or self.exchange is not None
+        several = expected.num_replicas_in_sync > 1 or self.gradient_reducer is not None
         if self.waits_for_agreement and not agreed and several:
             raise DistributionError(
                 "Keras' LossScaleOptimizer wraps the optimizer (compile does it by itself under mixed_float16) and "

@@ -43,7 +43,7 @@ def connect(optimizer: Any, world: World, gradients: Callable[[str], Any] | None
     Args:
         optimizer: adopted, without a loss scale around it.
         world: of the job.
-        gradients: makes the exchange with the other ranks, of the compression that it is given; None where the job
+        gradients: makes the gradient reducer over the ranks, of the compression that it is given; None where the job
             has none.
         is_root: whether this is rank 0, which says what changes.
 
@@ -56,8 +56,8 @@ def connect(optimizer: Any, world: World, gradients: Callable[[str], Any] | None
     """
     adoption = optimizer._distlr
     changed: bool = _fit(optimizer, world, is_root=is_root)
-    if adoption.exchange is None and gradients is not None and adoption.reduction.exchange:
-        adoption.exchange = gradients(adoption.reduction.compression)
+    if adoption.gradient_reducer is None and gradients is not None and adoption.reduction.exchange:
+        adoption.gradient_reducer = gradients(adoption.reduction.compression)
         changed = True
     if adoption.ranks != world.ranks:
         adoption.ranks = world.ranks

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.strategies.replicas import on_replicas, sum_over_replicas
 
 __all__ = ["agreed", "are_finite", "global_norm", "only_if"]
@@ -24,11 +25,11 @@ def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
     return tf.linalg.global_norm([tf.cast(tensor, tf.float32) for tensor in tensors])
 
 
-def agreed(flag: tf.Tensor, exchange: Any) -> tf.Tensor:
+def agreed(flag: tf.Tensor, reducer: GradientReducer | None) -> tf.Tensor:
     """Whether a flag is true on every replica of every rank, the same on each; in a replica."""
     (failing,) = sum_over_replicas([tf.cast(tf.logical_not(flag), tf.float32)])
     everywhere = tf.equal(failing, 0.0)
-    return everywhere if exchange is None else exchange.all_true(everywhere)
+    return everywhere if reducer is None else reducer.all_true(everywhere)
 
 
 def only_if(

@@ -30,7 +30,7 @@ class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def check_finite(self, grads: Sequence[Any]) -> tf.Tensor:
         """Whether the gradients are finite on every replica of every rank, the same on each."""
-        return agreed(super().check_finite(grads), getattr(self.inner_optimizer, "exchange", None))
+        return agreed(super().check_finite(grads), getattr(self.inner_optimizer, "gradient_reducer", None))
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Sets all of `variables` (Keras' class leaves the inner optimizer's as they are)."""

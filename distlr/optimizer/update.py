@@ -1,4 +1,4 @@
-"""One update: the rate computed once for it, gradients exchanged and clipped, the clock moved on."""
+"""One update: the rate computed once for it, gradients reduced and clipped, the clock moved on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.optimizer.accumulation import accumulate, overwrite_with_averages
 from distlr.optimizer.adoption import BAD_STEPS
 from distlr.optimizer.formula import FormulaRate
@@ -59,7 +60,7 @@ class FormulaUpdate(FormulaRate):
         if adoption.bad_steps is None or self.agreed_loss_scale:
             self._step(grads, trainable_variables)
             return
-        finite = agreed(are_finite(grads), adoption.exchange)
+        finite = agreed(are_finite(grads), adoption.gradient_reducer)
         count = adoption.bad_steps
         only_if(finite, self._step, lambda: count.assign(count + 1.0), (list(grads), trainable_variables))
 
@@ -218,12 +219,12 @@ class FormulaUpdate(FormulaRate):
             self.agreed_loss_scale = False
         super().__setattr__(name, value)
 
-    # -- the exchange with other ranks -----------------------------------------------------------------
+    # -- the gradients of other ranks ------------------------------------------------------------------
 
     @property
-    def exchange(self) -> Any:
-        """What averages the gradients over the ranks, or None where nothing has to."""
-        return self._distlr.exchange
+    def gradient_reducer(self) -> GradientReducer | None:
+        """What reduces the gradients over the ranks, or None where nothing has to."""
+        return self._distlr.gradient_reducer
 
     @property
     def reduction(self) -> Reduction:
@@ -247,7 +248,7 @@ class FormulaUpdate(FormulaRate):
         # By place, not by name: a rank that built another model first has other names for the same variables.
         adoption = self._distlr
         adoption.hooks.passed("_backend_apply_gradients")
-        adoption.exchanged = [str(self._get_variable_index(variable)) for variable in trainable_variables]
+        adoption.gradient_names = [str(self._get_variable_index(variable)) for variable in trainable_variables]
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             if tf.is_tensor(gradient) and not isinstance(gradient, tf.IndexedSlices):
                 gradient.set_shape(variable.shape)  # which a function of the user's own may have lost
@@ -271,8 +272,8 @@ class FormulaUpdate(FormulaRate):
         adoption.hooks.passed("_clip_gradients")
         if not grads:
             return grads
-        if adoption.exchange is not None:
-            grads = adoption.exchange.average(grads, adoption.exchanged)
+        if adoption.gradient_reducer is not None:
+            grads = adoption.gradient_reducer.average(grads, adoption.gradient_names)
         else:
             grads = sum_over_replicas(grads)
         grads = adoption.reduction.applied(grads, adoption.ranks)

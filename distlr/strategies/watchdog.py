@@ -32,7 +32,7 @@ class Watchdog:
 
     def __init__(self, timeout: float, rank: int) -> None:
         self.timeout, self.rank = timeout, rank
-        first = tf.VariableAggregation.ONLY_FIRST_REPLICA  # as in `Requests`
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA  # as in `StepSignals`
         with tf.device("/CPU:0"):  # where it can be read while a GPU waits
             self._begun = tf.Variable(0, trainable=False, dtype=tf.int64, aggregation=first)
             self._ended = tf.Variable(0, trainable=False, dtype=tf.int64, aggregation=first)

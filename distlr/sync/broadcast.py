@@ -57,7 +57,8 @@ def broadcast_state(
             for name, initial in communicator.broadcast_json(core.states(), tag=_DECIDERS).items():
                 core.state(name, initial)
             own = core.own_variables()
-            exchange = None if core.exchange is None else f"{core.exchange.terms}, {core.reduction.terms}"
+            reducer = core.gradient_reducer
+            exchange = None if reducer is None else f"{reducer.terms}, {core.reduction.terms}"
         added = {id(variable) for variable in own.values()}
         variables += [v for v in optimizer.variables if id(v) not in added] + list(own.values())
         if isinstance(core, ScaledOptimizer):
@@ -95,7 +96,7 @@ def broadcast_optimizer(communicator: Communicator, optimizer: Any) -> None:
         {
             f"variables of '{core.name}'": [f"{variable.dtype} {tuple(variable.shape)}" for variable in variables],
             f"formula of '{core.name}'": _formula(core),
-            f"exchange of gradients of '{core.name}'": None if core.exchange is None else core.exchange.terms,
+            f"exchange of gradients of '{core.name}'": getattr(core.gradient_reducer, "terms", None),
         },
         tag="an optimizer that the ranks have built",
     )

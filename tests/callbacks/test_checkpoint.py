@@ -17,12 +17,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from identical_ranks import IdenticalRanks
 
 import distlr
 from distlr.callbacks import Checkpoint
 from distlr.checkpoint.store import CheckpointDirectory, read_checkpoint
 from distlr.communicators import SingleCommunicator
-from distlr.communicators.step_signals import Requests
 from distlr.errors import ConfigurationError, DistlrError, NonFiniteError, StateError
 from distlr.job import Job
 from distlr.testing import run_ranks
@@ -55,29 +55,6 @@ class Watch(K.Callback):
             raise Killed
 
 
-class Alike(SingleCommunicator):
-    """Rank 0 of n ranks that all do and say the same: what it says is what each of them does."""
-
-    exchanges_gradients = True
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def _exchange(self, frame, label):
-        return [frame] * self.size
-
-    def gradients(self, prefix, compression="none"):
-        return Mean()
-
-
-class Mean(Requests):
-    """The mean over ranks that are alike."""
-
-    def average(self, gradients, names):
-        return list(gradients)
-
-
 class Run:
     """One process of a job: everything is made anew."""
 
@@ -100,7 +77,7 @@ class Run:
     ):
         keras.utils.set_random_seed(3)
         if ranks > 1:
-            self.job = job = Job(tf.distribute.get_strategy(), "horovod", Alike(ranks))
+            self.job = job = Job(tf.distribute.get_strategy(), "horovod", IdenticalRanks(ranks))
         else:
             self.job = job = distlr.init(environ={}, simulate=simulate if simulate > 1 else None)
         batch = job.batch(per_replica=per_replica, base_batch=4, samples_per_epoch=SAMPLES, accumulation=accumulation)

@@ -13,14 +13,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from identical_ranks import IdenticalRanks
 
 import distlr
 from distlr.callbacks import Checkpoint, cut_validation
 from distlr.checkpoint.preemption import Signals
 from distlr.checkpoint.run_state import RunState
 from distlr.checkpoint.store import CheckpointDirectory
-from distlr.communicators import SingleCommunicator
-from distlr.communicators.step_signals import Requests
 from distlr.job import Job
 
 K = keras.callbacks
@@ -29,29 +28,6 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(VALIDATION, 6)).astype("float32")
 Y = (X.sum(axis=1, keepdims=True) > 0).astype("float32")
 GRACE, BATCH_SECONDS = 0.2, 0.05
-
-
-class Alike(SingleCommunicator):
-    """Rank 0 of n ranks that all do and say the same."""
-
-    exchanges_gradients = True
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def _exchange(self, frame, label):
-        return [frame] * self.size
-
-    def gradients(self, prefix, compression="none"):
-        return Mean()
-
-
-class Mean(Requests):
-    """The mean over ranks that are alike."""
-
-    def average(self, gradients, names):
-        return list(gradients)
 
 
 class Noise(keras.layers.Layer):
@@ -121,7 +97,7 @@ class Run:
     ):
         keras.utils.set_random_seed(3)
         if ranks > 1:
-            job = Job(tf.distribute.get_strategy(), "horovod", Alike(ranks))
+            job = Job(tf.distribute.get_strategy(), "horovod", IdenticalRanks(ranks))
         else:
             job = distlr.init(environ={}, simulate=simulate)
         batch = job.batch(per_replica=per_replica, base_batch=4, samples_per_epoch=SAMPLES)

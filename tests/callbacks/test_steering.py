@@ -259,13 +259,13 @@ def test_many_answered_requests_hide_no_new_one(tmp_path) -> None:
 
 def test_what_rank_0_cannot_do_is_an_error_on_every_rank_and_nobody_waits(recording, tmp_path) -> None:
     (tmp_path / "control").touch()  # where the directory of the requests should be
-    optimizer = SimpleNamespace(take_back=lambda kind: None)
+    reducer = SimpleNamespace(signals=SimpleNamespace(clear=lambda signal: None))
 
     def rank(comm):
         bench = recording.Bench(1)
         bench.adopt(bench.batch(2, 2, samples_per_epoch=8))
         bench.compile()
-        bench.optimizer._distlr.exchange = optimizer
+        bench.optimizer._distlr.gradient_reducer = reducer
         steering = Steering(tmp_path)
         steering.bind(comm)
         steering.set_model(bench.model)

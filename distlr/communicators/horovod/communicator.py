@@ -16,6 +16,7 @@ import numpy as np
 from distlr._utils.checks import not_negative_real
 from distlr.communicators.communicator import Communicator
 from distlr.communicators.frames import Frame, filled, split
+from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.horovod.gradients import HorovodGradients
 from distlr.communicators.horovod.participation import HorovodUpdates, different
 from distlr.errors import CollectiveTimeoutError, ConfigurationError, DistributionError, received
@@ -59,26 +60,26 @@ class HorovodCommunicator(Communicator):
         os.environ.setdefault(_STALL_WARNING, str(warning))
         hvd.init()
         super().__init__("horovod", hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
-        self._exchanges: list[tuple[HorovodUpdates, weakref.ref[HorovodGradients]]] = []
+        self._reducers: list[tuple[HorovodUpdates, weakref.ref[HorovodGradients]]] = []
         self._updated: list[HorovodUpdates] = []  # which there have been since the collective before
         self._ended: HorovodUpdates | None = None  # whose data has ended on this rank, perhaps not on others
 
     def gradients(self, prefix: str, compression: str = "none") -> HorovodGradients:
-        """The exchange of gradients for one optimizer; see `HorovodGradients`."""
-        exchange = HorovodGradients(self._hvd, prefix, compression)
-        self._exchanges.append((exchange.updates, weakref.ref(exchange)))
-        return exchange
+        """What reduces the gradients of one optimizer; see `HorovodGradients`."""
+        reducer = HorovodGradients(self._hvd, prefix, compression)
+        self._reducers.append((reducer.updates, weakref.ref(reducer)))
+        return reducer
 
-    def data_ended(self, exchange: HorovodGradients | None) -> None:
+    def data_ended(self, reducer: GradientReducer | None) -> None:
         """Has the next collective take part in updates that other ranks still make; see `Communicator`."""
-        self._ended = None if exchange is None else exchange.updates
+        self._ended = reducer.updates if isinstance(reducer, HorovodGradients) else None
 
     def _take_updates(self) -> int:
         ended, self._ended = self._ended, None
-        counts = {updates: updates.take() for updates, _ in self._exchanges}
+        counts = {updates: updates.take() for updates, _ in self._reducers}
         # Told of once more after their optimizer is gone: Python collects it on each rank when it likes, and a rank
         # that has it yet would wait here for one that has not.
-        self._exchanges = [(updates, of) for updates, of in self._exchanges if counts[updates] or of() is not None]
+        self._reducers = [(updates, of) for updates, of in self._reducers if counts[updates] or of() is not None]
         self._updated = [
             updates
             for updates, count in counts.items()

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from distlr._utils.checks import one_of
+from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.horovod.participation import HorovodUpdates, flat
-from distlr.communicators.step_signals import Requests
 
 __all__ = ["COMPRESSIONS", "HorovodGradients", "check_compression"]
 
@@ -19,12 +19,12 @@ def check_compression(compression: Any) -> None:
     one_of("compression", compression, COMPRESSIONS)
 
 
-class HorovodGradients(Requests):
+class HorovodGradients(GradientReducer):
     """The mean over the ranks of an optimizer's gradients, and of what travels with them.
 
     Each tensor is an operation of its own, named after optimizer and variable: Horovod begins with those that
     back-propagation has first, fuses small ones by itself, and a rank that has built another model beside this
-    one still pairs right. Requests travel in the same buffer, so that a stop that one rank
+    one still pairs right. Signals travel in the same buffer, so that a stop that one rank
     wants reaches all of them at the same update at no collective's cost.
 
     Attributes:
@@ -50,12 +50,7 @@ class HorovodGradients(Requests):
         return self._named
 
     def average(self, gradients: Sequence[Any], names: Sequence[str]) -> list[Any]:
-        """The mean over the ranks of each gradient: dense, sparse (`IndexedSlices`), or None, which stays None.
-
-        Args:
-            gradients: one a variable.
-            names: the variables' names, the same on all ranks, none twice.
-        """
+        """The mean over the ranks of each gradient; see `GradientReducer`."""
         import tensorflow as tf
 
         before = self._update_before()
@@ -63,27 +58,27 @@ class HorovodGradients(Requests):
         # and what does not wait for the data would be sent all the same and meet nothing.
         first = [gradient for gradient in gradients if gradient is not None][:1]
         with tf.control_dependencies([before, *first]):
-            wanted = tf.identity(self.wanted)
+            sent = tf.identity(self.signals.sent)
             if not self.updates.gated:
                 self.updates.begin()
         self.updates.record()
-        agreed = self.updates.mean(wanted, "requests")
+        received = self.updates.mean(sent, "signals")
         with tf.control_dependencies([before]):
             means = [
                 gradient if gradient is None else self._average(gradient, flat(name))
                 for gradient, name in zip(gradients, names, strict=True)
             ]
         with tf.control_dependencies(tf.nest.flatten(means, expand_composites=True)):
-            self.agreed.assign(agreed)
+            self.signals.received.assign(received)
         return means
 
     def _update_before(self) -> Any:
-        """What the second update of a graph waits for: `agreed`, assigned once the first has all that it sent.
+        """What the second update of a graph waits for: the signals received, set once the first has all that it sent.
 
         Both send under the same names, of which Horovod refuses one that is still under way. The second's gradients
         need not depend on the first's: that of a Wasserstein loss by the last layer's bias is a constant.
         """
-        return self.agreed.read_value()
+        return self.signals.received.read_value()
 
     def all_true(self, flag: Any) -> Any:
         """Whether a boolean tensor is true on every rank; the same on each."""

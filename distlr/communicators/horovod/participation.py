@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from distlr.communicators.step_signals import KINDS
+from distlr.communicators.step_signals import StepSignal
 
 __all__ = ["HorovodUpdates", "different", "flat"]
 
@@ -130,8 +130,8 @@ class HorovodUpdates:
 
         if self.gated:
             return -self.mean(zero - 1.0, "finite")
-        here = tf.one_hot(KINDS.index("waits"), len(KINDS)) + zero
-        return self.mean(here, "requests")[KINDS.index("waits")]
+        waits = StepSignal.WAITS.place
+        return self.mean(tf.one_hot(waits, len(StepSignal)) + zero, "signals")[waits]
 
     def _send(self, zero: Any) -> Any:
         """Sends zeros for each tensor of an update; returns a sum of all that came."""

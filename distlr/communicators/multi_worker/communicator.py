@@ -10,6 +10,7 @@ import numpy as np
 
 from distlr.communicators.communicator import Communicator
 from distlr.communicators.frames import Frame
+from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.lost_ranks import lost_worker
 from distlr.errors import CollectiveTimeoutError
 from distlr.startup.launcher import place_on_host
@@ -48,8 +49,8 @@ class StrategyCommunicator(Communicator):
         self._chiefs = len(resolver.cluster_spec().as_dict().get("chief", []))
         self._device = f"/job:{resolver.task_type}/replica:0/task:{resolver.task_id}/device:CPU:0"
 
-    def gradients(self, prefix: str, compression: str = "none") -> Any:
-        """What travels with one optimizer's gradients; see `strategies.gradients`."""
+    def gradients(self, prefix: str, compression: str = "none") -> GradientReducer:
+        """What travels with one optimizer's gradients; see `StrategyGradients`."""
         from distlr.communicators.multi_worker.gradients import StrategyGradients
 
         return StrategyGradients()

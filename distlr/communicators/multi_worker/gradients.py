@@ -7,14 +7,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from distlr.communicators.step_signals import Requests
+from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.strategies.replicas import sum_over_replicas
 
 __all__ = ["StrategyGradients"]
 
 
-class StrategyGradients(Requests):
-    """The sum over all replicas of all ranks, which the strategy computes, and with it requests."""
+class StrategyGradients(GradientReducer):
+    """The sum over all replicas of all ranks, which the strategy computes, and with it signals."""
 
     def average(self, gradients: Sequence[Any], names: Sequence[str]) -> list[Any]:
         """The mean over the batch of each gradient: dense, sparse, or None. In a replica.
@@ -25,9 +25,9 @@ class StrategyGradients(Requests):
         """
         # A gradient first: at the end of data of unknown length Keras runs one more step, which fails.
         with tf.control_dependencies([gradient for gradient in gradients if gradient is not None][:1]):
-            wanted = tf.identity(self.wanted)
-        *summed, agreed = sum_over_replicas([*gradients, wanted])
-        self.agreed.assign(agreed)
+            sent = tf.identity(self.signals.sent)
+        *summed, received = sum_over_replicas([*gradients, sent])
+        self.signals.received.assign(received)
         return summed
 
     def all_true(self, flag: Any) -> Any:

@@ -1,0 +1,42 @@
+"""The contract of what makes one gradient of those of all ranks, in the graph of an update."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+from distlr.communicators.step_signals import StepSignals
+
+__all__ = ["GradientReducer"]
+
+
+class GradientReducer(abc.ABC):
+    """Reduces the gradients of one optimizer over the ranks; a communicator makes one (`Communicator.gradients`).
+
+    Its methods are called while an update is traced or runs, on every rank, in the same order.
+
+    Attributes:
+        signals: what this rank tells the others; they travel with the gradients.
+    """
+
+    def __init__(self) -> None:
+        self.signals = StepSignals()
+
+    @property
+    def terms(self) -> str:
+        """What must be equal on all ranks: the optimizer's place among those of the job, and what is sent."""
+        return ""
+
+    @abc.abstractmethod
+    def average(self, gradients: Sequence[Any], names: Sequence[str]) -> list[Any]:
+        """The mean over the batch of each gradient, and all ranks' signals.
+
+        Args:
+            gradients: one a variable: a tensor, `tf.IndexedSlices`, or None, which stays None.
+            names: one a variable, the same on all ranks, none twice.
+        """
+
+    @abc.abstractmethod
+    def all_true(self, flag: Any) -> Any:
+        """Whether a boolean tensor is true on every rank; the same on each."""
