@@ -69,7 +69,10 @@ HOROVOD = {
     "distlr.tools.doctor.probe",  # asks whether Horovod loads, in a process of its own
 }
 # The contract, and what is made of it.
-NO_BACKENDS = {f"distlr.communicators.{name}" for name in ("bundles", "communicator", "frames", "rank_zero")}
+NO_BACKENDS = {
+    f"distlr.communicators.{name}"
+    for name in ("bundles", "communicator", "frames", "gradient_reducer", "rank_zero", "step_signals")
+}
 
 FLOORS = (
     ("_version", "errors"),

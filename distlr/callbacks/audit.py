@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.other_optimizers import OtherOptimizers
+from distlr.callbacks.stage import Stage
 from distlr.callbacks.step_audit import StepAudit, how_to_feed
 from distlr.errors import ConfigurationError, DistributionError
 from distlr.optimizer import ScaledOptimizer, adopted_by, agree, inner, strategy_of
@@ -50,6 +51,9 @@ class Audit(JobCallback):
     ...     print(str(error).partition(",")[0])
     fit runs 4 steps an epoch and the batch says 8
     """
+
+    stage = Stage.CHECK
+    stops_with_all_ranks = True
 
     # Keras waits for the device after every step where a callback looks at the batches, unless it says this:
     # then it calls from another thread, in order, and the step is not held up.

@@ -10,6 +10,7 @@ import numpy as np
 
 from distlr._utils.checks import one_of, positive_integer, positive_real
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.checkpoint.snapshot import Snapshot
 from distlr.communicators.step_signals import StepSignal
 from distlr.errors import ConfigurationError, NonFiniteError, received
@@ -62,6 +63,10 @@ class BadNumbers(JobCallback):
     >>> bad.count, bool(np.isfinite(model.get_weights()[0]).all())
     (1, True)
     """
+
+    stage = Stage.CHECK_NUMBERS
+    decides_by = ("policy", "factor", "limit", "each_step")
+    stops_with_all_ranks = True
 
     def __init__(
         self,

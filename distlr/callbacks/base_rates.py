@@ -11,6 +11,7 @@ import numpy as np
 
 from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.plateau import ReduceLROnPlateau
+from distlr.callbacks.stage import Stage
 from distlr.optimizer import ScaledOptimizer, inner
 from distlr.scaling.rules import rule_name
 
@@ -45,6 +46,8 @@ class BaseRates(JobCallback):
     Args:
         callbacks: the user's, of this rank.
     """
+
+    stage = Stage.CHECK
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
         super().__init__()

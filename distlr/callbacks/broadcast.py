@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.communicators import Communicator
 from distlr.optimizer import adopted_by
 from distlr.sync.broadcast import broadcast_optimizer, broadcast_state
@@ -43,6 +44,8 @@ class BroadcastState(JobCallback):
     >>> all((a == b).all() for a, b in zip(models[0].get_weights(), models[1].get_weights()))
     True
     """
+
+    stage = Stage.BROADCAST
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Compares and broadcasts. Collective."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.sync.metrics_check import MetricsCheck
 
 __all__ = ["CheckMetrics"]
@@ -32,6 +33,8 @@ class CheckMetrics(JobCallback):
     ...     print(str(error).partition(":")[0])
     The metric 'largest' (Largest) cannot be computed over several replicas, which add its states up
     """
+
+    stage = Stage.COMBINE_RANKS
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.counters import Counters, append_to_logs
 from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.checkpoint.interval import Interval
 from distlr.checkpoint.preemption import REASONS, Signals
 from distlr.checkpoint.run_state import (
@@ -110,6 +111,10 @@ class Checkpoint(JobCallback):
     ...     train(directory, epochs=1), train(directory, epochs=3)  # the second one after a crash, say
     ([0], [1, 2])
     """
+
+    stage = Stage.CHECKPOINT
+    decides_by = ("every",)
+    stops_with_all_ranks = True
 
     def __init__(
         self,

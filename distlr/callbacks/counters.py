@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.other_weights import ADAPTATIONS
 from distlr.communicators import Communicator
 from distlr.communicators.bundles import Bundle, broadcast_arrays
 from distlr.errors import ConfigurationError, StateError
@@ -236,7 +237,7 @@ def _of_keras(callback: Any, table: Mapping[str, tuple[str, ...]]) -> tuple[str,
 def _is_users(callback: Any) -> bool:
     """Whether a callback may count what nobody knows of: neither Keras' own, nor one of distlr's."""
     kinds = [kind for kind in type(callback).__mro__ if kind.__module__.partition(".")[0] == "distlr"]
-    known = any(kind is not JobCallback for kind in kinds if not kind.__module__.endswith("other_weights"))
+    known = any(kind is not JobCallback and kind not in ADAPTATIONS for kind in kinds)
     return not known and type(callback).__module__.partition(".")[0] != "keras"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.callbacks.sync_metrics import SyncMetrics
 from distlr.checkpoint.run_state import seed_values
 from distlr.sync.metrics import are_built
@@ -44,6 +45,9 @@ class CutValidation(JobCallback):
         checkpoint: the job's, whose signals end a validation.
         metrics: of a job of several ranks.
     """
+
+    stage = Stage.CUT_VALIDATION
+    stops_with_all_ranks = True
 
     def __init__(self, checkpoint: Checkpoint, metrics: SyncMetrics | None = None) -> None:
         super().__init__()

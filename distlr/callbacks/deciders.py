@@ -8,12 +8,7 @@ from typing import Any
 
 import keras
 
-from distlr.callbacks.bad_numbers import BadNumbers
-from distlr.callbacks.checkpoint import Checkpoint
-from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.job_callback import JobCallback
-from distlr.callbacks.plateau import ReduceLROnPlateau
-from distlr.callbacks.steering import Steering
 from distlr.plateau.policy import PlateauPolicy
 
 __all__ = ["WRITERS", "configurations", "may_stop_within_epoch"]
@@ -34,11 +29,6 @@ _CONFIGURATION: tuple[tuple[type, tuple[str, ...]], ...] = (
     (_KERAS.LearningRateScheduler, ()),
     (_KERAS.SwapEMAWeights, ("swap_on_epoch",)),
     (_KERAS.TerminateOnNaN, ("raise_error",)),
-    (ReduceLROnPlateau, ("policy", "restore_best")),
-    (BadNumbers, ("policy", "factor", "limit", "each_step")),
-    (Checkpoint, ("every",)),
-    (ReplicaGuard, ("every",)),
-    (Steering, ("every",)),
 )
 
 _BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
@@ -55,7 +45,9 @@ def configurations(callbacks: Sequence[Any]) -> dict[str, dict[str, Any]]:
     described: dict[str, dict[str, Any]] = {}
     for callback in callbacks:
         kinds = [attributes for kind, attributes in _CONFIGURATION if isinstance(callback, kind)]
-        if kinds or isinstance(callback, JobCallback):
+        if isinstance(callback, JobCallback):
+            kinds = [callback.decides_by]
+        if kinds:
             name = type(callback).__name__
             count = 1 + sum(key == name or key.startswith(f"{name} (") for key in described)
             described[name if count == 1 else f"{name} ({count})"] = {
@@ -70,20 +62,17 @@ def may_stop_within_epoch(callback: Any) -> bool:
     >>> may_stop_within_epoch(_KERAS.TerminateOnNaN()), may_stop_within_epoch(_KERAS.EarlyStopping())
     (True, False)
     """
-    module = type(callback).__module__
     if getattr(callback, "async_safe", False):
         return False
-    if isinstance(callback, JobCallback) and module.startswith("distlr."):
-        return False  # distlr's own do not stop one rank alone
-    if isinstance(callback, WRITERS) and module.startswith("keras."):
-        return False
-    return any(not _is_default(callback, hook) for hook in _BATCH_HOOKS)
+    return any(_writes_what_may_stop(callback, hook) for hook in _BATCH_HOOKS)
 
 
-def _is_default(callback: Any, hook: str) -> bool:
-    """Whether a hook is the one of Keras' base class; a `LambdaCallback` has its hooks on the instance."""
-    method = getattr(callback, hook, None)
-    return getattr(method, "__func__", method) is getattr(_KERAS.Callback, hook)
+def _writes_what_may_stop(callback: Any, hook: str) -> bool:
+    """Whether a hook may stop one rank alone: it is somebody else's than Keras' base, its writers and distlr's."""
+    if hook in vars(callback):  # as a `LambdaCallback` has its hooks
+        return True
+    writer = next((kind for kind in type(callback).__mro__ if hook in vars(kind)), _KERAS.Callback)
+    return writer not in (_KERAS.Callback, *WRITERS) and not vars(writer).get("stops_with_all_ranks", False)
 
 
 def _as_json(value: Any) -> Any:

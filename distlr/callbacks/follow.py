@@ -8,6 +8,7 @@ from typing import Any
 
 from distlr._utils.checks import counted
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.data.position import EpochSteps, Position, matched
 from distlr.errors import StateError
 from distlr.optimizer import ScaledOptimizer
@@ -40,6 +41,9 @@ class FollowEpochs(JobCallback):
     >>> order_in(0) == order_in(0), order_in(0) == order_in(1)
     (True, False)
     """
+
+    stage = Stage.CHECK
+    stops_with_all_ranks = True
 
     # Keras calls from another thread, in order, and does not wait for the device after each step.
     async_safe = True

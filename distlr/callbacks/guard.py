@@ -8,6 +8,7 @@ from typing import Any
 from distlr._utils.checks import positive_integer
 from distlr._utils.rank_names import name_ranks
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.communicators.step_signals import StepSignal, StepSignals
 from distlr.sync.digests import compare_ranks, rank_state
 
@@ -38,6 +39,10 @@ class ReplicaGuard(JobCallback):
     >>> [type(callback).__name__ for callback in job.callbacks([ReplicaGuard(every=100)])]
     ['Audit', 'FollowEpochs', 'LearningRateLogger', 'BadNumbers', 'ReplicaGuard']
     """
+
+    stage = Stage.COMPARE_RANKS
+    decides_by = ("every",)
+    stops_with_all_ranks = True
 
     trained_alone = False  # whether weights that are not trained may differ
 

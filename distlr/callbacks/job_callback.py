@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import keras
 
 from distlr.batch.global_batch import GlobalBatch
+from distlr.callbacks.stage import Stage
 from distlr.communicators import Communicator, alone
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.step_signals import StepSignals
 from distlr.errors import ConfigurationTypeError
 from distlr.optimizer import ScaledOptimizer, inner, rate_of
 from distlr.runlog.directory import now
-from distlr.runlog.journal import Journal
+from distlr.runlog.journal import Journal, JournalEntry
 
 __all__ = ["JobCallback"]
 
@@ -43,9 +44,16 @@ class JobCallback(keras.callbacks.Callback):
     ...     model.compile(job.optimizer(keras.optimizers.SGD(0.5)), "mse")
     >>> halve = Halve()
     >>> _ = model.fit(np.ones((8, 2)), np.ones(8), epochs=2, callbacks=job.callbacks([halve]), verbose=0)
-    >>> [(entry["epoch"], entry["learning_rate"], entry["reason"]) for entry in halve.journal.entries]
+    >>> [(entry.epoch, entry.learning_rate, entry.reason) for entry in halve.journal.entries]
     [(0, 0.25, 'every epoch'), (1, 0.125, 'every epoch')]
     """
+
+    stage: ClassVar[Stage] = Stage.DECIDE
+    """When it has its turn; on every rank the same."""
+    decides_by: ClassVar[tuple[str, ...]] = ()
+    """Attributes that must be the same on every rank."""
+    stops_with_all_ranks: ClassVar[bool] = False
+    """Whether what the class writes into the hooks of batches never stops one rank alone; not inherited."""
 
     @property
     def acts_on_rate(self) -> bool:
@@ -123,37 +131,37 @@ class JobCallback(keras.callbacks.Callback):
         multiplier: float | None = None,
         by: str = "distlr",
         between: bool = True,
-        **more: Any,
+        **details: Any,
     ) -> None:
         """Notes in the journal what has just been done.
 
         Args:
-            kind: see `Journal`.
+            kind: see `JournalEntry`.
             epoch: in which epoch, from 0.
             reason: why, in a few words.
             multiplier: the factor on the rate, if there was one.
             by: who decided.
             between: whether it was at the epoch's end, or before it began, and not after one of its batches.
-            **more: other JSON values.
+            **details: other JSON values.
         """
         batch, clock, drawn, rate = self.batch, self.clock, self.drawn, rate_of(self.model.optimizer)
         per_epoch = None if batch is None else batch.samples_per_epoch
         self.journal.add(
-            {
-                "kind": kind,
-                "epoch": epoch,
-                "at": drawn / per_epoch if per_epoch else float(epoch + between),
-                "between": between,
-                "clock": clock,
-                "drawn": drawn,
-                "samples_seen": None if batch is None else clock,
-                "multiplier": multiplier,
-                "learning_rate": rate if math.isfinite(rate) else None,
-                "reason": reason,
-                "by": by,
-                "time": now(),
-                **more,
-            }
+            JournalEntry(
+                kind=kind,
+                epoch=epoch,
+                at=drawn / per_epoch if per_epoch else float(epoch + between),
+                between=between,
+                clock=clock,
+                drawn=drawn,
+                samples_seen=None if batch is None else clock,
+                multiplier=multiplier,
+                learning_rate=rate if math.isfinite(rate) else None,
+                reason=reason,
+                by=by,
+                time=now(),
+                details=details,
+            )
         )
 
     def __call__(self, *_: Any) -> NoReturn:

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.optimizer import adopted_by, is_adopted, rate_of
 from distlr.schedules.preview import wrong_steps
 
@@ -33,6 +34,8 @@ class LearningRateLogger(JobCallback):
     >>> [round(rate, 6) for rate in history["learning_rate"]], history["lr_multiplier"]
     ([0.1, 0.1], [1.0, 1.0])
     """
+
+    stage = Stage.LOG_RATE
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Compares the schedule's length with that of the run."""

@@ -8,24 +8,14 @@ from typing import Any
 
 import keras
 
-from distlr.callbacks.audit import Audit
 from distlr.callbacks.bad_numbers import BadNumbers
-from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.broadcast import BroadcastState
-from distlr.callbacks.check_metrics import CheckMetrics
-from distlr.callbacks.checkpoint import Checkpoint
-from distlr.callbacks.cut_validation import CutValidation
 from distlr.callbacks.deciders import WRITERS
-from distlr.callbacks.follow import FollowEpochs
 from distlr.callbacks.guard import ReplicaGuard
-from distlr.callbacks.logger import LearningRateLogger
-from distlr.callbacks.plateau import ReduceLROnPlateau
-from distlr.callbacks.record import Record
+from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.same_callbacks import SameCallbacks
-from distlr.callbacks.scalars import Scalars
-from distlr.callbacks.steering import Steering
+from distlr.callbacks.stage import Stage
 from distlr.callbacks.sync_metrics import SyncMetrics
-from distlr.callbacks.sync_statistics import SyncStatistics
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationError, received
 
@@ -35,33 +25,19 @@ _KERAS = keras.callbacks
 
 _log = logging.getLogger("distlr")
 
-# A saver must see what the deciders of the same epoch changed, or a restart loses the last cut.
-_STAGES: tuple[tuple[type, ...], ...] = (
-    (Audit, FollowEpochs, SameCallbacks, BaseRates),
-    (CheckMetrics, SyncMetrics, SyncStatistics),
-    (CutValidation,),  # of what it leaves behind nothing is decided
-    (LearningRateLogger,),
-    (BadNumbers,),
-    (
-        _KERAS.LearningRateScheduler,
-        ReduceLROnPlateau,
-        _KERAS.ReduceLROnPlateau,
-        _KERAS.EarlyStopping,
-        _KERAS.TerminateOnNaN,
-        Steering,
-    ),
-    (ReplicaGuard,),
-    (_KERAS.ModelCheckpoint, _KERAS.BackupAndRestore),
-    (Record, Scalars, _KERAS.TensorBoard, _KERAS.CSVLogger),
-    (Checkpoint,),  # what all of them have counted is in it, and they begin to count before it gives that back
-    (BroadcastState,),
-)
-_USERS_STAGE = 5  # a callback that is not known may decide
+# Of Keras' callbacks; a class that is derived from one of these has its stage.
+_KERAS_STAGES = {
+    _KERAS.ModelCheckpoint: Stage.SAVE,
+    _KERAS.BackupAndRestore: Stage.SAVE,
+    _KERAS.TensorBoard: Stage.RECORD,
+    _KERAS.CSVLogger: Stage.RECORD,
+}
 
 
 def ordered(callbacks: Sequence[Any]) -> list[Any]:
     """The callbacks by stage, and within a stage as they were given.
 
+    >>> from distlr.callbacks import ReduceLROnPlateau
     >>> given = [_KERAS.CSVLogger("log.csv"), _KERAS.ModelCheckpoint("best.keras"), ReduceLROnPlateau()]
     >>> [type(callback).__name__ for callback in ordered(given)]
     ['ReduceLROnPlateau', 'ModelCheckpoint', 'CSVLogger']
@@ -102,6 +78,7 @@ def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]
         callbacks: of one rank.
         communicator: the job's.
 
+    >>> from distlr.callbacks import LearningRateLogger
     >>> from distlr.testing import run_ranks
     >>> given = [LearningRateLogger(), _KERAS.CSVLogger("log.csv")]
     >>> run_ranks(lambda comm: [type(callback).__name__ for callback in for_ranks(given, comm)], size=2)
@@ -121,8 +98,7 @@ def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]
     return [*kept, *added, SameCallbacks([*kept, *added])]
 
 
-def _stage(callback: Any) -> int:
-    for number, classes in enumerate(_STAGES):
-        if isinstance(callback, classes):
-            return number
-    return _USERS_STAGE
+def _stage(callback: Any) -> Stage:
+    if isinstance(callback, JobCallback):
+        return callback.stage
+    return next((stage for kind, stage in _KERAS_STAGES.items() if isinstance(callback, kind)), Stage.DECIDE)

@@ -9,7 +9,7 @@ import keras
 
 from distlr.optimizer import averages, is_adopted, training_values_of
 
-__all__ = ["adapt"]
+__all__ = ["ADAPTATIONS", "adapt"]
 
 
 class _ExactSwap:
@@ -53,6 +53,9 @@ class _TrainingBackup:
 
 
 _MIXINS = ((keras.callbacks.SwapEMAWeights, _ExactSwap), (keras.callbacks.BackupAndRestore, _TrainingBackup))
+
+ADAPTATIONS = tuple(mixin for _, mixin in _MIXINS)
+"""What `adapt` mixes into a callback; it is no callback of distlr's by that."""
 
 
 def adapt(callback: Any) -> None:

@@ -47,6 +47,8 @@ class ReduceLROnPlateau(JobCallback):
     [(1, 0.5, 0.05)]
     """
 
+    decides_by = ("policy", "restore_best")
+
     @property
     def acts_on_rate(self) -> bool:
         """It cuts."""

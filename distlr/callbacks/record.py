@@ -17,11 +17,12 @@ import tensorflow as tf
 
 from distlr._version import __version__
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.communicators.rank_zero import from_root
 from distlr.errors import ConfigurationError
 from distlr.optimizer import ScaledOptimizer
 from distlr.runlog.directory import RunDirectory, now
-from distlr.runlog.journal import KEPT
+from distlr.runlog.journal import KEPT, JournalEntry
 
 __all__ = ["Record"]
 
@@ -58,13 +59,15 @@ class Record(JobCallback):
     True
     """
 
+    stage = Stage.RECORD
+
     def __init__(self, run_dir: str | os.PathLike[str], about: Callable[[], dict[str, Any]] | None = None) -> None:
         super().__init__()
         self.directory = RunDirectory(run_dir)
         self.about = about
         self._begins = True  # at the next epoch
         self._begun = self._listening = False
-        self._held: list[dict[str, Any]] = []  # decisions from before the run's files were there
+        self._held: list[JournalEntry] = []  # decisions from before the run's files were there
         self._within: list[
             tuple[int, float]
         ] = []  # changes of the multiplier after a batch of this epoch: clock, factor
@@ -156,16 +159,16 @@ class Record(JobCallback):
             begun = self._write(self.directory.go_on, run, epoch, keep)
         held, self._held = self._held, []
         for entry in held if begun else ():
-            self._write(self.directory.add_decision, entry)
+            self._write(self.directory.add_decision, entry.to_json())
         return begun
 
-    def _heard(self, entry: dict[str, Any]) -> None:
-        if entry["multiplier"] is not None and not entry["between"]:
-            self._within.append((entry["clock"], entry["multiplier"]))
-        if entry["kind"] == "again":
+    def _heard(self, entry: JournalEntry) -> None:
+        if entry.multiplier is not None and not entry.between:
+            self._within.append((entry.clock, entry.multiplier))
+        if entry.kind == "again":
             return  # it is in the file
         if self._begun:
-            self._write(self.directory.add_decision, entry)
+            self._write(self.directory.add_decision, entry.to_json())
         elif self._begins:
             self._held.append(entry)
 

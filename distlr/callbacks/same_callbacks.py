@@ -8,6 +8,7 @@ from typing import Any
 from distlr.callbacks.deciders import configurations, may_stop_within_epoch
 from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.sync.broadcast import check_equal
 
 __all__ = ["SameCallbacks"]
@@ -39,6 +40,8 @@ class SameCallbacks(JobCallback):
     Args:
         callbacks: those of this rank.
     """
+
+    stage = Stage.CHECK
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
         super().__init__()

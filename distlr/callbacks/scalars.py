@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from distlr._utils.checks import positive_integer
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.optimizer import ScaledOptimizer, rate_of
+from distlr.runlog.journal import JournalEntry
 
 __all__ = ["Scalars"]
 
@@ -44,6 +46,9 @@ class Scalars(JobCallback):
     ...     [path.name.startswith("events.out.tfevents") for path in pathlib.Path(folder).iterdir()]
     [True]
     """
+
+    stage = Stage.RECORD
+    stops_with_all_ranks = True
 
     def __init__(self, log_dir: str | os.PathLike[str], every: int = 100) -> None:
         super().__init__()
@@ -116,13 +121,13 @@ class Scalars(JobCallback):
                 self._add(name, tf.constant(value, tf.float64), "scalars")  # float32 has no odd number above 2**24
             self._writer.flush()
 
-    def _heard(self, entry: dict[str, Any]) -> None:
+    def _heard(self, entry: JournalEntry) -> None:
         if self._writer is None:
             return
         self._decisions += 1
         with self._losing():
             self._add("decisions", tf.constant(self._decisions, tf.float64), "scalars")
-            self._add("decisions", tf.constant([f"epoch {entry['epoch'] + 1}: {entry['reason']}"]), "text")
+            self._add("decisions", tf.constant([f"epoch {entry.epoch + 1}: {entry.reason}"]), "text")
             self._writer.flush()
 
     @contextlib.contextmanager

@@ -55,9 +55,12 @@ class Steering(JobCallback):
     ...     ask = lambda epoch, logs: ControlDirectory(folder).ask(half)
     ...     callbacks = [Steering(folder), keras.callbacks.LambdaCallback(on_epoch_begin=ask)]
     ...     _ = model.fit(x, x[:, :1], callbacks=job.callbacks(callbacks), verbose=0)
-    >>> round(float(model.optimizer.learning_rate), 6), [entry["kind"] for entry in callbacks[0].journal.entries]
+    >>> round(float(model.optimizer.learning_rate), 6), [entry.kind for entry in callbacks[0].journal.entries]
     (0.05, ['control'])
     """
+
+    decides_by = ("every",)
+    stops_with_all_ranks = True
 
     @property
     def acts_on_rate(self) -> bool:

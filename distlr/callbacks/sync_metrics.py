@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.communicators.bundles import (
     Bundle,
     exchange_bundles,
@@ -55,6 +56,8 @@ class SyncMetrics(JobCallback):
     >>> [float(models[rank].get_metrics_result()["loss"]) for rank in range(2)], run_ranks(end_of_epoch, size=2)
     ([1.0, 5.0], [2.0, 2.0])
     """
+
+    stage = Stage.COMBINE_RANKS
 
     def __init__(self) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.stage import Stage
 from distlr.sync.moving_statistics import average_over_replicas
 
 __all__ = ["SyncStatistics"]
@@ -27,6 +28,8 @@ class SyncStatistics(JobCallback):
     >>> model.layers[0].moving_mean.numpy().tolist()
     [0.0, 0.0]
     """
+
+    stage = Stage.COMBINE_RANKS
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Averages before the validation."""

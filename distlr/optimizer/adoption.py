@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -196,17 +196,15 @@ class Adoption:
         for name, value in values.items():
             setattr(optimizer, name, value)
 
-    @contextlib.contextmanager
-    def at_base(self, optimizer: Any) -> Iterator[None]:
-        """Gives what is scaled beside the rate its values at the base batch, inside."""
-        scaled = {name: getattr(optimizer, name) for name in self.bases}
-        try:
-            for name, base in self.bases.items():
-                setattr(optimizer, name, base)
-            yield
-        finally:
-            for name, value in scaled.items():
-                setattr(optimizer, name, value)
+    def plain(self, optimizer: Any) -> Any:
+        """The plain optimizer at the base batch: another object, of the user's class, with the same variables.
+
+        What is scaled beside the rate has its values at the base batch: its config does not scale it twice.
+        """
+        plain: Any = object.__new__(self.base_class)
+        vars(plain).update({**vars(optimizer), **self.bases})
+        del plain.__dict__["_distlr"]
+        return plain
 
     def _follow(self, values: Mapping[str, float]) -> None:
         self.follow_factors = {name: values[name] / self.bases[name] for name in values if name in self.follows}

@@ -135,8 +135,7 @@ def _fit(optimizer: Any, world: World, *, is_root: bool) -> bool:
         )
     try:
         scaled = before.for_batch(batch.replace(replicas=world.replicas, local_replicas=world.local_replicas))
-        with adoption.at_base(optimizer):
-            values = adoption.extras.checked(optimizer, scaled)
+        values = adoption.extras.checked(adoption.plain(optimizer), scaled)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"The optimizer '{optimizer.name}' was saved on {saved}, as {batch!r}, and cannot train on {here}: {error}"

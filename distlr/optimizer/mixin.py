@@ -93,15 +93,8 @@ class ScaledOptimizer(FormulaUpdate):
     def get_config(self) -> dict[str, Any]:
         """The plain optimizer, as Keras serializes it, the arguments of its scaling, and how gradients are reduced."""
         adoption = self._distlr
-        derived = type(self)
-        with adoption.at_base(self):  # never the scaled values, or a reload would scale them again
-            try:
-                self.__class__ = adoption.base_class  # so that Keras serializes the plain optimizer
-                plain = keras.saving.serialize_keras_object(self)
-            finally:
-                self.__class__ = derived
         return {
-            "optimizer": plain,
+            "optimizer": keras.saving.serialize_keras_object(adoption.plain(self)),
             "scaling": None if adoption.scaled is None else adoption.scaled.options(),
             "scale": list(adoption.extras.scale),
             "momentum_correction": adoption.previous_rate is not None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -70,24 +70,23 @@ def _bases(layer: Any) -> dict[str, float]:
     """The layer's momenta at the base batch; from then on its config, and so a saved model, holds these."""
     if _BASE not in layer.__dict__:
         bases: dict[str, float] = {}
-        plain = layer.get_config
         # Past Keras' own attribute tracking, which is closed on a layer that is built.
         layer.__dict__[_BASE] = bases
-        layer.__dict__["get_config"] = lambda: _config_at_base(layer, plain, bases)
+        layer.__dict__["get_config"] = lambda: _config_at_base(layer, bases)
     own: dict[str, float] = layer.__dict__[_BASE]
     return own
 
 
-def _config_at_base(layer: Any, plain: Callable[[], dict[str, Any]], bases: Mapping[str, float]) -> dict[str, Any]:
-    """What the layer's own `get_config` gives at the base, under whatever name it has the momentum there."""
-    scaled = {name: getattr(layer, name) for name in bases}
-    try:
-        for name, base in bases.items():
-            setattr(layer, name, base)
-        return plain()
-    finally:
-        for name, value in scaled.items():
-            setattr(layer, name, value)
+def _config_at_base(layer: Any, bases: Mapping[str, float]) -> dict[str, Any]:
+    """What the layer's own `get_config` gives at the base, under whatever name it has the momentum there.
+
+    Asked of another object with the same attributes: the layer itself may be in use meanwhile.
+    """
+    plain: Any = object.__new__(type(layer))
+    vars(plain).update({**vars(layer), **bases})
+    del plain.__dict__["get_config"]
+    config: dict[str, Any] = plain.get_config()
+    return config
 
 
 def _named(model: Any, layers: Mapping[str, str]) -> Iterator[tuple[Any, str]]:

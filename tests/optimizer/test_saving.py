@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from distlr.errors import StateError
-from distlr.optimizer import inner
+from distlr.optimizer import adopt, inner
 
 # What the options of every optimizer add: more slots, an own course of the updates, or nothing.
 OPTIONS = [
@@ -216,6 +216,23 @@ def test_weights_without_an_optimizer_load(lab, tmp_path, caplog):
     assert "holds no state of the optimizer" in caplog.text
     for value, expected in zip(lab.values(model.optimizer), before, strict=True):
         np.testing.assert_array_equal(value, expected)
+
+
+def test_the_config_changes_nothing_on_the_optimizer_meanwhile(lab):
+    changes = []
+
+    class Watched(keras.optimizers.AdamW):
+        def __setattr__(self, name, value):
+            changes.append(name)
+            super().__setattr__(name, value)
+
+    optimizer = adopt(Watched(0.1), lab.batch(), scaling={"rule": "sqrt"}, scale=["betas", "weight_decay"])
+    scaled = optimizer.beta_1, optimizer.weight_decay
+    changes.clear()
+    config = optimizer.get_config()["optimizer"]["config"]
+    assert changes == []
+    assert (optimizer.beta_1, optimizer.weight_decay) == scaled
+    assert (config["beta_1"], config["weight_decay"], config["learning_rate"]) == (0.9, 0.004, pytest.approx(0.1))
 
 
 def test_a_state_from_before_the_first_build(lab):
