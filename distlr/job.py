@@ -22,13 +22,13 @@ from distlr.communicators import Communicator, SingleCommunicator
 from distlr.communicators.bundles import Bundle, exchange_bundles, first_of, number, numbers
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.horovod.gradients import check_compression
+from distlr.communicators.topology import Topology
 from distlr.data import sharding as pipelines
 from distlr.data.position import Position
 from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.optimizer import (
     Reduction,
     ScaledOptimizer,
-    World,
     adopt,
     adopted_by,
     connect,
@@ -105,17 +105,20 @@ class Job:
     @property
     def replicas(self) -> int:
         """Number of copies of the model in the whole job."""
-        return self.size * self.local_replicas
+        return self._topology.replicas
 
     @property
     def _spans(self) -> bool:
-        """Whether one strategy spans the ranks: its replicas are those of the whole job."""
-        return self.communicator.strategy_spans_ranks
+        return self._topology.strategy_spans_ranks
 
     @property
     def local_replicas(self) -> int:
         """Number of copies of the model in this process."""
-        return int(self.strategy.num_replicas_in_sync) // (self.size if self._spans else 1)
+        return self._topology.local_replicas
+
+    @property
+    def _topology(self) -> Topology:
+        return Topology.of(self.communicator, self.strategy.num_replicas_in_sync)
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Where to build the model, make the optimizer and compile.
@@ -127,7 +130,7 @@ class Job:
         True
         """
         scope: contextlib.AbstractContextManager[Any] = self.strategy.scope()
-        return self._explained(scope) if self.communicator.strategy_spans_ranks else scope
+        return self._explained(scope) if self._spans else scope
 
     @contextlib.contextmanager
     def _explained(self, scope: contextlib.AbstractContextManager[Any]) -> Iterator[Any]:
@@ -670,15 +673,15 @@ class Job:
 
     def _connect(self, optimizer: Any) -> bool:
         """Makes an optimizer of the model one of this job, above all one that was loaded; whether it has changed."""
-        core, world = inner(optimizer), World(self.size, self.replicas, self.local_replicas)
+        core, topology = inner(optimizer), self._topology
         if core is not None and self.is_root:
-            warn_of_restored_schedule(core, world)
+            warn_of_restored_schedule(core, topology)
         if not isinstance(core, ScaledOptimizer):
             return False
         self._check_exchange()
         restored = core.restored
         gradients = self._gradients if self._exchanges_gradients else None
-        changed = connect(core, world, gradients, is_root=self.is_root)
+        changed = connect(core, topology, gradients, is_root=self.is_root)
         if self._spans or self.size == 1:
             core.mark_broadcast()  # a spanning strategy gives every new variable the first worker's value
         if self._optimizer is None:

@@ -42,6 +42,7 @@ CONTROL = (
     "communicators.rank_zero",
     "communicators.single",
     "communicators.threads",
+    "communicators.topology",
 )
 """Never import a framework, not even inside a function."""
 
@@ -71,7 +72,7 @@ HOROVOD = {
 # The contract, and what is made of it.
 NO_BACKENDS = {
     f"distlr.communicators.{name}"
-    for name in ("bundles", "communicator", "frames", "gradient_reducer", "rank_zero", "step_signals")
+    for name in ("bundles", "communicator", "frames", "gradient_reducer", "rank_zero", "step_signals", "topology")
 }
 
 FLOORS = (

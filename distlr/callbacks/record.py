@@ -19,6 +19,7 @@ from distlr._version import __version__
 from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.stage import Stage
 from distlr.communicators.rank_zero import from_root
+from distlr.communicators.topology import Topology
 from distlr.errors import ConfigurationError
 from distlr.optimizer import ScaledOptimizer
 from distlr.runlog.directory import RunDirectory, now
@@ -109,10 +110,10 @@ class Record(JobCallback):
         if isinstance(optimizer, ScaledOptimizer):
             record["curve"] = self._curve(optimizer, logs.get("lr_multiplier", optimizer.multiplier))
             digests = optimizer.rate_digests()
-            replicas = self.model.distribute_strategy.num_replicas_in_sync
+            topology = Topology.of(self.communicator, self.model.distribute_strategy.num_replicas_in_sync)
             record["agreement"] = {
-                "ranks": self.communicator.size,
-                "replicas": replicas * (1 if self.communicator.strategy_spans_ranks else self.communicator.size),
+                "ranks": topology.ranks,
+                "replicas": topology.replicas,
                 "equal": len(set(digests)) == 1,
                 "rates": digests,
             }

@@ -13,6 +13,7 @@ import tensorflow as tf
 from distlr._version import __version__
 from distlr.communicators import Communicator
 from distlr.communicators.bundles import Bundle, exchange_bundles, number, reduce_over
+from distlr.communicators.topology import Topology
 from distlr.data.position import EpochSteps
 from distlr.errors import StateError
 from distlr.optimizer import differences, inner, read_state, training_values_of, write_state
@@ -86,7 +87,7 @@ class RunState:
     def of(cls, model: Any, communicator: Communicator, formula: dict[str, Any]) -> RunState:
         """The state of this run now, at the start of the first epoch; `dataclasses.replace` says where it is."""
         optimizer = inner(model.optimizer)
-        replicas = int(model.distribute_strategy.num_replicas_in_sync)
+        topology = Topology.of(communicator, model.distribute_strategy.num_replicas_in_sync)
         return cls(
             epoch=0,
             steps=0,
@@ -94,8 +95,8 @@ class RunState:
             samples_seen=optimizer.samples_seen,
             positions=[],
             formula=formula,
-            ranks=communicator.size,
-            replicas=replicas if communicator.strategy_spans_ranks else replicas * communicator.size,
+            ranks=topology.ranks,
+            replicas=topology.replicas,
             global_batch=None if optimizer.batch is None else optimizer.batch.size,
             factor=1.0 if optimizer.schedule is None else float(optimizer.schedule.factor),
             versions={"distlr": __version__, "keras": keras.__version__, "tensorflow": tf.__version__},

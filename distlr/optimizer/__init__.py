@@ -15,7 +15,7 @@ from distlr.optimizer.access import (
 )
 from distlr.optimizer.adoption import Steered
 from distlr.optimizer.comparison import differences, formula_of
-from distlr.optimizer.connection import World, connect, warn_of_restored_schedule
+from distlr.optimizer.connection import connect, warn_of_restored_schedule
 from distlr.optimizer.conversion import adopt, strip
 from distlr.optimizer.description import resume_line, start_line
 from distlr.optimizer.loss_scale import agree
@@ -31,7 +31,6 @@ __all__ = [
     "ScaledOptimizer",
     "Steered",
     "TrainingValues",
-    "World",
     "adopt",
     "adopted_by",
     "agree",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -11,38 +10,24 @@ from typing import Any
 import tensorflow as tf
 
 from distlr._utils.checks import counted
+from distlr.communicators.topology import Topology
 from distlr.errors import ConfigurationError, DistributionError
 from distlr.schedules import Scaled
 from distlr.startup.launcher import detect
 
-__all__ = ["World", "connect", "settle", "warn_of_restored_schedule"]
+__all__ = ["connect", "settle", "warn_of_restored_schedule"]
 
 _log = logging.getLogger("distlr")
 
 
-@dataclasses.dataclass(frozen=True)
-class World:
-    """How many train together.
-
-    Attributes:
-        ranks: processes.
-        replicas: copies of the model in all of them.
-        local_replicas: copies of the model in one process.
-    """
-
-    ranks: int
-    replicas: int
-    local_replicas: int
-
-
-def connect(optimizer: Any, world: World, gradients: Callable[[str], Any] | None, *, is_root: bool) -> bool:
+def connect(optimizer: Any, topology: Topology, gradients: Callable[[str], Any] | None, *, is_root: bool) -> bool:
     """Makes an adopted optimizer one of a job: the batch, all that is scaled for it, and the exchange of gradients.
 
     An optimizer that was loaded, or made by `from_config`, describes the job that saved it until then.
 
     Args:
         optimizer: adopted, without a loss scale around it.
-        world: of the job.
+        topology: of the job.
         gradients: makes the gradient reducer over the ranks, of the compression that it is given; None where the job
             has none.
         is_root: whether this is rank 0, which says what changes.
@@ -55,12 +40,12 @@ def connect(optimizer: Any, world: World, gradients: Callable[[str], Any] | None
         DistributionError: the optimizer belongs to a job with another number of replicas.
     """
     adoption = optimizer._distlr
-    changed: bool = _fit(optimizer, world, is_root=is_root)
+    changed: bool = _fit(optimizer, topology, is_root=is_root)
     if adoption.gradient_reducer is None and gradients is not None and adoption.reduction.exchange:
         adoption.gradient_reducer = gradients(adoption.reduction.compression)
         changed = True
-    if adoption.ranks != world.ranks:
-        adoption.ranks = world.ranks
+    if adoption.ranks != topology.ranks:
+        adoption.ranks = topology.ranks
         changed |= adoption.reduction.sums
     adoption.restored, adoption.refusal = False, None
     return changed
@@ -83,7 +68,7 @@ def settle(optimizer: Any) -> None:
         local = replicas // (spanned or 1)
         is_root = _is_first_worker(adoption.strategy) if spanned else launch is None or launch.rank == 0
         adoption.ranks = ranks
-        _fit(optimizer, World(ranks, ranks * local, local), is_root=is_root)
+        _fit(optimizer, Topology(ranks, local), is_root=is_root)
     except ConfigurationError as error:
         adoption.refusal = error
         return
@@ -98,7 +83,7 @@ def settle(optimizer: Any) -> None:
         )
 
 
-def warn_of_restored_schedule(optimizer: Any, world: World) -> None:
+def warn_of_restored_schedule(optimizer: Any, topology: Topology) -> None:
     """Says that a `distlr.scale` that came from a file is scaled for another number of replicas.
 
     Nothing is recomputed: its batch was written by hand, and what the model is fed with now may be of that size.
@@ -106,7 +91,7 @@ def warn_of_restored_schedule(optimizer: Any, world: World) -> None:
     rate = getattr(optimizer, "_learning_rate", None)
     if not isinstance(rate, Scaled) or not rate.restored or "total" in rate.batch.to_dict():
         return
-    if rate.batch.replicas not in (1, world.replicas):
+    if rate.batch.replicas not in (1, topology.replicas):
         _log.warning(
             "The rate of '%s' came from a file and is scaled for %s: for the batch of %d, by %g. Here are %s. Fix: if "
             "the model is not fed with %d samples an update, set optimizer.learning_rate = distlr.scale(schedule, "
@@ -115,26 +100,26 @@ def warn_of_restored_schedule(optimizer: Any, world: World) -> None:
             counted(rate.batch.replicas, "replica"),
             rate.batch.size,
             rate.factor,
-            counted(world.replicas, "replica"),
+            counted(topology.replicas, "replica"),
             rate.batch.size,
         )
 
 
-def _fit(optimizer: Any, world: World, *, is_root: bool) -> bool:
+def _fit(optimizer: Any, topology: Topology, *, is_root: bool) -> bool:
     """Recomputes the batch, and from the base all that is scaled for it; whether anything had to be."""
     adoption = optimizer._distlr
     batch, before = adoption.batch, adoption.scaled
-    if batch is None or (batch.replicas, batch.local_replicas) == (world.replicas, world.local_replicas):
+    if batch is None or (batch.replicas, batch.local_replicas) == (topology.replicas, topology.local_replicas):
         return False
-    saved, here = counted(batch.replicas, "replica"), counted(world.replicas, "replica")
+    saved, here = counted(batch.replicas, "replica"), counted(topology.replicas, "replica")
     if not adoption.restored or adoption.in_graph:
         raise DistributionError(
             f"The optimizer '{optimizer.name}' is one of a job of {saved}, {batch.local_replicas} a process, and this "
-            f"job has {here}, {world.local_replicas} a process. Found: {batch!r}. Fix: make batch and optimizer with "
-            "the job that trains: job.optimizer(optimizer, job.batch(...))."
+            f"job has {here}, {topology.local_replicas} a process. Found: {batch!r}. Fix: make batch and optimizer "
+            "with the job that trains: job.optimizer(optimizer, job.batch(...))."
         )
     try:
-        scaled = before.for_batch(batch.replace(replicas=world.replicas, local_replicas=world.local_replicas))
+        scaled = before.for_batch(batch.replace(replicas=topology.replicas, local_replicas=topology.local_replicas))
         values = adoption.extras.checked(adoption.plain(optimizer), scaled)
     except ConfigurationError as error:
         raise ConfigurationError(

@@ -9,8 +9,9 @@ import tensorflow as tf
 
 import distlr
 from distlr import GlobalBatch
+from distlr.communicators.topology import Topology
 from distlr.errors import ConfigurationError, DistributionError
-from distlr.optimizer import Reduction, World, adopt, connect
+from distlr.optimizer import Reduction, adopt, connect
 
 FOUR = GlobalBatch(8, replicas=4, base_batch=8)
 RANKS = {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
@@ -57,7 +58,7 @@ def test_what_else_is_scaled_is_scaled_from_the_base() -> None:
     found = (loaded.beta_1, loaded.beta_2, loaded.epsilon, loaded.weight_decay, loaded.ema_momentum)
     assert found == pytest.approx((0.9, 0.99, 1e-6, 0.01, 0.9), rel=1e-12)
     assert loaded._distlr.follow_factors == pytest.approx({"weight_decay": 1.0})
-    connect(loaded, World(4, 4, 1), None, is_root=True)  # and the way back
+    connect(loaded, Topology(4, 1), None, is_root=True)  # and the way back
     found = (loaded.beta_1, loaded.beta_2, loaded.epsilon, loaded.weight_decay, loaded.ema_momentum)
     assert found == pytest.approx((0.6, 0.96, 5e-7, 0.02, 0.9**4), rel=1e-12)
     assert loaded._distlr.follow_factors == pytest.approx({"weight_decay": 2.0})
@@ -81,7 +82,7 @@ def test_a_total_stays_and_what_does_not_divide_is_refused_before_the_first_step
     with pytest.raises(ConfigurationError, match=r"saved on 4 replicas.*cannot train on 3 replicas.*total"):
         step(loaded)
     with pytest.raises(ConfigurationError, match="cannot train on 3 replicas"):
-        connect(loaded, World(3, 3, 1), None, is_root=True)
+        connect(loaded, Topology(3, 1), None, is_root=True)
 
 
 def test_a_rule_that_is_known_for_one_number_alone_is_refused_for_another() -> None:
@@ -116,7 +117,7 @@ def test_one_of_several_ranks_takes_no_step_before_a_job_connects_it(monkeypatch
         def average(self, gradients, names):
             return [(gradient + 2.0) / 2.0 for gradient in gradients]
 
-    connect(loaded, World(2, 2, 1), lambda compression: Mean(), is_root=False)
+    connect(loaded, Topology(2, 1), lambda compression: Mean(), is_root=False)
     loaded.mark_broadcast()
     apply(tf.constant([1.0]))
     assert float(variable.numpy()[0]) == -2 * 1.5  # at the factor of two replicas
@@ -128,13 +129,13 @@ def test_what_averages_by_itself_needs_no_job(monkeypatch) -> None:
     saved = adopt(keras.optimizers.SGD(1.0), FOUR, reduction=Reduction(exchange=False))
     loaded = copied(saved)
     assert step(loaded) == -2.0
-    connect(loaded, World(2, 2, 1), lambda compression: pytest.fail("exchanged"), is_root=True)
+    connect(loaded, Topology(2, 1), lambda compression: pytest.fail("exchanged"), is_root=True)
 
 
 def test_an_optimizer_of_one_job_is_not_taken_by_another() -> None:
     optimizer = adopt(keras.optimizers.SGD(0.1), FOUR)
     with pytest.raises(DistributionError, match=r"of a job of 4 replicas.*this job has 2 replicas.*Fix: make"):
-        connect(optimizer, World(2, 2, 1), None, is_root=True)
+        connect(optimizer, Topology(2, 1), None, is_root=True)
 
 
 def test_an_optimizer_that_was_loaded_is_not_adopted_once_more() -> None:

@@ -137,3 +137,18 @@ def test_a_hint_where_they_move_and_are_not_scaled(caplog, per_step, scale, froz
     x, y = np.ones((per_step, 2)), np.ones((per_step, 3))
     trained.fit(x, y, batch_size=per_step, verbose=0, shuffle=False, callbacks=job.callbacks())
     assert ("The moving averages of 2 layers (outside) are not scaled" in caplog.text) is hint
+
+
+def test_the_config_changes_nothing_on_the_layer_meanwhile() -> None:
+    changes = []
+
+    class Watched(Smoothed):
+        def __setattr__(self, name, value):
+            changes.append(name)
+            super().__setattr__(name, value)
+
+    of_one = keras.Sequential([keras.Input((2,)), Watched(name="watched")])
+    scale_moving_averages(of_one, BATCH, {"watched": "decay"})
+    changes.clear()
+    assert of_one.get_layer("watched").get_config()["decay"] == 0.9
+    assert changes == []
