@@ -152,7 +152,7 @@ def train(name: str, arm: dict[str, Any], k: int, data: Any, seed: int) -> dict[
         weighted_metrics=["accuracy"],
     )
     # A run that diverges has an accuracy, too.
-    callbacks = job.callbacks([distlr.callbacks.BadNumbers(ignore={"loss", "accuracy"})])
+    callbacks = job.callbacks([distlr.callbacks.NonFiniteGuard(ignore={"loss", "accuracy"})])
     shard = job.shard(train_set, batch, seed=seed)
     history = model.fit(shard, epochs=setting.epochs, verbose=0, shuffle=False, callbacks=callbacks).history
     test = job.evaluate(model, job.shard(test_set, batch, training=False))

@@ -20,7 +20,7 @@ counted in samples.
     scale           a scaled schedule for any Keras optimizer, without state
     strip           the plain Keras optimizer again
 
-    callbacks       ReduceLROnPlateau, Checkpoint, BadNumbers, and what `job.callbacks` adds
+    callbacks       ReduceLROnPlateau, Checkpoint, NonFiniteGuard, and what `job.callbacks` adds
     schedules       shapes, warmups and what combines them, also by name from JSON
     communicators   what ranks say to each other
     elastic         training on ranks that come and go

@@ -137,7 +137,7 @@ class StateError(DistlrError, ValueError):
 class NonFiniteError(DistlrError, ValueError):
     """A gradient, a loss or a metric that is NaN or infinite.
 
-    Raised on every rank alike, by `callbacks.BadNumbers`, which `job.callbacks` adds, and by a plateau:
+    Raised on every rank alike, by `callbacks.NonFiniteGuard`, which `job.callbacks` adds, and by a plateau:
 
     >>> import distlr, keras
     >>> plateau = distlr.Plateau(keras.optimizers.SGD(0.1), "val_loss")

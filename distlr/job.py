@@ -16,7 +16,7 @@ import tensorflow as tf
 from distlr._utils.checks import whole_number
 from distlr.batch.duration import Duration
 from distlr.batch.global_batch import HOW_TO_MAKE, GlobalBatch, check_batch
-from distlr.callbacks import Audit
+from distlr.callbacks import PreflightCheck
 from distlr.callbacks.assembly import assembled
 from distlr.communicators import Communicator, SingleCommunicator
 from distlr.communicators.bundles import Bundle, exchange_bundles, first_of, number, numbers
@@ -359,8 +359,8 @@ class Job:
         >>> job = distlr.init(environ={})
         >>> callbacks = job.callbacks([distlr.callbacks.ReduceLROnPlateau("val_loss")], run_dir="runs/1")
         >>> [type(callback).__name__ for callback in callbacks]
-        ['Audit', 'FollowEpochs', 'LearningRateLogger', 'BadNumbers', 'ReduceLROnPlateau', 'Steering', 'Record',
-        'Scalars']
+        ['PreflightCheck', 'DataPositionSync', 'LearningRateLogger', 'NonFiniteGuard', 'ReduceLROnPlateau',
+        'ManualControl', 'RunRecorder', 'TensorBoardScalars']
         """
         return assembled(
             callbacks,
@@ -372,7 +372,7 @@ class Job:
             explain=self.explain,
         )
 
-    def audit(self) -> Audit:
+    def audit(self) -> PreflightCheck:
         """The callback that refuses a run whose rate would be silently wrong; `job.callbacks` puts it first.
 
         In a loop of your own, once:
@@ -385,7 +385,9 @@ class Job:
         ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
         >>> job.audit().set_model(model)  # nothing to refuse
         """
-        audit = Audit(self.strategy, lambda: self._padding, self._connect, self._train_with, self._exchanges_gradients)
+        audit = PreflightCheck(
+            self.strategy, lambda: self._padding, self._connect, self._train_with, self._exchanges_gradients
+        )
         audit.bind(self.communicator)
         return audit
 

@@ -16,7 +16,7 @@ from distlr.communicators.multi_worker.communicator import StrategyCommunicator
 from distlr.communicators.presence import watch_connections
 from distlr.errors import ConfigurationTypeError, received
 from distlr.job import Job
-from distlr.startup.backend_selection import ENGINE, ENGINES, SIMULATE, Choice, choose
+from distlr.startup.backend_selection import ENGINE, ENGINES, SIMULATE, BackendSelection, choose
 from distlr.startup.launcher import place_on_host
 from distlr.startup.rendezvous import is_on_this_machine, meeting
 from distlr.startup.signed_messages import SECRET
@@ -99,14 +99,14 @@ def _check_given(strategy: tf.distribute.Strategy) -> None:
     check_strategy(strategy)
 
 
-def _connected(choice: Choice, timeout: float) -> Job:
+def _connected(choice: BackendSelection, timeout: float) -> Job:
     communicator = connect(choice.backend, choice.launch, timeout)
     if choice.backend == "horovod":
         pin_gpu(communicator.local_rank, communicator.local_size)
     return Job(tf.distribute.get_strategy(), choice.backend, communicator)
 
 
-def _spanning(choice: Choice, strategy: tf.distribute.Strategy | None, timeout: float, secret: str) -> Job:
+def _spanning(choice: BackendSelection, strategy: tf.distribute.Strategy | None, timeout: float, secret: str) -> Job:
     """A job on a multi-worker strategy: the one given, or a new one, once all of its workers have met."""
     addresses, rank = list(choice.addresses), choice.rank
     connections: dict[int, socket.socket] = {}  # of the meeting; a strategy that was given has connected its workers

@@ -15,7 +15,14 @@ import pytest
 import tensorflow as tf
 
 import distlr
-from distlr.callbacks import Audit, BadNumbers, CheckMetrics, FollowEpochs, LearningRateLogger, SyncStatistics
+from distlr.callbacks import (
+    CheckMetrics,
+    DataPositionSync,
+    LearningRateLogger,
+    NonFiniteGuard,
+    PreflightCheck,
+    SyncStatistics,
+)
 from distlr.communicators import SingleCommunicator, ThreadCommunicator
 from distlr.errors import ConfigurationError, DistributionError
 from distlr.job import Job
@@ -294,15 +301,20 @@ def test_callbacks_adds_the_audit_and_the_logger_and_orders_all(four):
 
     plateau, saver, own = distlr.callbacks.ReduceLROnPlateau(), keras.callbacks.BackupAndRestore("unused"), Own()
     single = distlr.init(environ={}).callbacks([saver, own, plateau])
-    assert [type(callback) for callback in single[:4]] == [Audit, FollowEpochs, LearningRateLogger, BadNumbers]
+    assert [type(callback) for callback in single[:4]] == [
+        PreflightCheck,
+        DataPositionSync,
+        LearningRateLogger,
+        NonFiniteGuard,
+    ]
     assert single[4:] == [own, plateau, saver]
     assert [type(callback) for callback in four.callbacks()] == [
-        Audit,
-        FollowEpochs,
+        PreflightCheck,
+        DataPositionSync,
         SyncStatistics,
         CheckMetrics,
         LearningRateLogger,
-        BadNumbers,
+        NonFiniteGuard,
     ]
     logger = LearningRateLogger()
     assert [callback for callback in single if isinstance(callback, LearningRateLogger)] != [logger]

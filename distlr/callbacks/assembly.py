@@ -9,23 +9,23 @@ from typing import Any
 
 import keras
 
-from distlr.callbacks.audit import Audit
-from distlr.callbacks.bad_numbers import BadNumbers
 from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.check_metrics import CheckMetrics
 from distlr.callbacks.checkpoint import Checkpoint
 from distlr.callbacks.cut_validation import CutValidation
-from distlr.callbacks.follow import FollowEpochs
+from distlr.callbacks.data_position_sync import DataPositionSync
 from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.logger import LearningRateLogger
+from distlr.callbacks.manual_control import ManualControl
+from distlr.callbacks.non_finite_guard import NonFiniteGuard
 from distlr.callbacks.order import check_savers, for_ranks, ordered, watches_numbers
 from distlr.callbacks.other_weights import adapt
 from distlr.callbacks.plateau import ReduceLROnPlateau
-from distlr.callbacks.record import Record
-from distlr.callbacks.scalars import Scalars
-from distlr.callbacks.steering import Steering
+from distlr.callbacks.preflight_check import PreflightCheck
+from distlr.callbacks.run_recorder import RunRecorder
 from distlr.callbacks.sync_metrics import SyncMetrics
 from distlr.callbacks.sync_statistics import SyncStatistics
+from distlr.callbacks.tensorboard_scalars import TensorBoardScalars
 from distlr.communicators import Communicator
 from distlr.data.position import Position
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
@@ -39,7 +39,7 @@ def assembled(
     *,
     communicator: Communicator,
     local_replicas: int,
-    audit: Audit,
+    audit: PreflightCheck,
     positions: Sequence[Position],
     run_dir: str | os.PathLike[str] | None,
     explain: Callable[[], dict[str, Any]],
@@ -62,7 +62,7 @@ def assembled(
     >>> job = distlr.init(environ={})
     >>> plateau = keras.callbacks.ReduceLROnPlateau()
     >>> [type(callback).__name__ for callback in job.callbacks([plateau])]  # calls it
-    ['Audit', 'FollowEpochs', 'LearningRateLogger', 'BadNumbers', 'ReduceLROnPlateau']
+    ['PreflightCheck', 'DataPositionSync', 'LearningRateLogger', 'NonFiniteGuard', 'ReduceLROnPlateau']
     """
     given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [None]
     for callback in given:
@@ -81,13 +81,17 @@ def assembled(
     plateaus = [callback.policy for callback in given if isinstance(callback, ReduceLROnPlateau)]
     _check_plateaus([policy.key for policy in plateaus])
     if not watches_numbers(given):
-        given.append(BadNumbers(ignore={policy.monitor for policy in plateaus if policy.on_nan != "raise"}))
+        given.append(NonFiniteGuard(ignore={policy.monitor for policy in plateaus if policy.on_nan != "raise"}))
     if BaseRates.is_needed(given):
         given.append(BaseRates(given))
-    follow = FollowEpochs(positions)
+    follow = DataPositionSync(positions)
     given += [audit, follow]
     if run_dir is not None:
-        given += [Steering(run_dir), Record(run_dir, explain), Scalars(Path(run_dir) / "tensorboard")]
+        given += [
+            ManualControl(run_dir),
+            RunRecorder(run_dir, explain),
+            TensorBoardScalars(Path(run_dir) / "tensorboard"),
+        ]
     if local_replicas > 1:
         given += [SyncStatistics(), *([CheckMetrics()] if communicator.size == 1 else [])]  # else SyncMetrics does
     if communicator.size > 1:
@@ -105,7 +109,7 @@ def assembled(
         if isinstance(callback, Checkpoint):
             callback.bind_data(follow)
             callback.bind_callbacks(given)
-        if isinstance(callback, Steering):
+        if isinstance(callback, ManualControl):
             callback.bind_plateau(bool(plateaus))
     return ordered(given)
 

@@ -17,7 +17,7 @@ from distlr._utils.checks import positive_integer
 from distlr.batch.duration import Duration
 from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.counters import Counters, append_to_logs
-from distlr.callbacks.follow import FollowEpochs
+from distlr.callbacks.data_position_sync import DataPositionSync
 from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.stage import Stage
 from distlr.checkpoint.interval import Interval
@@ -134,7 +134,7 @@ class Checkpoint(JobCallback):
         self.resume, self.accept = resume, accept
         self.rewarm = None if rewarm is None else Duration.parse(rewarm, "rewarm")
         self.signals = Signals(signals)
-        self.follow: FollowEpochs | None = None
+        self.follow: DataPositionSync | None = None
         self.counters = Counters([])
         self._callbacks: Sequence[Any] = ()
         self._begun = False
@@ -151,7 +151,7 @@ class Checkpoint(JobCallback):
         self._saved_at = 0  # steps in this process
         self._left_in_model: list[str] = []  # digests of the weights that are not the training's, as `fit` ended
 
-    def bind_data(self, follow: FollowEpochs) -> None:
+    def bind_data(self, follow: DataPositionSync) -> None:
         """Gives the job's data to the callback; called by `job.callbacks`."""
         self.follow = follow
 

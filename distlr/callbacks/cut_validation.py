@@ -39,7 +39,7 @@ class CutValidation(JobCallback):
     >>> import distlr
     >>> job = distlr.init(environ={})
     >>> [type(callback).__name__ for callback in job.callbacks([Checkpoint("checkpoints")])]
-    ['Audit', 'FollowEpochs', 'CutValidation', 'LearningRateLogger', 'BadNumbers', 'Checkpoint']
+    ['PreflightCheck', 'DataPositionSync', 'CutValidation', 'LearningRateLogger', 'NonFiniteGuard', 'Checkpoint']
 
     Args:
         checkpoint: the job's, whose signals end a validation.

@@ -37,7 +37,7 @@ class ReplicaGuard(JobCallback):
     >>> import distlr
     >>> job = distlr.init(environ={})
     >>> [type(callback).__name__ for callback in job.callbacks([ReplicaGuard(every=100)])]
-    ['Audit', 'FollowEpochs', 'LearningRateLogger', 'BadNumbers', 'ReplicaGuard']
+    ['PreflightCheck', 'DataPositionSync', 'LearningRateLogger', 'NonFiniteGuard', 'ReplicaGuard']
     """
 
     stage = Stage.COMPARE_RANKS

@@ -8,11 +8,11 @@ from typing import Any
 
 import keras
 
-from distlr.callbacks.bad_numbers import BadNumbers
 from distlr.callbacks.broadcast import BroadcastState
 from distlr.callbacks.deciders import WRITERS
 from distlr.callbacks.guard import ReplicaGuard
 from distlr.callbacks.job_callback import JobCallback
+from distlr.callbacks.non_finite_guard import NonFiniteGuard
 from distlr.callbacks.same_callbacks import SameCallbacks
 from distlr.callbacks.stage import Stage
 from distlr.callbacks.sync_metrics import SyncMetrics
@@ -68,7 +68,7 @@ def check_savers(callbacks: Sequence[Any]) -> None:
 
 def watches_numbers(callbacks: Sequence[Any]) -> bool:
     """Whether something given decides already what a NaN does."""
-    return any(isinstance(callback, (BadNumbers, _KERAS.TerminateOnNaN)) for callback in callbacks)
+    return any(isinstance(callback, (NonFiniteGuard, _KERAS.TerminateOnNaN)) for callback in callbacks)
 
 
 def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]:

@@ -64,7 +64,7 @@ class OtherOptimizers:
                     f"'{own.name}', which the train_step never applies; it applies {_listed(others)}. Fix: give "
                     "compile the optimizer whose rate is to be changed, super().compile(optimizer=...), and apply "
                     f"self.optimizer; or leave {type(callback).__name__} out"
-                    f"{' (job.callbacks(run_dir=) adds it)' if type(callback).__name__ == 'Steering' else ''}."
+                    f"{' (job.callbacks(run_dir=) adds it)' if type(callback).__name__ == 'ManualControl' else ''}."
                 )
 
     def _is_found(self, core: Any) -> bool:

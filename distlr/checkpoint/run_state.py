@@ -51,7 +51,7 @@ class RunState:
         steps: Keras' steps of that epoch that were done.
         iterations: of the optimizer.
         samples_seen: the clock, which stands still where a step is left out.
-        began: how far the data was as that epoch began, as `FollowEpochs.drawn` counts; None in files of before.
+        began: how far the data was as that epoch began, as `DataPositionSync.drawn` counts; None in files of before.
         place: samples of that epoch that were behind, on all ranks together; None in files of before.
         updates: by which the run had come, with those that were left out; None in files of before.
         positions: seed, pass and offset of each training pipeline.

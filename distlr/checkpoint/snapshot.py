@@ -9,7 +9,7 @@ import numpy as np
 
 from distlr.optimizer import ScaledOptimizer, inner, slots_of, training_values_of
 
-__all__ = ["Snapshot", "WholeSnapshot"]
+__all__ = ["Snapshot", "TrainingStateSnapshot"]
 
 
 class Snapshot:
@@ -44,7 +44,7 @@ class Snapshot:
             held.holder(variable).assign(value)
 
 
-class WholeSnapshot:
+class TrainingStateSnapshot:
     """Copies of all that a step of this rank changes, a copy a local replica: to go back to the bit.
 
     Weights, moving statistics and the states of seed generators (dropout); of the optimizer the slots, the iterations,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from distlr.cli.file_arguments import refused
 from distlr.errors import ConfigurationError, received
-from distlr.runlog.control_requests import ControlDirectory, Found, Request
+from distlr.runlog.control_requests import ControlDirectory, PendingRequest, Request
 from distlr.runlog.directory import RunDirectory
 from distlr.runlog.manual_changes import answers
 
@@ -170,7 +170,7 @@ def _cancel(directory: RunDirectory, requests: ControlDirectory, name: str) -> i
     return REFUSED
 
 
-def _until(found: Found) -> str:
+def _until(found: PendingRequest) -> str:
     return "without a limit" if found.expires is None else f"until {_at(found.expires / 1e9)}"
 
 

@@ -5,19 +5,20 @@ Importing this package imports neither TensorFlow nor an engine.
 
 from __future__ import annotations
 
+from distlr._utils.renamed import aliases
 from distlr.communicators.communicator import Communicator
 from distlr.communicators.engines import connect
 from distlr.communicators.log import CollectiveLog
 from distlr.communicators.single import SingleCommunicator, alone
 from distlr.communicators.threads import ThreadCommunicator, ThreadGroup, run_ranks
 from distlr.startup.backend_selection import ENGINES
-from distlr.startup.launcher import Launch, detect
+from distlr.startup.launcher import LauncherInfo, detect
 
 __all__ = [
     "ENGINES",
     "CollectiveLog",
     "Communicator",
-    "Launch",
+    "LauncherInfo",
     "SingleCommunicator",
     "ThreadCommunicator",
     "ThreadGroup",
@@ -26,3 +27,5 @@ __all__ = [
     "detect",
     "run_ranks",
 ]
+
+__getattr__ = aliases(__name__, {"Launch": "LauncherInfo"})

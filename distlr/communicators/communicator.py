@@ -24,8 +24,8 @@ from distlr.communicators.frames import (
     EMPTY,
     REDUCERS,
     Array,
+    CollectiveMessage,
     Frame,
-    Part,
     check_same,
     checked_array,
     decode,
@@ -385,7 +385,9 @@ class Communicator(abc.ABC):
         """
         return 0
 
-    def _collective(self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0) -> list[Part]:
+    def _collective(
+        self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0
+    ) -> list[CollectiveMessage]:
         """Exchanges one frame and checks that all ranks mean the same collective."""
         parts = self._send(kind, tag, terms, data, length)
         check_same(parts, self.rank)
@@ -393,12 +395,12 @@ class Communicator(abc.ABC):
 
     def _send(
         self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0, refused: str = ""
-    ) -> list[Part]:
+    ) -> list[CollectiveMessage]:
         if not isinstance(tag, str):
             raise ConfigurationTypeError(received("tag", tag, "a str"))
         if not tag:
             raise ConfigurationError(received("tag", tag, "a name that is not empty"))
-        frame = encode(Part(kind, tag, terms, length, refused, data, self._take_updates()))
+        frame = encode(CollectiveMessage(kind, tag, terms, length, refused, data, self._take_updates()))
         self.log.enter(frame.size)
         label = f"{kind} {tag!r}"
         began = time.monotonic()

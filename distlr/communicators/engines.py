@@ -7,7 +7,7 @@ import importlib
 from distlr._utils.checks import one_of
 from distlr.communicators.communicator import Communicator
 from distlr.errors import DistributionError
-from distlr.startup.launcher import Launch
+from distlr.startup.launcher import LauncherInfo
 
 __all__ = ["connect"]
 
@@ -23,7 +23,7 @@ _HOW = {
 }
 
 
-def connect(engine: str, launch: Launch | None, timeout: float = 600.0) -> Communicator:
+def connect(engine: str, launch: LauncherInfo | None, timeout: float = 600.0) -> Communicator:
     """Starts an engine and checks it against what the launcher says.
 
     Args:
@@ -52,7 +52,7 @@ def connect(engine: str, launch: Launch | None, timeout: float = 600.0) -> Commu
     return communicator
 
 
-def _start(engine: str, launch: Launch | None, timeout: float) -> Communicator:
+def _start(engine: str, launch: LauncherInfo | None, timeout: float) -> Communicator:
     try:
         module, name = _CONNECTED[engine]
         made: Communicator = getattr(importlib.import_module(f"distlr.communicators.{module}"), name)(timeout=timeout)

@@ -29,8 +29,8 @@ __all__ = [
     "EMPTY",
     "REDUCERS",
     "Array",
+    "CollectiveMessage",
     "Frame",
-    "Part",
     "by_rank",
     "check_same",
     "checked_array",
@@ -57,7 +57,7 @@ _HEADER = struct.Struct("<4sIQ")  # magic, bytes of the signature, bytes of the 
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class CollectiveMessage:
     """One rank's decoded frame. `terms` must agree on all ranks; `length` is an allgather's leading size.
 
     `updates` is how often the rank has averaged gradients since the collective before, which must agree too.
@@ -122,7 +122,7 @@ def _padded(size: int, unit: int = 8) -> int:
     return -(-size // unit) * unit
 
 
-def encode(part: Part) -> Frame:
+def encode(part: CollectiveMessage) -> Frame:
     """One frame: a header with the lengths, the signature as JSON, the data; each padded to 8 bytes."""
     signature = json.dumps([part.kind, part.tag, part.terms, part.length, part.refused, part.updates]).encode()
     start = _HEADER.size + _padded(len(signature))
@@ -173,16 +173,16 @@ def _size(frame: Frame, rank: int, label: str) -> int:
     return int(whole)
 
 
-def decode(frame: Frame, rank: int, label: str) -> Part:
+def decode(frame: Frame, rank: int, label: str) -> CollectiveMessage:
     """The part in the frame that `rank` sent; refuses bytes that are no frame."""
     _size(frame, rank, label)
     _, signed, size = _HEADER.unpack(frame[: _HEADER.size].tobytes())
     start = _HEADER.size + _padded(signed)
     kind, tag, terms, length, refused, updates = json.loads(frame[_HEADER.size : _HEADER.size + signed].tobytes())
-    return Part(kind, tag, terms, length, refused, frame[start : start + size], updates)
+    return CollectiveMessage(kind, tag, terms, length, refused, frame[start : start + size], updates)
 
 
-def check_same(parts: Sequence[Part], rank: int) -> None:
+def check_same(parts: Sequence[CollectiveMessage], rank: int) -> None:
     """Raises where the ranks' parts are not of one collective with the same terms, or one rank refuses its own.
 
     Every rank sees the same parts, so all come to the same verdict and all raise or none does.

@@ -13,7 +13,7 @@ from distlr.optimizer.access import (
     strategy_of,
     training_values_of,
 )
-from distlr.optimizer.adoption import Steered
+from distlr.optimizer.adoption import ManualControlState
 from distlr.optimizer.comparison import differences, formula_of
 from distlr.optimizer.connection import connect, warn_of_restored_schedule
 from distlr.optimizer.conversion import adopt, strip
@@ -26,10 +26,10 @@ from distlr.optimizer.saving import read_state, slots_of, write_state
 from distlr.optimizer.training_values import TrainingValues
 
 __all__ = [
+    "ManualControlState",
     "RateHandle",
     "Reduction",
     "ScaledOptimizer",
-    "Steered",
     "TrainingValues",
     "adopt",
     "adopted_by",

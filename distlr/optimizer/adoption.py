@@ -16,7 +16,7 @@ from distlr.batch.global_batch import GlobalBatch
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.errors import DistlrError, DistributionError, StateError
 from distlr.optimizer.hooks import HookContract
-from distlr.optimizer.hyperparameters import Extras, Multipliers
+from distlr.optimizer.hyperparameters import HyperparameterOptions, Multipliers
 from distlr.optimizer.rate import RateCache
 from distlr.optimizer.reduction import Reduction
 from distlr.optimizer.training_values import TrainingValues
@@ -31,7 +31,7 @@ __all__ = [
     "STEERED",
     "UNSTEERED",
     "Adoption",
-    "Steered",
+    "ManualControlState",
     "name_of",
     "saved_name",
 ]
@@ -45,10 +45,10 @@ CLIMB = "climb"
 """Names the state of a climb: where it began and its length, in samples, and the share of the rate it began at."""
 NO_CLIMB = (0.0, 0.0, 1.0)
 STEERED = "steered"
-"""Names the state of changes by hand, a `Steered`."""
+"""Names the state of changes by hand, a `ManualControlState`."""
 
 
-class Steered(NamedTuple):
+class ManualControlState(NamedTuple):
     """Which changes by hand a run has had: all up to a place, and so many of those at that place.
 
     Attributes:
@@ -64,7 +64,7 @@ class Steered(NamedTuple):
     made: int = 0
 
 
-UNSTEERED = Steered()
+UNSTEERED = ManualControlState()
 
 _FNV_PRIME = 1_099_511_628_211
 
@@ -102,7 +102,7 @@ class Adoption:
         self.refusal: DistlrError | None = None  # what `connection.settle` found, for the first step
         self.gradient_names: list[str] = []  # the names of the gradients of the update in progress
         self.broadcast = False
-        self.extras = Extras()
+        self.extras = HyperparameterOptions()
         self.bases: dict[str, float] = {}  # what else is scaled, as it was at the base batch, by attribute
         self.bad_steps: Any = None  # where steps with a gradient that is not finite are left out
         self.norm: Any = None  # of the gradients, where somebody wants to know it
@@ -178,7 +178,7 @@ class Adoption:
             self.norm = _own(tf.float32)
         return True
 
-    def take(self, optimizer: Any, extras: Extras, values: Mapping[str, float]) -> None:
+    def take(self, optimizer: Any, extras: HyperparameterOptions, values: Mapping[str, float]) -> None:
         """Keeps what else is asked for, of a plain optimizer whose attributes will get these values."""
         self.extras = extras
         self.bases = {name: getattr(optimizer, name) for name in values}

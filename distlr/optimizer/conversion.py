@@ -16,7 +16,7 @@ from distlr.optimizer.access import inner, is_adopted, strategy_of
 from distlr.optimizer.adoption import Adoption
 from distlr.optimizer.base_rate import base_rate
 from distlr.optimizer.connection import settle
-from distlr.optimizer.hyperparameters import Extras
+from distlr.optimizer.hyperparameters import HyperparameterOptions
 from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, agree
 from distlr.optimizer.mixin import ScaledOptimizer
 from distlr.optimizer.reduction import Reduction
@@ -54,7 +54,7 @@ def adopt(
         batch: the global batch.
         scaling: the arguments of `schedules.Scaled`; None stands for one that was not given.
         reduction: what the gradients of several ranks become; see `connection.connect`.
-        **extras: what `optimizer.hyperparameters.Extras` has.
+        **extras: what `optimizer.hyperparameters.HyperparameterOptions` has.
 
     Raises:
         ConfigurationError: it is adopted already, its schedule is scaled already, its accumulation is not the
@@ -68,7 +68,7 @@ def adopt(
     _check_strategy(optimizer)
     _check_accumulation(optimizer, batch)
     asked = {name: value for name, value in (scaling or {}).items() if value is not None}
-    wanted = Extras(**extras)
+    wanted = HyperparameterOptions(**extras)
     schedule = base_rate(optimizer)
     if batch is not None:
         scaled = Scaled(schedule, batch, **asked)

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from distlr.errors import ConfigurationError
-from distlr.optimizer.adoption import CLIMB, NO_CLIMB, STEERED, UNSTEERED, Adoption, Steered
+from distlr.optimizer.adoption import CLIMB, NO_CLIMB, STEERED, UNSTEERED, Adoption, ManualControlState
 from distlr.optimizer.rate import LearningRate, check_rate
 from distlr.schedules.schedule import at_each
 
@@ -174,12 +174,12 @@ class FormulaRate:
         multiplier.assign(float(multiplier.numpy()) * factor)
 
     @property
-    def steered(self) -> Steered:
+    def steered(self) -> ManualControlState:
         """Which changes by hand the run has had, and whether they paused plateaus."""
         variable = self._distlr.named.get(STEERED)
-        return UNSTEERED if variable is None else Steered(*(int(value) for value in variable.numpy()))
+        return UNSTEERED if variable is None else ManualControlState(*(int(value) for value in variable.numpy()))
 
-    def steer(self, steered: Steered | None = None) -> None:
+    def steer(self, steered: ManualControlState | None = None) -> None:
         """Notes a change by hand in the optimizer's variables, so that a restart goes on with it; None makes them."""
         variable = self.state(STEERED, UNSTEERED)
         if steered is not None:
@@ -243,7 +243,7 @@ class FormulaRate:
     def behind(self) -> int:
         """How far the clock is behind the data, for steps that were left out: in samples, without a batch in updates.
 
-        `FollowEpochs` keeps it, in this process alone; nothing of the formula depends on it.
+        `DataPositionSync` keeps it, in this process alone; nothing of the formula depends on it.
         """
         return self._distlr.behind
 

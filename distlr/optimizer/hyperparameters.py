@@ -16,14 +16,14 @@ from distlr.scaling import rules
 from distlr.schedules import Scaled
 from distlr.schedules.schedule import check_is_schedule
 
-__all__ = ["SCALES", "Extras", "Multipliers"]
+__all__ = ["SCALES", "HyperparameterOptions", "Multipliers"]
 
 SCALES = ("betas", "weight_decay", "ema")
 """What `scale=` may name."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Extras:
+class HyperparameterOptions:
     """What an optimizer is asked for beside its rate.
 
     Attributes:

@@ -28,7 +28,7 @@ from distlr._utils.atomic_files import write_bytes
 from distlr.errors import ConfigurationError
 from distlr.runlog.request import ACTIONS, Request, is_change
 
-__all__ = ["ACTIONS", "ControlDirectory", "Found", "Request", "is_change", "trouble_with"]
+__all__ = ["ACTIONS", "ControlDirectory", "PendingRequest", "Request", "is_change", "trouble_with"]
 
 DIRECTORY = "control"
 _LONGEST = 4096  # bytes of a request
@@ -41,7 +41,7 @@ _SETTLED = (".applied", ".refused")
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class PendingRequest:
     """A file in the control directory.
 
     Attributes:
@@ -113,7 +113,7 @@ class ControlDirectory:
         """Whether a run has begun to do a request, or has answered it."""
         return os.path.lexists(self.path / (name + _TAKEN)) or self.was_settled(name)
 
-    def waiting(self, most: int = _NAMES) -> list[Found]:
+    def waiting(self, most: int = _NAMES) -> list[PendingRequest]:
         """What has not been answered, in the order of names, for who wants to know: nothing is taken.
 
         Args:
@@ -131,7 +131,7 @@ class ControlDirectory:
 
     # -- the run -------------------------------------------------------------------------------------
 
-    def look(self) -> list[Found]:
+    def look(self) -> list[PendingRequest]:
         """What has come since the last look; each file once.
 
         Those of `ask` come first, in the order in which they were asked, then others in the order of names. One look
@@ -151,14 +151,14 @@ class ControlDirectory:
             if self._warned_of_directory:
                 return []
             self._warned_of_directory = True
-            return [Found(DIRECTORY, "?", refused=f"{self.path} {trouble}")]
+            return [PendingRequest(DIRECTORY, "?", refused=f"{self.path} {trouble}")]
         new = sorted((not _ASKED.fullmatch(name), name) for name in names if name not in self._seen)
         chosen = [name for _, name in new[:_READ]]
         found = [each for name in chosen if (each := self._read(name)) is not None]
         self._seen.update(each.name for each in found)
         return found
 
-    def claim(self, found: Found) -> bool:
+    def claim(self, found: PendingRequest) -> bool:
         """Takes a request to do it now, and says whether it is still there: from here on nobody can cancel it."""
         path = self.path / found.name
         try:
@@ -244,13 +244,13 @@ class ControlDirectory:
             self.close()
         return [name for name in names if _is_open(name)]
 
-    def _read(self, name: str) -> Found | None:
+    def _read(self, name: str) -> PendingRequest | None:
         """What a file is; None where it has gone."""
         try:
             about = os.lstat(self.path / name)
         except OSError:
             return None
-        found = Found(
+        found = PendingRequest(
             name, _user(about.st_uid), written=about.st_mtime_ns, came=about.st_ctime_ns, file=_identity(about)
         )
         trouble = trouble_with(about)

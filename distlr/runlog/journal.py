@@ -66,7 +66,7 @@ class Journal:
         self.entries: list[JournalEntry] = []
         self._listeners: list[Callable[[JournalEntry], None]] = []
         self.drawn: Callable[[], int] | None = None
-        """How far the data is, where `FollowEpochs` counts it."""
+        """How far the data is, where `DataPositionSync` counts it."""
 
     def listen(self, listener: Callable[[JournalEntry], None]) -> None:
         """Has a function called with each entry: those that are there, and each from now on."""

@@ -12,10 +12,10 @@ from typing import Any
 
 from distlr._utils.checks import digits, integer, one_of
 from distlr.errors import ConfigurationError, DistributionError, received
-from distlr.startup.launcher import Launch, detect, place_on_host, tf_config_workers
+from distlr.startup.launcher import LauncherInfo, detect, place_on_host, tf_config_workers
 from distlr.startup.rendezvous import check_addresses
 
-__all__ = ["ENGINE", "ENGINES", "SIMULATE", "Choice", "choose"]
+__all__ = ["ENGINE", "ENGINES", "SIMULATE", "BackendSelection", "choose"]
 
 SIMULATE = "DISTLR_SIMULATE"
 """The environment variable that asks for simulated replicas."""
@@ -30,7 +30,7 @@ ENGINES = ("horovod", "mpi", _MULTI_WORKER)
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class BackendSelection:
     """Where a job runs.
 
     Attributes:
@@ -44,7 +44,7 @@ class Choice:
 
     backend: str
     reason: str
-    launch: Launch | None
+    launch: LauncherInfo | None
     replicas: int
     addresses: tuple[str, ...] = ()
     rank: int = 0
@@ -58,7 +58,7 @@ def choose(
     workers: Sequence[str] | None = None,
     environ: Mapping[str, str],
     gpus: int = 0,
-) -> Choice:
+) -> BackendSelection:
     """Chooses as `distlr.init` does; see there for the order, the arguments and what is raised.
 
     >>> choose(environ={"DISTLR_SIMULATE": "4"}).backend
@@ -78,7 +78,7 @@ def choose(
         total = int(strategy.num_replicas_in_sync)
         if len(everyone) > 1:
             reason = f"The `strategy` given spans {len(everyone)} workers, and this process is worker {rank}."
-            return Choice(_MULTI_WORKER, reason, launch, total, tuple(everyone), rank)
+            return BackendSelection(_MULTI_WORKER, reason, launch, total, tuple(everyone), rank)
     simulating = replicas if engine is None else None
     asked = "`engine` asks for it" if engine is not None else f"{ENGINE} asks for it"
     engine = engine or (None if strategy is not None else environ.get(ENGINE) or None)
@@ -94,16 +94,16 @@ def choose(
         parts = [asked] if engine is not None else []
         parts += ["no launcher started this process" if launch is None else _said(launch)]
         size = 1 if launch is None else launch.size
-        return Choice(engine or "horovod", f"{', and '.join(parts)}.", launch, size)
+        return BackendSelection(engine or "horovod", f"{', and '.join(parts)}.", launch, size)
     if strategy is not None:
-        return Choice("tf.distribute", "A `strategy` of your own was given.", launch, total)
+        return BackendSelection("tf.distribute", "A `strategy` of your own was given.", launch, total)
     if replicas is not None:
         who = "`simulate`" if simulate is not None else SIMULATE
-        return Choice("simulated", f"{who} asks for {replicas} simulated replicas.", launch, replicas)
+        return BackendSelection("simulated", f"{who} asks for {replicas} simulated replicas.", launch, replicas)
     where = {0: "no GPU: one replica, on the CPU", 1: "one GPU: one replica, on it"}.get(
         gpus, f"{gpus} GPUs: one replica on each"
     )
-    return Choice(
+    return BackendSelection(
         "local", f"No launcher started several processes, and this machine has {where}.", launch, max(1, gpus)
     )
 
@@ -136,7 +136,7 @@ def _check_together(engine: str | None, strategy: Any, simulate: int | None, wor
         raise ConfigurationError(received("workers", workers, "alone, or beside engine='multi-worker'", hint))
 
 
-def _check_launch(launch: Launch | None, strategy: Any, replicas: int | None) -> None:
+def _check_launch(launch: LauncherInfo | None, strategy: Any, replicas: int | None) -> None:
     """Refuses what would be a training of its own in each process of a launcher."""
     if launch is None or (strategy is None and replicas is None):
         return
@@ -148,7 +148,9 @@ def _check_launch(launch: Launch | None, strategy: Any, replicas: int | None) ->
     )
 
 
-def _of_workers(launch: Launch | None, workers: Sequence[str] | None, environ: Mapping[str, str], gpus: int) -> Choice:
+def _of_workers(
+    launch: LauncherInfo | None, workers: Sequence[str] | None, environ: Mapping[str, str], gpus: int
+) -> BackendSelection:
     """A multi-worker strategy of the workers that the caller, TF_CONFIG or Slurm names."""
     if workers is not None:
         addresses = check_addresses(workers)
@@ -158,7 +160,7 @@ def _of_workers(launch: Launch | None, workers: Sequence[str] | None, environ: M
     elif launch is not None and launch.launcher == "srun":
         each = max(1, gpus) if launch.local_size == 1 else 1
         reason = f"A multi-worker strategy is asked for, and {_said(launch)}."
-        return Choice(_MULTI_WORKER, reason, launch, launch.size * each, (), launch.rank)
+        return BackendSelection(_MULTI_WORKER, reason, launch, launch.size * each, (), launch.rank)
     else:
         raise DistributionError(
             "A multi-worker strategy needs to know its workers, and neither TF_CONFIG nor Slurm names them. "
@@ -167,10 +169,10 @@ def _of_workers(launch: Launch | None, workers: Sequence[str] | None, environ: M
     # Alone on its host a worker has all of the host's GPUs.
     each = max(1, gpus) if place_on_host(addresses, rank)[1] == 1 else 1
     reason = f"{who} names {len(addresses)} workers, and this process is worker {rank}."
-    return Choice(_MULTI_WORKER, reason, launch, len(addresses) * each, tuple(addresses), rank)
+    return BackendSelection(_MULTI_WORKER, reason, launch, len(addresses) * each, tuple(addresses), rank)
 
 
-def _own_place(addresses: list[str], launch: Launch | None) -> int:
+def _own_place(addresses: list[str], launch: LauncherInfo | None) -> int:
     if launch is not None and launch.size == len(addresses):
         return launch.rank
     if launch is not None:
@@ -201,7 +203,7 @@ def _asked_replicas(simulate: int | None, environ: Mapping[str, str]) -> int | N
     return replicas
 
 
-def _said(launch: Launch) -> str:
+def _said(launch: LauncherInfo) -> str:
     started = "TF_CONFIG names" if launch.launcher == "tf_config" else f"{launch.launcher} started"
     processes = f"{launch.size} process{'es' if launch.size > 1 else ''}"
     return f"{started} {processes}, of which this is rank {launch.rank}"

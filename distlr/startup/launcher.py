@@ -27,13 +27,13 @@ from typing import Any, Literal
 from distlr._utils.checks import digits
 from distlr.errors import ConfigurationError, shown
 
-__all__ = ["Launch", "detect", "place_on_host", "tf_config_workers"]
+__all__ = ["LauncherInfo", "detect", "place_on_host", "tf_config_workers"]
 
 Launcher = Literal["horovodrun", "mpirun", "pmi", "srun", "tf_config"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Launch:
+class LauncherInfo:
     """What the launcher says about this process. In an elastic job: what it said at the start.
 
     Attributes:
@@ -56,7 +56,7 @@ class Launch:
     local_size: int
 
 
-def detect(environ: Mapping[str, str]) -> Launch | None:
+def detect(environ: Mapping[str, str]) -> LauncherInfo | None:
     """Says which launcher started this process, and where in the job it stands.
 
     >>> detect({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2",
@@ -88,7 +88,7 @@ def detect(environ: Mapping[str, str]) -> Launch | None:
     return _from_tf_config(environ)
 
 
-def _launch(launcher: Launcher, environ: Mapping[str, str], names: tuple[str, str, str, str]) -> Launch:
+def _launch(launcher: Launcher, environ: Mapping[str, str], names: tuple[str, str, str, str]) -> LauncherInfo:
     rank, size, local_rank, local_size = (_number(environ, name) for name in names)
     _check_below(names[0], rank, names[1], size)
     _check_below(names[2], local_rank, names[3], local_size)
@@ -97,7 +97,7 @@ def _launch(launcher: Launcher, environ: Mapping[str, str], names: tuple[str, st
             f"{names[3]}={local_size} is more than {names[1]}={size}: there cannot be more processes on one "
             "host than in the job. Fix: unset both, or start the job again with its launcher."
         )
-    return Launch(launcher, rank, size, local_rank, local_size)
+    return LauncherInfo(launcher, rank, size, local_rank, local_size)
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:
@@ -130,7 +130,7 @@ def _in_slurm_step(environ: Mapping[str, str]) -> bool:
     return _number(environ, "SLURM_STEP_NUM_TASKS") > 1
 
 
-def _from_slurm(environ: Mapping[str, str]) -> Launch:
+def _from_slurm(environ: Mapping[str, str]) -> LauncherInfo:
     rank, size = _number(environ, "SLURM_PROCID"), _number(environ, "SLURM_STEP_NUM_TASKS")
     _check_below("SLURM_PROCID", rank, "SLURM_STEP_NUM_TASKS", size)
     local_rank = _number(environ, "SLURM_LOCALID")
@@ -139,7 +139,7 @@ def _from_slurm(environ: Mapping[str, str]) -> Launch:
     name = "SLURM_STEP_TASKS_PER_NODE"
     _check_below("SLURM_NODEID", node, f"the number of nodes in {name}", len(tasks))
     _check_below("SLURM_LOCALID", local_rank, f"this node's tasks in {name}", tasks[node])
-    return Launch("srun", rank, size, local_rank, tasks[node])
+    return LauncherInfo("srun", rank, size, local_rank, tasks[node])
 
 
 def _tasks_per_node(environ: Mapping[str, str], size: int) -> list[int]:
@@ -160,12 +160,12 @@ def _tasks_per_node(environ: Mapping[str, str], size: int) -> list[int]:
     return counts
 
 
-def _from_tf_config(environ: Mapping[str, str]) -> Launch | None:
+def _from_tf_config(environ: Mapping[str, str]) -> LauncherInfo | None:
     found = tf_config_workers(environ)
     if found is None or len(found[0]) <= 1:
         return None
     everyone, rank = found
-    return Launch("tf_config", rank, len(everyone), *place_on_host(everyone, rank))
+    return LauncherInfo("tf_config", rank, len(everyone), *place_on_host(everyone, rank))
 
 
 def place_on_host(addresses: Sequence[str], rank: int) -> tuple[int, int]:

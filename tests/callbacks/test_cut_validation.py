@@ -281,7 +281,7 @@ def test_without_a_validation_the_epoch_ends_at_once(tmp_path, whole) -> None:
 def test_a_number_that_is_not_finite_is_decided_on_when_the_run_goes_on(tmp_path) -> None:
     with pytest.raises(distlr.errors.NonFiniteError, match="odd is nan"):
         Run(tmp_path / "whole", bad_metric=True)
-    bad = {"bad_metric": True, "more": [distlr.callbacks.BadNumbers(ignore=["odd", "val_odd"])]}
+    bad = {"bad_metric": True, "more": [distlr.callbacks.NonFiniteGuard(ignore=["odd", "val_odd"])]}
     assert Run(tmp_path / "run", cut_in=CUT_IN, **bad).left == 143
     with pytest.raises(distlr.errors.NonFiniteError, match="At the end of epoch 2 odd is nan"):
         Run(tmp_path / "run", bad_metric=True)

@@ -9,20 +9,20 @@ import pytest
 import tensorflow as tf
 
 from distlr.callbacks import (
-    Audit,
-    BadNumbers,
     BroadcastState,
     CheckMetrics,
     Checkpoint,
-    FollowEpochs,
+    DataPositionSync,
     LearningRateLogger,
-    Record,
+    ManualControl,
+    NonFiniteGuard,
+    PreflightCheck,
     ReduceLROnPlateau,
     ReplicaGuard,
-    Scalars,
-    Steering,
+    RunRecorder,
     SyncMetrics,
     SyncStatistics,
+    TensorBoardScalars,
 )
 from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.cut_validation import CutValidation
@@ -46,11 +46,11 @@ class Saver(K.ModelCheckpoint):
 def _stages(tmp_path: Any) -> list[list[Any]]:
     strategy = tf.distribute.get_strategy()
     return [
-        [Audit(strategy), FollowEpochs([]), SameCallbacks([]), BaseRates([])],
+        [PreflightCheck(strategy), DataPositionSync([]), SameCallbacks([]), BaseRates([])],
         [CheckMetrics(), SyncMetrics(), SyncStatistics()],
         [CutValidation(Checkpoint(tmp_path))],
         [LearningRateLogger()],
-        [BadNumbers()],
+        [NonFiniteGuard()],
         [
             ReduceLROnPlateau(),
             K.ReduceLROnPlateau(),
@@ -58,7 +58,7 @@ def _stages(tmp_path: Any) -> list[list[Any]]:
             K.EarlyStopping(),
             K.TerminateOnNaN(),
             Decider(),
-            Steering(tmp_path),
+            ManualControl(tmp_path),
         ],
         [ReplicaGuard()],
         [
@@ -66,7 +66,12 @@ def _stages(tmp_path: Any) -> list[list[Any]]:
             K.BackupAndRestore(tmp_path / "backup"),
             Saver(tmp_path / "b.keras"),
         ],
-        [Record(tmp_path), Scalars(tmp_path), K.TensorBoard(tmp_path), K.CSVLogger(tmp_path / "log.csv")],
+        [
+            RunRecorder(tmp_path),
+            TensorBoardScalars(tmp_path),
+            K.TensorBoard(tmp_path),
+            K.CSVLogger(tmp_path / "log.csv"),
+        ],
         [Checkpoint(tmp_path)],
         [BroadcastState()],
     ]
@@ -147,7 +152,7 @@ class Stops(JobCallback):
         ([K.EarlyStopping()], False),
         ([K.TerminateOnNaN()], True),
         ([Stops()], True),
-        ([Audit(tf.distribute.get_strategy())], False),
+        ([PreflightCheck(tf.distribute.get_strategy())], False),
     ],
 )
 def test_batches_are_watched_only_where_a_callback_may_stop_in_an_epoch(given, may_stop) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import distlr
-from distlr.callbacks import BadNumbers, Checkpoint
+from distlr.callbacks import Checkpoint, NonFiniteGuard
 from distlr.checkpoint.store import CheckpointDirectory, read_checkpoint, write_checkpoint
 from distlr.runlog.directory import RunDirectory
 
@@ -78,7 +78,7 @@ def run(
     x[list(bad)] = np.nan
     watch = Watch(die_after)
     own = [Checkpoint(directory, every, keep=100)] if directory is not None else []
-    own += [BadNumbers("skip", limit=100)] if bad else []
+    own += [NonFiniteGuard("skip", limit=100)] if bad else []
     data = job.shard((x, Y), batch, shuffle=False)
     options = {"epochs": epochs, "shuffle": False, "verbose": 0, **fit}
     with contextlib.suppress(Killed):

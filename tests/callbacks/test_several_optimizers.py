@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import distlr
-from distlr.callbacks import BadNumbers, Checkpoint, ReduceLROnPlateau
+from distlr.callbacks import Checkpoint, NonFiniteGuard, ReduceLROnPlateau
 from distlr.errors import ConfigurationError, StateError
 
 pytestmark = pytest.mark.replicas
@@ -88,7 +88,7 @@ def test_what_would_cut_an_optimizer_that_is_never_applied_is_refused_by_name(ca
     "callback",
     [
         lambda path: Checkpoint(path),
-        lambda path: BadNumbers("skip"),
+        lambda path: NonFiniteGuard("skip"),
         lambda path: ReduceLROnPlateau("loss", restore_best=True),
     ],
 )
@@ -219,11 +219,11 @@ def test_the_second_training_resumed_alone_goes_on_in_the_order_of_its_own_data(
 
 
 def test_a_checkpoint_over_several_data_sets_asks_for_the_same_ones(tmp_path) -> None:
-    from distlr.callbacks.follow import FollowEpochs
+    from distlr.callbacks.data_position_sync import DataPositionSync
     from distlr.data.position import Position
 
     batch = distlr.GlobalBatch(16, base_batch=16)
-    follow = FollowEpochs([Position(batch, seed) for seed in (1, 2, 3)])
+    follow = DataPositionSync([Position(batch, seed) for seed in (1, 2, 3)])
     follow.on_train_begin()
     with pytest.raises(StateError, match=r"read 2 data sets.*seeds \[4, 5\].*has made 3, with \[1, 2, 3\].*Fix:"):
         follow.choose([[4, 0, 0], [5, 0, 0]])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distlr.communicators.frames import EMPTY, Part, check_same, decode, encode, filled, split
+from distlr.communicators.frames import EMPTY, CollectiveMessage, check_same, decode, encode, filled, split
 from distlr.errors import CollectiveMismatchError, DistributionError
 
 
 def parts(*different):
     plain = {"kind": "barrier", "tag": "t", "terms": {}, "length": 0, "refused": "", "data": EMPTY}
-    return [Part(**{**plain, **each}) for each in different]
+    return [CollectiveMessage(**{**plain, **each}) for each in different]
 
 
 @pytest.mark.parametrize("equal", [({}, {}), ({"length": 1}, {"length": 2}), ({"updates": 3}, {"updates": 3})])
@@ -47,7 +47,10 @@ def test_what_must_not_differ(different, kind, words):
 @pytest.mark.parametrize("unit", [8, 64, 2048])
 def test_frames_one_behind_another_are_taken_apart(unit):
     data = [np.arange(size, dtype=np.uint8) for size in (0, 1, 8, 200, 0)]
-    frames = [filled(encode(Part("allgather", "t" * rank, {}, rank, "", own)), unit) for rank, own in enumerate(data)]
+    frames = [
+        filled(encode(CollectiveMessage("allgather", "t" * rank, {}, rank, "", own)), unit)
+        for rank, own in enumerate(data)
+    ]
     assert all(frame.size % unit == 0 for frame in frames)
     for rank, frame in enumerate(split(np.concatenate(frames), len(frames), "allgather 't'", unit)):
         part = decode(frame, rank, "allgather 't'")

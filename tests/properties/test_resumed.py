@@ -33,8 +33,8 @@ from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 
 import distlr
-from distlr.callbacks import BadNumbers, Checkpoint, ReduceLROnPlateau
-from distlr.checkpoint.snapshot import WholeSnapshot
+from distlr.callbacks import Checkpoint, NonFiniteGuard, ReduceLROnPlateau
+from distlr.checkpoint.snapshot import TrainingStateSnapshot
 from distlr.checkpoint.store import CheckpointDirectory
 
 DRAWS = int(os.environ.get("DISTLR_PROPERTY_DRAWS", "60"))
@@ -167,7 +167,7 @@ def batch_of(job: Any, script: Script) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def built(script: Script) -> tuple[Any, WholeSnapshot]:
+def built(script: Script) -> tuple[Any, TrainingStateSnapshot]:
     """A model of that script, traced once for all of its runs, and what it begins with."""
     keras.utils.set_random_seed(0)
     job = distlr.init(environ={})
@@ -182,7 +182,7 @@ def built(script: Script) -> tuple[Any, WholeSnapshot]:
     model.compile(job.optimizer(optimizer, batch_of(job, script), rule=script.rule, warmup="12sp"), "mse")
     core(model).watch()
     model.optimizer.build(model.trainable_variables)
-    return model, WholeSnapshot(model)
+    return model, TrainingStateSnapshot(model)
 
 
 def train(directory: str, script: Script, draw: Draw, how: str = "", after: int = 0) -> Trained:
@@ -196,7 +196,7 @@ def train(directory: str, script: Script, draw: Draw, how: str = "", after: int 
     job = distlr.init(environ={})
     x = X.copy()
     x[list(draw.bad)] = np.nan
-    watch, bad = Watch(how, after), BadNumbers("skip", limit=10**6)
+    watch, bad = Watch(how, after), NonFiniteGuard("skip", limit=10**6)
     plateau = ReduceLROnPlateau("loss", patience=1, factor=0.5, min_delta=1e9, warmup_patience=True)
     shards = job.shard((np.concatenate([x, NUMBERS], axis=1), Y), batch_of(job, script), seed=1)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}

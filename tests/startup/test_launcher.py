@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from distlr.communicators import Launch, detect
+from distlr.communicators import LauncherInfo, detect
 from distlr.errors import ConfigurationError
 
 
@@ -52,26 +52,26 @@ WORKERS = ["a:1", "a:2", "b:1"]
 
 CASES = {
     "nothing": ({}, None),
-    "horovodrun": (env(HVD, 5, 8, 1, 4), Launch("horovodrun", 5, 8, 1, 4)),
-    "horovodrun of one": (env(HVD, 0, 1, 0, 1), Launch("horovodrun", 0, 1, 0, 1)),
-    "mpirun": (env(OMPI, 3, 4, 1, 2), Launch("mpirun", 3, 4, 1, 2)),
-    "mpirun of one": (env(OMPI, 0, 1, 0, 1), Launch("mpirun", 0, 1, 0, 1)),
-    "pmi": (env(PMI, 1, 2, 1, 2), Launch("pmi", 1, 2, 1, 2)),
+    "horovodrun": (env(HVD, 5, 8, 1, 4), LauncherInfo("horovodrun", 5, 8, 1, 4)),
+    "horovodrun of one": (env(HVD, 0, 1, 0, 1), LauncherInfo("horovodrun", 0, 1, 0, 1)),
+    "mpirun": (env(OMPI, 3, 4, 1, 2), LauncherInfo("mpirun", 3, 4, 1, 2)),
+    "mpirun of one": (env(OMPI, 0, 1, 0, 1), LauncherInfo("mpirun", 0, 1, 0, 1)),
+    "pmi": (env(PMI, 1, 2, 1, 2), LauncherInfo("pmi", 1, 2, 1, 2)),
     "pmi of one": (env(PMI, 0, 1, 0, 1), None),
-    "srun": (step(3, 4, 3), Launch("srun", 3, 4, 3, 4)),
-    "srun, several nodes": (step(5, 7, 1, 2, "2(x3),1"), Launch("srun", 5, 7, 1, 2)),
-    "srun, uneven last node": (step(6, 7, 0, 3, "2(x3),1"), Launch("srun", 6, 7, 0, 1)),
-    "srun with pmi2": ({**step(1, 2, 1), "PMI_RANK": "1", "PMI_SIZE": "2"}, Launch("srun", 1, 2, 1, 2)),
+    "srun": (step(3, 4, 3), LauncherInfo("srun", 3, 4, 3, 4)),
+    "srun, several nodes": (step(5, 7, 1, 2, "2(x3),1"), LauncherInfo("srun", 5, 7, 1, 2)),
+    "srun, uneven last node": (step(6, 7, 0, 3, "2(x3),1"), LauncherInfo("srun", 6, 7, 0, 1)),
+    "srun with pmi2": ({**step(1, 2, 1), "PMI_RANK": "1", "PMI_SIZE": "2"}, LauncherInfo("srun", 1, 2, 1, 2)),
     "allocation or batch script": (ALLOCATION, None),
     "interactive step": (step(0, 1, 0), None),
     "interactive step with pmi2": ({**step(0, 1, 0), "PMI_RANK": "0", "PMI_SIZE": "1"}, None),
-    "worker": (tf_config("worker", 1, worker=WORKERS), Launch("tf_config", 1, 3, 1, 2)),
-    "worker on another host": (tf_config("worker", 2, worker=WORKERS), Launch("tf_config", 2, 3, 0, 1)),
-    "index as text": (tf_config("worker", "2", worker=WORKERS), Launch("tf_config", 2, 3, 0, 1)),
-    "chief": (tf_config("chief", 0, chief=["c:1"], worker=WORKERS), Launch("tf_config", 0, 4, 0, 1)),
+    "worker": (tf_config("worker", 1, worker=WORKERS), LauncherInfo("tf_config", 1, 3, 1, 2)),
+    "worker on another host": (tf_config("worker", 2, worker=WORKERS), LauncherInfo("tf_config", 2, 3, 0, 1)),
+    "index as text": (tf_config("worker", "2", worker=WORKERS), LauncherInfo("tf_config", 2, 3, 0, 1)),
+    "chief": (tf_config("chief", 0, chief=["c:1"], worker=WORKERS), LauncherInfo("tf_config", 0, 4, 0, 1)),
     "worker after chief": (
         tf_config("worker", 0, chief=["c:1"], worker=WORKERS),
-        Launch("tf_config", 1, 4, 0, 2),
+        LauncherInfo("tf_config", 1, 4, 0, 2),
     ),
     "evaluator": (tf_config("evaluator", 0, worker=WORKERS), None),
     "one worker": (tf_config("worker", 0, worker=["a:1"]), None),
@@ -80,27 +80,27 @@ CASES = {
     # the order
     "horovodrun in a Slurm step": (
         {**step(0, 2, 0), **env(HVD, 3, 8, 3, 4)},
-        Launch("horovodrun", 3, 8, 3, 4),
+        LauncherInfo("horovodrun", 3, 8, 3, 4),
     ),
     "horovodrun before mpirun": (
         {**env(OMPI, 0, 1, 0, 1), **env(HVD, 1, 2, 1, 2)},
-        Launch("horovodrun", 1, 2, 1, 2),
+        LauncherInfo("horovodrun", 1, 2, 1, 2),
     ),
     "mpirun in a step of daemons": (
         {**step(1, 2, 0, 1, "1(x2)"), **env(OMPI, 5, 8, 1, 4)},
-        Launch("mpirun", 5, 8, 1, 4),
+        LauncherInfo("mpirun", 5, 8, 1, 4),
     ),
     "pmi in a step of daemons": (
         {**step(1, 2, 0, 1, "1(x2)"), **env(PMI, 5, 8, 1, 4)},
-        Launch("pmi", 5, 8, 1, 4),
+        LauncherInfo("pmi", 5, 8, 1, 4),
     ),
     "srun before TF_CONFIG": (
         {**step(1, 2, 1), **tf_config("worker", 0, worker=WORKERS)},
-        Launch("srun", 1, 2, 1, 2),
+        LauncherInfo("srun", 1, 2, 1, 2),
     ),
     "allocation with TF_CONFIG": (
         {**ALLOCATION, **tf_config("worker", 0, worker=WORKERS)},
-        Launch("tf_config", 0, 3, 0, 2),
+        LauncherInfo("tf_config", 0, 3, 0, 2),
     ),
 }
 

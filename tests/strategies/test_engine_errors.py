@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distlr.callbacks import Audit
+from distlr.callbacks import PreflightCheck
 from distlr.communicators import ThreadGroup
 from distlr.communicators.multi_worker.communicator import StrategyCommunicator
 from distlr.strategies.engine_errors import explained
@@ -77,7 +77,7 @@ def test_fit_says_it() -> None:
     inputs = keras.Input((2,))
     model = Lost(inputs, keras.layers.Dense(1)(inputs))
     model.compile("sgd", "mse", run_eagerly=True)
-    audit = Audit(tf.distribute.get_strategy())
+    audit = PreflightCheck(tf.distribute.get_strategy())
     audit.bind(ThreadGroup(2).communicators[1])
     with pytest.raises(tf.errors.UnavailableError, match=r"^\[rank 1\] An update ended because a rank of 2 ended"):
         model.fit(np.ones((4, 2)), np.ones((4, 1)), callbacks=[audit], verbose=0)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distlr.checkpoint.snapshot import WholeSnapshot
+from distlr.checkpoint.snapshot import TrainingStateSnapshot
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.job import Job
 from distlr.optimizer import ScaledOptimizer, inner, schedule_of, strategy_of
@@ -103,7 +103,7 @@ def find_lr(
             broadcast_state(job.communicator, model, model.optimizer, terms)
         if first is None:
             raise ConfigurationError(received("data", "no batch", "at least one batch", "look for a filter or a path"))
-        before = WholeSnapshot(model)
+        before = TrainingStateSnapshot(model)
         try:
             model.make_train_function()
             _run(job, model, itertools.chain([first], rest), sweep, progress)

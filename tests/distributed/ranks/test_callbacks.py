@@ -219,8 +219,8 @@ def test_files_are_written_by_rank_0_alone(job, tmp_path_factory) -> None:
         keras.callbacks.ModelCheckpoint(own / "model.keras"),
         keras.callbacks.BackupAndRestore(own / "backup", delete_checkpoint=False),
         keras.callbacks.CSVLogger(own / "log.csv"),
-        distlr.callbacks.Record(own),
-        distlr.callbacks.Scalars(own / "scalars"),
+        distlr.callbacks.RunRecorder(own),
+        distlr.callbacks.TensorBoardScalars(own / "scalars"),
     ]
     own.mkdir(exist_ok=True)
     fit(job, model, writers)

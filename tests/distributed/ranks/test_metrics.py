@@ -106,7 +106,7 @@ def test_a_nan_metric_on_one_rank_is_every_ranks(job, own, same_on_all, ignore, 
     x, y = samples(8, seed=5)
     if job.rank == job.size - 1:
         y[0, 0] = math.nan  # of the input: some processors' relu makes 0 of a NaN
-    numbers = distlr.callbacks.BadNumbers(ignore=ignore)
+    numbers = distlr.callbacks.NonFiniteGuard(ignore=ignore)
     plateau = distlr.callbacks.ReduceLROnPlateau("val_loss", patience=1)
     raised = None
     try:

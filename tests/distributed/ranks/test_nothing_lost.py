@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import distlr
-from distlr.callbacks import BadNumbers, Checkpoint
+from distlr.callbacks import Checkpoint, NonFiniteGuard
 from distlr.errors import DistlrError, NonFiniteError
 
 STEPS, PER_RANK = 6, 4
@@ -40,7 +40,7 @@ def fit(job, arrays, *callbacks, epochs=1, accumulation=None):
 
 def test_all_ranks_leave_out_the_step_in_which_one_has_a_nan(job, same_on_all) -> None:
     arrays = data(job, poisoned_rank=job.size - 1)
-    model = fit(job, arrays, BadNumbers("skip"))
+    model = fit(job, arrays, NonFiniteGuard("skip"))
     optimizer = model.optimizer
     same_on_all(job.weights_digests(model))
     assert same_on_all([int(optimizer.iterations.numpy()), optimizer.bad_steps]) == [STEPS - 1, 1]
@@ -61,14 +61,14 @@ def test_all_ranks_go_back_together(job, same_on_all) -> None:
             if batch == 3:
                 np.testing.assert_array_equal(self.model.get_weights()[0], starts[-1])
 
-    model = fit(job, data(job, poisoned_rank=0), BadNumbers("backtrack", factor=0.5), Start(), epochs=2)
+    model = fit(job, data(job, poisoned_rank=0), NonFiniteGuard("backtrack", factor=0.5), Start(), epochs=2)
     assert same_on_all(model.optimizer.multiplier) == 0.25
     same_on_all(job.weights_digests(model))
 
 
 def test_every_rank_raises_at_the_step(job, same_on_all) -> None:
     with pytest.raises(NonFiniteError, match="At batch 4 of epoch 1 a gradient is not finite"):
-        fit(job, data(job, poisoned_rank=job.size - 1), BadNumbers(each_step=True))
+        fit(job, data(job, poisoned_rank=job.size - 1), NonFiniteGuard(each_step=True))
     job.communicator.barrier(tag="all have raised")
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from distlr.callbacks import ReduceLROnPlateau, Steering
+from distlr.callbacks import ManualControl, ReduceLROnPlateau
 from distlr.communicators import run_ranks
 from distlr.errors import DistlrError
 from distlr.runlog.control_requests import ControlDirectory, Request
@@ -47,7 +47,7 @@ def _fit(recording, tmp_path, requests, *, replicas=1, epochs=4, every=2, platea
     own = [*more, *([] if plateau is None else [plateau])]
     callbacks = bench.job.callbacks(own, run_dir=tmp_path)
     for callback in callbacks:
-        if isinstance(callback, Steering):
+        if isinstance(callback, ManualControl):
             callback.every = every
     # Asked for before the job's callbacks see the batch.
     callbacks.insert(0, Ask(tmp_path, requests))
@@ -116,7 +116,7 @@ def test_what_lay_there_before_the_run_is_refused(recording, tmp_path) -> None:
 
 def test_what_a_run_finds_late_and_lay_there_before_it_is_refused_as_well(recording, tmp_path, monkeypatch) -> None:
     """As behind a thousand other files, which are more than it looks at as it begins."""
-    monkeypatch.setattr("distlr.callbacks.steering._LOOKS", 0)
+    monkeypatch.setattr("distlr.callbacks.manual_control._LOOKS", 0)
     ControlDirectory(tmp_path).ask(Request("set-lr", multiply=0.5))
     bench, run = _fit(recording, tmp_path, {}, epochs=1)
     np.testing.assert_allclose(bench.rates(), 0.1, rtol=1e-6)
@@ -162,7 +162,7 @@ def test_what_waits_for_its_epoch_can_be_cancelled(recording, tmp_path) -> None:
 
 
 def test_refused_files_cost_bounded_text(recording, tmp_path, caplog, monkeypatch) -> None:
-    monkeypatch.setattr("distlr.callbacks.steering._TOLD", 3)
+    monkeypatch.setattr("distlr.callbacks.manual_control._TOLD", 3)
 
     class Write(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -266,7 +266,7 @@ def test_what_rank_0_cannot_do_is_an_error_on_every_rank_and_nobody_waits(record
         bench.adopt(bench.batch(2, 2, samples_per_epoch=8))
         bench.compile()
         bench.optimizer._distlr.gradient_reducer = reducer
-        steering = Steering(tmp_path)
+        steering = ManualControl(tmp_path)
         steering.bind(comm)
         steering.set_model(bench.model)
         bench.optimizer.iterations.assign(4)

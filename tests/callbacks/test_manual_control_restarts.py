@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distlr.callbacks import Checkpoint, ReduceLROnPlateau, Steering
+from distlr.callbacks import Checkpoint, ManualControl, ReduceLROnPlateau
 from distlr.runlog.control_requests import ControlDirectory, Request
 from distlr.runlog.directory import RunDirectory
 
@@ -48,7 +48,7 @@ def run(
     own.append(Checkpoint(tmp_path / "checkpoints", every=every, keep=10))
     callbacks = bench.job.callbacks(own, run_dir=run_dir)
     for callback in callbacks:
-        if isinstance(callback, Steering):
+        if isinstance(callback, ManualControl):
             callback.every = 2
     callbacks.insert(0, Script(run_dir, requests, dies_at))
     data = bench.job.shard(recording.samples(2 * PER_EPOCH), found, seed=0)

@@ -11,12 +11,12 @@ from distlr.callbacks.job_callback import JobCallback
 from distlr.communicators.rank_zero import from_root
 from distlr.communicators.step_signals import StepSignal, StepSignals
 from distlr.errors import ConfigurationError
-from distlr.optimizer import ScaledOptimizer, Steered, rate_of
-from distlr.runlog.control_requests import ControlDirectory, Found
+from distlr.optimizer import ManualControlState, ScaledOptimizer, rate_of
+from distlr.runlog.control_requests import ControlDirectory, PendingRequest
 from distlr.runlog.directory import DECISIONS, RunDirectory
 from distlr.runlog.manual_changes import Moment, Place, again_from, answers, in_words, read_changes
 
-__all__ = ["Steering"]
+__all__ = ["ManualControl"]
 
 _log = logging.getLogger("distlr")
 
@@ -26,7 +26,7 @@ _LOOKS = 10  # that are taken at once where a run begins or ends
 _LONGEST_NAME = 120  # letters of a file's name that are shown
 
 
-class Steering(JobCallback):
+class ManualControl(JobCallback):
     """Does what `distlr control RUN_DIR` asks for; `job.callbacks(run_dir=)` adds it.
 
     Rank 0 looks for requests every so many batches and at each epoch's end, and checks them. That there is one travels
@@ -53,7 +53,7 @@ class Steering(JobCallback):
     >>> half = Request("set-lr", multiply=0.5)  # as `distlr control RUN_DIR set-lr --multiply 0.5` does
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     ask = lambda epoch, logs: ControlDirectory(folder).ask(half)
-    ...     callbacks = [Steering(folder), keras.callbacks.LambdaCallback(on_epoch_begin=ask)]
+    ...     callbacks = [ManualControl(folder), keras.callbacks.LambdaCallback(on_epoch_begin=ask)]
     ...     _ = model.fit(x, x[:, :1], callbacks=job.callbacks(callbacks), verbose=0)
     >>> round(float(model.optimizer.learning_rate), 6), [entry.kind for entry in callbacks[0].journal.entries]
     (0.05, ['control'])
@@ -75,8 +75,8 @@ class Steering(JobCallback):
         self.has_plateau = True
         self._active = self._begun = False
         self._looks = 0
-        self._asked: list[Found] = []  # rank 0: what is to be decided next
-        self._waiting: list[Found] = []  # rank 0: what waits for its epoch
+        self._asked: list[PendingRequest] = []  # rank 0: what is to be decided next
+        self._waiting: list[PendingRequest] = []  # rank 0: what waits for its epoch
         self._answered: list[tuple[str, bool]] = []  # rank 0: what is to be marked as applied, or refused
         self._accepted: set[str] = set()  # rank 0: names of requests that wait, and have no time limit any more
         self._since = 0  # rank 0: a request that came before is not of this run; by the clock of the file system
@@ -157,7 +157,7 @@ class Steering(JobCallback):
         tag = f"changes by hand, as epoch {epoch + 1} begins"
         said = from_root(self.communicator, lambda: self._found_at_begin(epoch), tag=tag, what=_READ)
         self._epochs = set()
-        self.core.steer(Steered(*said["steered"]))
+        self.core.steer(ManualControlState(*said["steered"]))
         self._again = said["again"]
         if self.communicator.size > 1:
             self._signals.clear(StepSignal.MANUAL_CONTROL)
@@ -167,7 +167,7 @@ class Steering(JobCallback):
 
     def _found_at_begin(self, epoch: int) -> dict[str, Any]:
         self.directory.make()
-        steered: Steered = self.core.steered
+        steered: ManualControlState = self.core.steered
         fresh = not self.journal.resumed and (epoch == 0 or int(self.core.iterations.numpy()) == 0)
         changes, answered = ([], {}) if fresh else (read_changes(self.run), answers(self.run))
         self._accepted = {name for name, kind in answered.items() if kind == "asked"}
@@ -183,7 +183,7 @@ class Steering(JobCallback):
             else:
                 self._take(found)
         if fresh:
-            steered = Steered()
+            steered = ManualControlState()
         again = again_from(changes, Place(steered.clock, steered.moment), steered.made)
         return {"steered": list(steered), "again": again, "asked": bool(self._asked)}
 
@@ -216,9 +216,9 @@ class Steering(JobCallback):
         if alone and (self._asked or due):
             self._decide(moment)
 
-    def _looks_at_once(self) -> list[Found]:
+    def _looks_at_once(self) -> list[PendingRequest]:
         """All that lies there, within bounds."""
-        found: list[Found] = []
+        found: list[PendingRequest] = []
         for _ in range(_LOOKS):
             looked = self.directory.look()
             found += looked
@@ -226,7 +226,7 @@ class Steering(JobCallback):
                 break
         return found
 
-    def _take(self, found: Found) -> None:
+    def _take(self, found: PendingRequest) -> None:
         if found.request is None:
             self._refuse(found, found.refused)
         elif found.came < self._since:
@@ -238,21 +238,21 @@ class Steering(JobCallback):
         else:
             self._asked.append(found)
 
-    def _is_late(self, found: Found) -> bool:
+    def _is_late(self, found: PendingRequest) -> bool:
         """Whether the time limit of a request has passed; one that was accepted for its epoch has none any more."""
         if found.expires is None or found.name in self._accepted:
             return False
         return self.directory.file_time() > found.expires
 
     @staticmethod
-    def _late(found: Found) -> str:
+    def _late(found: PendingRequest) -> str:
         assert found.request is not None
         return (
             f"It was valid for {found.request.valid_for:g} s, and nobody took it in that time. Fix: ask once more, "
             "with a longer --valid-for where the run looks rarely."
         )
 
-    def _refuse(self, found: Found, why: str) -> None:
+    def _refuse(self, found: PendingRequest, why: str) -> None:
         name = ascii(found.name)[1:-1]
         if len(name) > _LONGEST_NAME:
             name = f"{name[:_LONGEST_NAME]}..."
@@ -316,7 +316,7 @@ class Steering(JobCallback):
         self._waiting, self._asked = kept, []
         return {"changes": changes, "epochs": [found.request.at_epoch for found in kept if found.request]}
 
-    def _checked(self, found: Found, rate: float) -> float | None:
+    def _checked(self, found: PendingRequest, rate: float) -> float | None:
         """Rank 0: the factor of a change of the rate, which is `rate` then; None where it is refused, or none."""
         assert found.request is not None
         if found.request.action != "set-lr":
@@ -342,7 +342,7 @@ class Steering(JobCallback):
 
     def _apply(self, change: dict[str, Any], place: Place, again: bool = False) -> None:
         optimizer = self.core
-        steered: Steered = optimizer.steered
+        steered: ManualControlState = optimizer.steered
         paused = steered.paused
         if change["action"] == "set-lr":
             optimizer.multiply_rate(change["multiplier"])
@@ -351,4 +351,4 @@ class Steering(JobCallback):
         else:
             paused = int(change["action"] == "pause-plateau")
         same = place == (steered.clock, steered.moment)
-        optimizer.steer(Steered(paused, *place, steered.made + 1 if same else 1))
+        optimizer.steer(ManualControlState(paused, *place, steered.made + 1 if same else 1))

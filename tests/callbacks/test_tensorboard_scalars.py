@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 import distlr
-from distlr.callbacks import Scalars
+from distlr.callbacks import TensorBoardScalars
 
 
 def written(folder: Path) -> dict[str, list[float]]:
@@ -31,7 +31,7 @@ def test_whole_numbers_above_those_of_float32(tmp_path) -> None:
     optimizer = model.optimizer
     optimizer.build(model.trainable_variables)
     optimizer._distlr.samples_seen.assign(2**24 + 1)
-    scalars = Scalars(tmp_path)
+    scalars = TensorBoardScalars(tmp_path)
     scalars.set_model(model)
     scalars.on_train_begin()
     scalars.on_epoch_end(0)

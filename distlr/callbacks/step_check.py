@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distlr.batch.global_batch import GlobalBatch
-from distlr.callbacks.loss_audit import LossAudit
+from distlr.callbacks.loss_check import LossCheck
 from distlr.callbacks.other_optimizers import OtherOptimizers
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationError
@@ -15,7 +15,7 @@ from distlr.optimizer import ScaledOptimizer, batch_of, inner, samples_of
 from distlr.optimizer.hooks import missing
 from distlr.strategies.step_record import Step, StepRecord, overrides_train_step, record_of
 
-__all__ = ["StepAudit", "how_to_feed"]
+__all__ = ["StepCheck", "how_to_feed"]
 
 _log = logging.getLogger("distlr")
 
@@ -30,8 +30,8 @@ def how_to_feed(batch: GlobalBatch, communicator: Communicator) -> str:
     )
 
 
-class StepAudit:
-    """Refuses a step that does something else than what the rate is made for; `Audit` has one for each `fit`.
+class StepCheck:
+    """Refuses a step that does something else than what the rate is made for; `PreflightCheck` has one for each `fit`.
 
     What the trace of the step shows is refused before the first update, the size of a batch whose shape is not known
     after the first call of Keras' training function, and what only counting shows at the epoch's end.
@@ -60,7 +60,7 @@ class StepAudit:
         self._check_steps = check_steps
         self._check_averaged = check_averaged
         self.is_own_step = overrides_train_step(model)
-        self._loss = LossAudit(model, communicator, self.is_own_step)
+        self._loss = LossCheck(model, communicator, self.is_own_step)
         self._applied: dict[int, tuple[ScaledOptimizer, bool]] = {}  # and whether a loss scale is around it
         self._takes_whole_updates: set[int] = set()  # steps that hold all the passes of an update
         self._began: dict[int, tuple[int, int]] = {}  # the clock and the bad steps at the epoch's start

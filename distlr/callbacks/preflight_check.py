@@ -11,21 +11,21 @@ import tensorflow as tf
 from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.other_optimizers import OtherOptimizers
 from distlr.callbacks.stage import Stage
-from distlr.callbacks.step_audit import StepAudit, how_to_feed
+from distlr.callbacks.step_check import StepCheck, how_to_feed
 from distlr.errors import ConfigurationError, DistributionError
 from distlr.optimizer import ScaledOptimizer, adopted_by, agree, inner, strategy_of
 from distlr.optimizer.conversion import INSTEAD_OF_MULTI
 from distlr.scaling.batch_normalization import averaging_layers, is_scaled
 from distlr.strategies.step_record import overrides_train_step
 
-__all__ = ["Audit"]
+__all__ = ["PreflightCheck"]
 
 _log = logging.getLogger("distlr")
 
 _MANY = 4  # base steps a step, from which on moving averages that are not scaled are worth a word
 
 
-class Audit(JobCallback):
+class PreflightCheck(JobCallback):
     """Refuses a run whose rate would be silently wrong; `job.callbacks` puts it first.
 
     It checks the model's strategy against the job's, Keras' steps per epoch against the batch's, and what
@@ -76,7 +76,7 @@ class Audit(JobCallback):
         self.others: Sequence[Any] = ()
         self._steps = 0
         self._audited = False
-        self._step_audit: StepAudit | None = None
+        self._step_audit: StepCheck | None = None
 
     def set_model(self, model: Any) -> None:
         """Checks what is known once the model is compiled."""
@@ -102,7 +102,7 @@ class Audit(JobCallback):
         self._audited = False
         steps = (self.params or {}).get("steps")
         others = OtherOptimizers(self.model, self.communicator, self.others)
-        self._step_audit = StepAudit(
+        self._step_audit = StepCheck(
             self.model, self.communicator, steps, self._check_steps, self._check_averaged, others
         )
         adopted = adopted_by(self.model)

@@ -354,7 +354,7 @@ def test_steps_that_were_left_out_or_an_early_stop_are_no_fault(caplog) -> None:
             self.model.stop_training = batch == 1
 
     job, _, model = _compiled(_net, _cosine(), samples_per_epoch=64)
-    given = job.callbacks([distlr.callbacks.BadNumbers("skip")])
+    given = job.callbacks([distlr.callbacks.NonFiniteGuard("skip")])
     model.fit(bad, Y, batch_size=16, epochs=2, shuffle=False, callbacks=given, verbose=0)
     assert model.optimizer.samples_seen == 96
     job, _, model = _compiled(_net, _cosine(), samples_per_epoch=64)

@@ -13,7 +13,7 @@ from distlr.optimizer import ScaledOptimizer
 from distlr.strategies.loss_terms import Term, loss_terms
 from distlr.strategies.step_record import Step
 
-__all__ = ["LossAudit"]
+__all__ = ["LossCheck"]
 
 _log = logging.getLogger("distlr")
 
@@ -23,7 +23,7 @@ _WRITE = (
 )
 
 
-class LossAudit:
+class LossCheck:
     """Refuses a step whose loss is the mean over one replica's batch, where the update is too large by their number.
 
     Keras' losses, `add_loss` and `job.mean_loss` divide by the batch of all replicas. A `train_step`, a `compute_loss`

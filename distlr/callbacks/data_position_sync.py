@@ -13,19 +13,20 @@ from distlr.data.position import EpochSteps, Position, matched
 from distlr.errors import StateError
 from distlr.optimizer import ScaledOptimizer
 
-__all__ = ["FollowEpochs"]
+__all__ = ["DataPositionSync"]
 
 _log = logging.getLogger("distlr")
 
 
-class FollowEpochs(JobCallback):
+class DataPositionSync(JobCallback):
     """Tells the training data which epoch begins, and counts how far it has come; `job.callbacks` puts it first.
 
     The order of the data is then that of its epoch. Without it each iteration of the data is the next epoch, which is
     right only where a run starts at the first one and nothing else iterates.
 
-    The place in the data is not the clock: a step that is left out (`BadNumbers("skip")`, an overflow of a loss scale)
-    moves the data on and not the clock. An epoch that lost steps so says it, once, on rank 0, and in the journal.
+    The place in the data is not the clock: a step that is left out (`NonFiniteGuard("skip")`, an overflow of a loss
+    scale) moves the data on and not the clock. An epoch that lost steps so says it, once, on rank 0, and in the
+    journal.
 
     Args:
         positions: one for each training pipeline of the job.
@@ -34,7 +35,7 @@ class FollowEpochs(JobCallback):
     >>> job = distlr.init(environ={})
     >>> batch = job.batch(per_replica=8, base_batch=8)
     >>> data = job.shard((np.arange(8.0)[:, None], np.zeros(8)), batch, seed=0)
-    >>> (follow,) = (callback for callback in job.callbacks() if isinstance(callback, FollowEpochs))
+    >>> (follow,) = (callback for callback in job.callbacks() if isinstance(callback, DataPositionSync))
     >>> def order_in(epoch):
     ...     follow.positions[0].begin(epoch, first=False)
     ...     return next(iter(data))[0].numpy().ravel().tolist()

@@ -16,13 +16,13 @@ from distlr.callbacks.stage import Stage
 from distlr.optimizer import ScaledOptimizer, rate_of
 from distlr.runlog.journal import JournalEntry
 
-__all__ = ["Scalars"]
+__all__ = ["TensorBoardScalars"]
 
 _PREFIX = "distlr/"
 _log = logging.getLogger("distlr")
 
 
-class Scalars(JobCallback):
+class TensorBoardScalars(JobCallback):
     """Writes scalars and decisions for TensorBoard, on rank 0; `job.callbacks(run_dir=)` adds it.
 
     Against the number of updates: `learning_rate`, `multiplier`, `global_batch`, `samples_seen`, `gradient_norm` (of
@@ -42,7 +42,7 @@ class Scalars(JobCallback):
     >>> x = np.ones((32, 2), "float32")
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = model.fit(x, x[:, :1], callbacks=job.callbacks([Scalars(folder, every=10)]), verbose=0)
+    ...     _ = model.fit(x, x[:, :1], callbacks=job.callbacks([TensorBoardScalars(folder, every=10)]), verbose=0)
     ...     [path.name.startswith("events.out.tfevents") for path in pathlib.Path(folder).iterdir()]
     [True]
     """

@@ -25,7 +25,7 @@ from distlr.optimizer import ScaledOptimizer
 from distlr.runlog.directory import RunDirectory, now
 from distlr.runlog.journal import KEPT, JournalEntry
 
-__all__ = ["Record"]
+__all__ = ["RunRecorder"]
 
 _log = logging.getLogger("distlr")
 
@@ -34,7 +34,7 @@ _AT_AN_END = ("plateau", "bad-numbers")  # kinds of decisions that an epoch's me
 _OURS = ("learning_rate", "lr_multiplier", "samples_seen")
 
 
-class Record(JobCallback):
+class RunRecorder(JobCallback):
     """Writes the run's formula, epochs and decisions into its directory, on rank 0; `job.callbacks(run_dir=)` adds it.
 
     The files are those of `RunDirectory`. A run that is continued takes back what it trains again, apart from changes
@@ -53,7 +53,7 @@ class Record(JobCallback):
     >>> x = np.ones((32, 2), "float32")
     >>> import json, pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = model.fit(x, x[:, :1], callbacks=job.callbacks([Record(folder)]), verbose=0)
+    ...     _ = model.fit(x, x[:, :1], callbacks=job.callbacks([RunRecorder(folder)]), verbose=0)
     ...     sorted(path.name for path in pathlib.Path(folder).iterdir())
     ...     json.loads(pathlib.Path(folder, "epochs.jsonl").read_text())["agreement"]["equal"]
     ['epochs.jsonl', 'run.json']

@@ -17,7 +17,7 @@ from distlr.errors import ConfigurationError, NonFiniteError, received
 from distlr.optimizer import ScaledOptimizer
 from distlr.sync.metrics import KeptStates
 
-__all__ = ["BadNumbers"]
+__all__ = ["NonFiniteGuard"]
 
 _log = logging.getLogger("distlr")
 
@@ -27,7 +27,7 @@ COUNT = "bad_numbers/count"
 """Names the optimizer's variable that counts the steps that a run has lost."""
 
 
-class BadNumbers(JobCallback):
+class NonFiniteGuard(JobCallback):
     """Looks for numbers that are not finite, and acts on all ranks at the same step.
 
     With "skip" and "backtrack" every step is watched: where a gradient of any replica or rank is not finite, all of
@@ -58,7 +58,7 @@ class BadNumbers(JobCallback):
     ...     model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse")
     >>> x = np.ones((32, 2), "float32")
     >>> x[3] = np.nan
-    >>> bad = BadNumbers("skip")
+    >>> bad = NonFiniteGuard("skip")
     >>> _ = model.fit(x, np.ones(32), batch_size=8, shuffle=False, callbacks=job.callbacks([bad]), verbose=0)
     >>> bad.count, bool(np.isfinite(model.get_weights()[0]).all())
     (1, True)
@@ -190,12 +190,12 @@ class BadNumbers(JobCallback):
         if self.policy == "raise":
             raise NonFiniteError(
                 f"{place}. Fix: a lower rate, a longer warmup or clipping; or go on with "
-                "distlr.callbacks.BadNumbers('skip'), or 'backtrack'."
+                "distlr.callbacks.NonFiniteGuard('skip'), or 'backtrack'."
             )
         if count > self.limit:
             raise NonFiniteError(
                 f"{place}, the {count}th time in this run, and the limit is {self.limit}. Fix: look for "
-                "what diverges, or raise BadNumbers(limit=)."
+                "what diverges, or raise NonFiniteGuard(limit=)."
             )
         if self._snapshot is not None:
             decision = {"factor": self.factor, "count": count} if self.communicator.is_root else None

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import distlr
-from distlr.callbacks import BadNumbers
+from distlr.callbacks import NonFiniteGuard
 from distlr.errors import ConfigurationError, NonFiniteError
 
 STEPS, PER_STEP = 6, 8
@@ -59,7 +59,7 @@ def fit(x, y, *callbacks, replicas=1, epochs=1, accumulation=1, optimizer=None, 
 
 @pytest.mark.parametrize("each_step", [False, True])
 def test_the_training_ends_by_default(each_step) -> None:
-    callbacks = [BadNumbers(each_step=True)] if each_step else []
+    callbacks = [NonFiniteGuard(each_step=True)] if each_step else []
     rates = Rates()
     when = "batch 4 of epoch 1 a gradient is not finite" if each_step else "the end of epoch 1 loss is nan"
     with pytest.raises(NonFiniteError, match=f"At {when}"):
@@ -78,7 +78,7 @@ def test_a_metric_that_may_be_nan() -> None:
     fits = {"x": X, "y": Y, "verbose": 0}
     with pytest.raises(NonFiniteError, match="undefined is nan"):
         model.fit(**fits, callbacks=job.callbacks())
-    model.fit(**fits, callbacks=job.callbacks([BadNumbers(ignore=["undefined"])]))
+    model.fit(**fits, callbacks=job.callbacks([NonFiniteGuard(ignore=["undefined"])]))
     plateau = distlr.callbacks.ReduceLROnPlateau("undefined", mode="min", on_nan="ignore")
     model.fit(**fits, callbacks=job.callbacks([plateau]))
     model.fit(**fits, callbacks=job.callbacks([keras.callbacks.TerminateOnNaN()]))
@@ -86,7 +86,7 @@ def test_a_metric_that_may_be_nan() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_step_that_is_skipped_is_as_if_it_had_not_been(value, caplog) -> None:
-    model, rates, history = fit(poisoned(value), Y, BadNumbers("skip"))
+    model, rates, history = fit(poisoned(value), Y, NonFiniteGuard("skip"))
     left = [i for i in range(len(X)) if i // PER_STEP != BAD]
     expected, expected_rates, _ = fit(X[left], Y[left], samples=STEPS * PER_STEP - PER_STEP)
     for found, other in zip(model.get_weights(), expected.get_weights(), strict=True):
@@ -103,7 +103,7 @@ def test_a_step_that_is_skipped_is_as_if_it_had_not_been(value, caplog) -> None:
 def test_an_overflow_on_one_replica_alone(four_cpus, accumulation) -> None:
     """All leave the step out, and with accumulation the part of one."""
     options = {"accumulation": accumulation, "rate": 0.05}
-    model, _, _ = fit(poisoned(), Y, BadNumbers("skip"), replicas=4, **options)
+    model, _, _ = fit(poisoned(), Y, NonFiniteGuard("skip"), replicas=4, **options)
     left = [i for i in range(len(X)) if i // PER_STEP != BAD]
     expected, _, _ = fit(X[left], Y[left], samples=len(left), **options)
     for found, other in zip(model.get_weights(), expected.get_weights(), strict=True):
@@ -121,7 +121,7 @@ def test_backtracking_returns_to_the_epochs_start_at_a_lower_rate(caplog) -> Non
         def on_epoch_begin(self, epoch, logs=None):
             calls.append([weight.copy() for weight in self.model.get_weights()])
 
-    model, rates, history = fit(poisoned(), Y, BadNumbers("backtrack", factor=0.25), Once(), epochs=2)
+    model, rates, history = fit(poisoned(), Y, NonFiniteGuard("backtrack", factor=0.25), Once(), epochs=2)
     assert model.optimizer.multiplier == 0.25**2
     np.testing.assert_array_equal(rates.weights[BAD], calls[0][0])
     np.testing.assert_array_equal(rates.weights[STEPS + BAD], calls[1][0])
@@ -142,28 +142,28 @@ def test_a_loss_that_is_not_finite_though_the_gradients_are(caplog) -> None:
     batch = job.batch(PER_STEP, base_batch=PER_STEP, samples_per_epoch=len(X))
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile(job.optimizer(keras.optimizers.SGD(0.01), batch), loss)
-    callbacks = job.callbacks([BadNumbers("skip")])
+    callbacks = job.callbacks([NonFiniteGuard("skip")])
     model.fit(job.shard((X, y), batch, shuffle=False), callbacks=callbacks, verbose=0, shuffle=False)
     assert "At batch 4 of epoch 1 the loss is not finite" in caplog.text
 
 
 def test_the_number_is_bounded() -> None:
     with pytest.raises(NonFiniteError, match="the 3th time in this run, and the limit is 2"):
-        fit(poisoned(), Y, BadNumbers("skip", limit=2), epochs=4)
+        fit(poisoned(), Y, NonFiniteGuard("skip", limit=2), epochs=4)
     with pytest.raises(NonFiniteError, match="the limit is 2"):
-        fit(X, Y, BadNumbers("skip", limit=2), epochs=4, optimizer=keras.optimizers.SGD(1e30))
+        fit(X, Y, NonFiniteGuard("skip", limit=2), epochs=4, optimizer=keras.optimizers.SGD(1e30))
 
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="`policy` must be one of 'raise', 'skip', 'backtrack'"):
-        BadNumbers("ignore")
+        NonFiniteGuard("ignore")
     with pytest.raises(ConfigurationError, match="`factor` must be at most 1"):
-        BadNumbers("backtrack", factor=2)
+        NonFiniteGuard("backtrack", factor=2)
     job = distlr.init(environ={})
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.01), "mse")
     with pytest.raises(ConfigurationError, match="`policy` must be 'raise' with a plain Keras optimizer"):
-        model.fit(X, Y, callbacks=job.callbacks([BadNumbers("skip")]), verbose=0)
+        model.fit(X, Y, callbacks=job.callbacks([NonFiniteGuard("skip")]), verbose=0)
 
 
 def test_a_plateau_returns_to_the_best_weights() -> None:
@@ -189,7 +189,7 @@ def test_a_plateau_returns_to_the_best_weights() -> None:
 
 def test_one_value_of_several_that_is_not_finite_is_found() -> None:
     """A metric such as F1Score(average=None) is an array in the logs."""
-    callback = BadNumbers()
+    callback = NonFiniteGuard()
     callback.set_model(model := keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
     model.compile("sgd", "mse")
     callback.on_epoch_end(0, {"f1": np.array([0.5, 0.25]), "loss": 1.0, "note": "no number"})
@@ -208,7 +208,7 @@ def test_the_limit_is_of_the_run_and_not_of_a_process(tmp_path) -> None:
         with job.scope():
             model = keras.Sequential([keras.Input((x.shape[1],)), keras.layers.Dense(1)])
             model.compile(job.optimizer(keras.optimizers.SGD(0.01), batch), "mse")
-        bad = BadNumbers(policy, limit=5)
+        bad = NonFiniteGuard(policy, limit=5)
         callbacks = job.callbacks([bad, distlr.callbacks.Checkpoint(tmp_path)])
         data = job.shard((x, np.ones((len(x), 1), "float32")), batch, shuffle=False)
         error = None
@@ -232,7 +232,7 @@ def test_the_metrics_are_those_of_the_other_steps(four_cpus, bad, replicas) -> N
     """What plain Keras shows of an epoch without that batch; 0 would be the best loss that a decider ever sees."""
     x = X.copy()
     x[bad * PER_STEP] = np.nan
-    _, _, history = fit(x, Y, BadNumbers("skip"), replicas=replicas, epochs=2, rate=0.05)
+    _, _, history = fit(x, Y, NonFiniteGuard("skip"), replicas=replicas, epochs=2, rate=0.05)
     keras.utils.set_random_seed(0)
     plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(1)])
     plain.compile(keras.optimizers.Adam(0.05, weight_decay=0.01), "mse")

@@ -13,7 +13,7 @@ import tensorflow as tf
 import distlr
 from distlr.callbacks import ReduceLROnPlateau
 from distlr.callbacks.job_callback import JobCallback
-from distlr.callbacks.record import Record
+from distlr.callbacks.run_recorder import RunRecorder
 from distlr.communicators import run_ranks
 from distlr.errors import ConfigurationError
 from distlr.optimizer.gate import global_norm
@@ -174,7 +174,7 @@ def test_files_that_cannot_begin_cost_the_record_and_not_the_run(recording, tmp_
     bench.compile()
     callbacks = bench.job.callbacks(run_dir=tmp_path)
     if why == "no number of JSON":
-        (record,) = (callback for callback in callbacks if isinstance(callback, Record))
+        (record,) = (callback for callback in callbacks if isinstance(callback, RunRecorder))
         record.about = lambda: {"learning_rate": float("nan")}
     else:
         (tmp_path / "earlier").write_text("")
@@ -187,7 +187,7 @@ def test_files_that_cannot_begin_cost_the_record_and_not_the_run(recording, tmp_
 
 def test_a_directory_that_another_job_uses_is_refused_on_every_rank_before_the_first_step(tmp_path) -> None:
     def rank(comm):
-        record = Record(tmp_path)
+        record = RunRecorder(tmp_path)
         record.bind(comm)
         with pytest.raises(ConfigurationError) as info:
             record.on_train_begin()
@@ -233,7 +233,7 @@ def test_rank_0_alone_writes(recording, tmp_path) -> None:
     bench.compile()
 
     def rank(comm):
-        record = distlr.callbacks.Record(tmp_path / str(comm.rank))
+        record = distlr.callbacks.RunRecorder(tmp_path / str(comm.rank))
         record.bind(comm)
         record.set_model(bench.model)
         record.on_train_begin()

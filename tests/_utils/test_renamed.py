@@ -1,0 +1,31 @@
+"""Old public names are aliases that warn, and give what has the new name."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+RENAMED = [
+    ("distlr.callbacks", "Audit", "PreflightCheck"),
+    ("distlr.callbacks", "BadNumbers", "NonFiniteGuard"),
+    ("distlr.callbacks", "FollowEpochs", "DataPositionSync"),
+    ("distlr.callbacks", "Record", "RunRecorder"),
+    ("distlr.callbacks", "Scalars", "TensorBoardScalars"),
+    ("distlr.callbacks", "Steering", "ManualControl"),
+    ("distlr.communicators", "Launch", "LauncherInfo"),
+]
+
+
+@pytest.mark.parametrize(("module", "old", "new"), RENAMED)
+def test_an_old_name_warns_and_gives_the_new_one(module, old, new):
+    found = importlib.import_module(module)
+    with pytest.warns(DeprecationWarning, match=rf"{old} is called {module}\.{new} now") as warned:
+        value = getattr(found, old)
+    assert value is getattr(found, new)
+    assert warned[0].filename == __file__
+
+
+def test_a_name_that_never_was_is_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"module 'distlr\.callbacks' has no attribute 'Nothing'"):
+        importlib.import_module("distlr.callbacks").Nothing  # noqa: B018
