@@ -61,7 +61,7 @@ def detect(environ: Mapping[str, str]) -> LauncherInfo | None:
 
     >>> detect({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2",
     ...         "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"})
-    Launch(launcher='mpirun', rank=1, size=2, local_rank=1, local_size=2)
+    LauncherInfo(launcher='mpirun', rank=1, size=2, local_rank=1, local_size=2)
 
     Args:
         environ: the environment, such as `os.environ`. It is only read.

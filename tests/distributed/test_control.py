@@ -57,11 +57,11 @@ def _rates(path: pathlib.Path) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("launcher", ["gloo", "multi-worker"])
-def test_a_run_is_steered_by_hand(launching, tmp_path, hostile, launcher) -> None:
+def test_a_run_is_controlled_by_hand(launching, tmp_path, hostile, launcher) -> None:
     run_dir = tmp_path / "run"
     by_hand = ByHand(run_dir, hostile)
     finished = launching.launch(
-        launcher, 2, ["tests/distributed/scripts/steered.py", str(run_dir)], limit=150, watch=by_hand
+        launcher, 2, ["tests/distributed/scripts/controlled_by_hand.py", str(run_dir)], limit=150, watch=by_hand
     ).check()
     assert [each.returncode for each in by_hand.said] == [0, 1, 0, 0], by_hand.said
     assert "multiplied the rate by 0.5: the rate goes from 0.01 to 0.005" in by_hand.said[0].stdout

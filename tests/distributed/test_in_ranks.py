@@ -45,7 +45,7 @@ def test_each_rank(launching, launcher, size) -> None:
     left_out = {"test_exchange", "test_drop_in"} if launcher == "multi-worker" else {"test_strategy"}
     if launcher != "gloo" and not IS_EVERY:
         # Minutes each, and of what they test the engine's part is in the others, too.
-        left_out |= {"test_cut_validation", "test_range_test", "test_steering"}
+        left_out |= {"test_cut_validation", "test_range_test", "test_manual_control"}
         if launcher == "mpirun":
             left_out.add("test_metrics")
     files = [path for path in sorted(RANKS.glob("test_*.py")) if path.stem not in left_out]

@@ -1,4 +1,4 @@
-"""Trains until it is stopped by hand; each rank writes the rate of each update: steered.py RUN_DIR"""
+"""Trains until it is stopped by hand; each rank writes the rate of each update: controlled_by_hand.py RUN_DIR"""
 
 from __future__ import annotations
 
