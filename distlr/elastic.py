@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from distlr._utils.checks import positive_integer
+from distlr._utils.console_log import show_log_where_none_is_configured
 from distlr._utils.directory_lock import release_all
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationTypeError, received
@@ -60,6 +61,7 @@ def run(train: Callable[[Job], T], *, timeout: float = 600.0, resets: int = 100)
     resets = positive_integer("resets", resets)
     from distlr.communicators.horovod.elastic import is_elastic, run_elastic
 
+    show_log_where_none_is_configured()
     if not is_elastic():
         return train(init(timeout=timeout))
     pinned = False

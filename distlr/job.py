@@ -78,7 +78,7 @@ class Job:
         self.strategy = strategy
         self.backend = backend
         self.communicator = SingleCommunicator() if communicator is None else communicator
-        self._optimizers: list[weakref.ref[ScaledOptimizer]] = []  # of this job, in the order of adoption
+        self._optimizers: list[weakref.ref[ScaledOptimizer]] = []  # likewise all; before a `fit` those of the job
         self._optimizer: Any = None  # that is trained with, or was; before that the first that was adopted
         self._positions: list[Position] = []
         self._padding = 0
@@ -592,8 +592,8 @@ class Job:
 
         Args:
             model: a compiled model or an optimizer; by default the optimizer of the `fit` that runs, or ran last, and
-                before the first one the optimizer that was adopted first. Where the job has several optimizers (a GAN),
-                "optimizers" has the parts of each one, in the order of adoption.
+                before the first one the optimizer that was adopted first. Where there are several (a GAN), "optimizers"
+                has the parts of each, by its place and name: of that `fit`, or of all that were adopted.
 
         >>> import distlr, keras
         >>> job = distlr.init(environ={})
@@ -610,9 +610,10 @@ class Job:
             adopted = adopted_by(model) if isinstance(model, keras.Model) else [inner(model)]
             optimizer = next((each for each in adopted if isinstance(each, ScaledOptimizer)), None)
         parts = {} if optimizer is None else optimizer.explain()
-        several = [each for each in (reference() for reference in self._optimizers) if each is not None]
+        alive = [reference() for reference in self._optimizers]
+        several = [each for each in alive if isinstance(each, ScaledOptimizer)]  # another one was stripped since
         if model is None and len(several) > 1:
-            parts["optimizers"] = [{"name": each.name, **each.explain()} for each in several]
+            parts["optimizers"] = {f"{place} {each.name}": each.explain() for place, each in enumerate(several, 1)}
         return {
             "backend": self.backend,
             "ranks": self.size,
@@ -660,8 +661,9 @@ class Job:
                 where if self.size > 1 else paddings[0],
             )
 
-    def _train_with(self, optimizer: ScaledOptimizer) -> None:
-        self._optimizer = optimizer
+    def _train_with(self, optimizers: Sequence[ScaledOptimizer]) -> None:
+        self._optimizer = optimizers[0]
+        self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
 
     @property
     def _exchanges_gradients(self) -> bool:

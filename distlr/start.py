@@ -67,6 +67,9 @@ def init(
             engine's collectives; Horovod's own variable HOROVOD_STALL_SHUTDOWN_TIME_SECONDS goes before it).
         environ: the environment to read; `os.environ` by default.
 
+    Its lines go to the log `distlr`; where the application has configured no logging, to the console as well. Elsewhere
+    `logging.getLogger("distlr").setLevel(logging.INFO)` shows them.
+
     Raises:
         ConfigurationError: an unknown engine, two of `engine`, `strategy`, `simulate` and `workers`, a list of workers
             that cannot be, or a number of replicas that is no positive integer.

@@ -46,7 +46,7 @@ def configurations(callbacks: Sequence[Any]) -> dict[str, dict[str, Any]]:
     for callback in callbacks:
         kinds = [attributes for kind, attributes in _CONFIGURATION if isinstance(callback, kind)]
         if isinstance(callback, JobCallback):
-            kinds = [callback.decides_by]
+            kinds = [(*next(iter(kinds), ()), *callback.decides_by)]
         if kinds:
             name = type(callback).__name__
             count = 1 + sum(key == name or key.startswith(f"{name} (") for key in described)
@@ -72,7 +72,10 @@ def _writes_what_may_stop(callback: Any, hook: str) -> bool:
     if hook in vars(callback):  # as a `LambdaCallback` has its hooks
         return True
     writer = next((kind for kind in type(callback).__mro__ if hook in vars(kind)), _KERAS.Callback)
-    return writer not in (_KERAS.Callback, *WRITERS) and not vars(writer).get("stops_with_all_ranks", False)
+    if writer is _KERAS.Callback or vars(writer).get("stops_with_all_ranks", False):
+        return False
+    # What a user's class derived from a writer does elsewhere, such as in `_save_model`, may stop as well.
+    return writer not in WRITERS or not type(callback).__module__.startswith("keras.")
 
 
 def _as_json(value: Any) -> Any:

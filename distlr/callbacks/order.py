@@ -25,8 +25,12 @@ _KERAS = keras.callbacks
 
 _log = logging.getLogger("distlr")
 
-# Of Keras' callbacks; a class that is derived from one of these has its stage.
+# Of Keras' callbacks; a class that is derived from one of these has its stage, of several the first here.
 _KERAS_STAGES = {
+    _KERAS.LearningRateScheduler: Stage.DECIDE,
+    _KERAS.ReduceLROnPlateau: Stage.DECIDE,
+    _KERAS.EarlyStopping: Stage.DECIDE,
+    _KERAS.TerminateOnNaN: Stage.DECIDE,
     _KERAS.ModelCheckpoint: Stage.SAVE,
     _KERAS.BackupAndRestore: Stage.SAVE,
     _KERAS.TensorBoard: Stage.RECORD,
@@ -99,6 +103,7 @@ def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]
 
 
 def _stage(callback: Any) -> Stage:
-    if isinstance(callback, JobCallback):
-        return callback.stage
-    return next((stage for kind, stage in _KERAS_STAGES.items() if isinstance(callback, kind)), Stage.DECIDE)
+    own = callback.stage if isinstance(callback, JobCallback) else JobCallback.stage
+    if own is not JobCallback.stage and isinstance(own, Stage):
+        return own
+    return next((stage for kind, stage in _KERAS_STAGES.items() if isinstance(callback, kind)), JobCallback.stage)

@@ -35,7 +35,7 @@ class PreflightCheck(JobCallback):
         strategy: the job's strategy.
         padding: asked as a fit begins, how many samples of weight 0 the job's validation data contains.
         connect: makes an optimizer one of the job, above all one that was loaded; whether that has changed it.
-        trains_with: is told of the optimizer that a `fit` trains with.
+        trains_with: is told of the optimizers that a `fit` trains with, the compiled one first.
         exchanges: whether something of distlr's goes with the gradients from rank to rank.
 
     >>> import distlr, keras, numpy as np
@@ -64,7 +64,7 @@ class PreflightCheck(JobCallback):
         strategy: tf.distribute.Strategy,
         padding: Callable[[], int] = lambda: 0,
         connect: Callable[[Any], bool] | None = None,
-        trains_with: Callable[[ScaledOptimizer], None] | None = None,
+        trains_with: Callable[[Sequence[ScaledOptimizer]], None] | None = None,
         exchanges: bool = False,
     ) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class PreflightCheck(JobCallback):
         )
         adopted = adopted_by(self.model)
         if adopted and self.trains_with is not None:
-            self.trains_with(adopted[0])
+            self.trains_with(adopted)
         if steps is not None and not self._is_left_to_the_clock(steps):
             self._check_steps(steps)
 

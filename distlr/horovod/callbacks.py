@@ -35,6 +35,7 @@ class BroadcastGlobalVariablesCallback(BroadcastState):
         ConfigurationError: `root_rank` is another one.
         DistributionError: `init` was not called.
 
+    >>> import numpy as np
     >>> import distlr.horovod as hvd
     >>> hvd.init()
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -127,6 +128,7 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
             (Goyal et al. 2017, arXiv 1706.02677, section 3).
         steps_per_epoch: batches an epoch, where Keras does not know.
 
+    >>> import numpy as np
     >>> import distlr.horovod as hvd
     >>> hvd.init()
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])

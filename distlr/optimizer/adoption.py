@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from distlr._utils.detached_copy import update_copy
 from distlr.batch.global_batch import GlobalBatch
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.errors import DistlrError, DistributionError, StateError
@@ -89,6 +90,8 @@ class Adoption:
 
     def __init__(self, optimizer: Any, law: Callable[[tf.Tensor], tf.Tensor], scaled: Scaled | None) -> None:
         self.base_class: type = type(optimizer)
+        # Kept: Keras tells objects that a file has twice by their ids, which must not come again.
+        self._plain: Any = object.__new__(self.base_class)
         self.strategy = tf.distribute.get_strategy()
         self.training_values = TrainingValues(self.strategy)
         self.law = law
@@ -201,10 +204,8 @@ class Adoption:
 
         What is scaled beside the rate has its values at the base batch: its config does not scale it twice.
         """
-        plain: Any = object.__new__(self.base_class)
-        vars(plain).update({**vars(optimizer), **self.bases})
-        del plain.__dict__["_distlr"]
-        return plain
+        update_copy(self._plain, optimizer, "_distlr", self.bases)
+        return self._plain
 
     def _follow(self, values: Mapping[str, float]) -> None:
         self.follow_factors = {name: values[name] / self.bases[name] for name in values if name in self.follows}

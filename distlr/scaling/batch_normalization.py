@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
+from distlr._utils.detached_copy import update_copy
 from distlr.batch.global_batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.scaling import rules
@@ -83,8 +84,7 @@ def _config_at_base(layer: Any, bases: Mapping[str, float]) -> dict[str, Any]:
     Asked of another object with the same attributes: the layer itself may be in use meanwhile.
     """
     plain: Any = object.__new__(type(layer))
-    vars(plain).update({**vars(layer), **bases})
-    del plain.__dict__["get_config"]
+    update_copy(plain, layer, "get_config", dict(bases))
     config: dict[str, Any] = plain.get_config()
     return config
 

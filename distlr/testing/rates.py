@@ -75,10 +75,11 @@ def _checked(expected: Mapping[str, float]) -> dict[str, float]:
 
 def _rate_of(target: Any, batch: GlobalBatch) -> Callable[[Duration, str], float]:
     """The rate of a target by a duration from the start, in float64."""
-    import keras
-    import tensorflow as tf
+    from distlr.optimizer import inner, is_adopted  # first: it says where TensorFlow is missing
 
-    from distlr.optimizer import inner, is_adopted
+    import keras  # isort: skip
+    import tensorflow as tf  # isort: skip
+
     from distlr.schedules import Scaled
     from distlr.schedules.schedule import as_float64, check_is_schedule
 

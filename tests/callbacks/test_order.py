@@ -26,6 +26,7 @@ from distlr.callbacks import (
 )
 from distlr.callbacks.base_rates import BaseRates
 from distlr.callbacks.cut_validation import CutValidation
+from distlr.callbacks.deciders import may_stop_within_epoch
 from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.order import for_ranks, ordered
 from distlr.callbacks.same_callbacks import SameCallbacks
@@ -160,3 +161,30 @@ def test_batches_are_watched_only_where_a_callback_may_stop_in_an_epoch(given, m
         (guard,) = [callback for callback in callbacks if isinstance(callback, ReplicaGuard)]
         assert guard.stops_within_epoch is may_stop
         assert guard.async_safe is not may_stop
+
+
+class StopsAndSaves(K.EarlyStopping, K.ModelCheckpoint):
+    """Decides, so it has its turn before what only saves."""
+
+    def __init__(self):
+        K.ModelCheckpoint.__init__(self, "unused.keras")
+
+
+class SavesForTheJob(JobCallback, K.ModelCheckpoint):
+    def __init__(self):
+        K.ModelCheckpoint.__init__(self, "unused.keras")
+        self._communicator = None
+
+
+def test_a_callback_of_two_kinds_has_the_stage_of_the_one_that_says_more():
+    guard, stops, saves = ReplicaGuard(), StopsAndSaves(), SavesForTheJob()
+    assert ordered([saves, guard, stops]) == [stops, guard, saves]
+
+
+def test_what_is_derived_from_a_saver_may_stop_a_rank():
+    class Own(K.ModelCheckpoint):
+        def _save_model(self, epoch, batch, logs):
+            self.model.stop_training = True
+
+    assert not may_stop_within_epoch(K.ModelCheckpoint("unused.keras", save_freq=2))
+    assert may_stop_within_epoch(Own("unused.keras", save_freq=2))

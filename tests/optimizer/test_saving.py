@@ -223,16 +223,47 @@ def test_the_config_changes_nothing_on_the_optimizer_meanwhile(lab):
 
     class Watched(keras.optimizers.AdamW):
         def __setattr__(self, name, value):
-            changes.append(name)
+            changes.append((id(self), name))
             super().__setattr__(name, value)
 
     optimizer = adopt(Watched(0.1), lab.batch(), scaling={"rule": "sqrt"}, scale=["betas", "weight_decay"])
     scaled = optimizer.beta_1, optimizer.weight_decay
     changes.clear()
     config = optimizer.get_config()["optimizer"]["config"]
-    assert changes == []
+    assert [name for of, name in changes if of == id(optimizer)] == []
     assert (optimizer.beta_1, optimizer.weight_decay) == scaled
     assert (config["beta_1"], config["weight_decay"], config["learning_rate"]) == (0.9, 0.004, pytest.approx(0.1))
+
+
+def test_the_config_has_the_base_values_where_a_class_keeps_them_elsewhere(lab):
+    class Elsewhere(keras.optimizers.AdamW):
+        __slots__ = ("own",)
+
+        @property
+        def beta_1(self):
+            return self.__dict__.get("first_beta")
+
+        @beta_1.setter
+        def beta_1(self, value):
+            self.__dict__["first_beta"] = value
+
+        def get_config(self):
+            return {**super().get_config(), "own": self.own}
+
+    plain = Elsewhere(0.1)
+    plain.own = "mine"
+    optimizer = adopt(plain, lab.batch(), scaling={"rule": "sqrt"}, scale=["betas"])
+    assert optimizer.beta_1 != 0.9
+    config = optimizer.get_config()["optimizer"]["config"]
+    assert (config["beta_1"], config["own"]) == (0.9, "mine")
+
+
+def test_optimizers_of_one_file_are_told_apart(lab):
+    """Keras takes objects of one id for one object, so that what a config is made of must not come and go."""
+    optimizers = [lab.adopted() for _ in range(4)]
+    assert len({id(optimizer._distlr.plain(optimizer)) for optimizer in optimizers}) == 4
+    first = [id(optimizer._distlr.plain(optimizer)) for optimizer in optimizers]
+    assert first == [id(optimizer._distlr.plain(optimizer)) for optimizer in optimizers]
 
 
 def test_a_state_from_before_the_first_build(lab):

@@ -110,8 +110,8 @@ def test_accumulated_gradients_are_exchanged_once_an_update(job) -> None:
     options = {"gradient_accumulation_steps": 2}
     model, optimizer = adopted(job, [0.0], optimizer=keras.optimizers.SGD(1.0, **options))
     calls = []
-    average = optimizer.exchange.average
-    optimizer.exchange.average = lambda *arguments: calls.append(1) or average(*arguments)
+    average = optimizer.gradient_reducer.average
+    optimizer.gradient_reducer.average = lambda *arguments: calls.append(1) or average(*arguments)
     for step in range(4):
         optimizer.apply([tf.constant([1.0 + step + job.rank])], model.trainable_variables)
     mean = ranks_mean(job)
@@ -323,7 +323,7 @@ def test_an_optimizer_that_is_gone_is_asked_no_more(job) -> None:
     def exchanges() -> int:
         gc.collect()
         job.communicator.barrier(tag="who is gone goes")
-        return len(job.communicator._exchanges)
+        return len(job.communicator._reducers)
 
     def train() -> int:
         model, optimizer = adopted(job, [0.0])
