@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from distlr.callbacks.job_callback import JobCallback
@@ -61,7 +63,7 @@ class LearningRateLogger(JobCallback):
         if not is_adopted(own) and (not adopted or int(own.iterations.numpy())):
             return {"learning_rate": rate_of(own)}
         # Where the model's own optimizer, Keras' default, is never applied, those that are: by name if several.
-        shown = {"": own} if is_adopted(own) else {f"_{core.name}": core for core in adopted}
+        shown = {"": own} if is_adopted(own) else _by_name(adopted)
         if len(shown) == 1:
             shown = {"": next(iter(shown.values()))}
         record: dict[str, float | int] = {}
@@ -70,3 +72,12 @@ class LearningRateLogger(JobCallback):
             values = {"learning_rate": now.rate, "lr_multiplier": now.multiplier, "samples_seen": now.samples_seen}
             record.update({f"{name}{suffix}": value for name, value in values.items()})
         return record
+
+
+def _by_name(optimizers: Sequence[Any]) -> dict[str, Any]:
+    """The optimizers by what ends the names of their columns; before Keras 3.13 those of one class have one name."""
+    named: dict[str, Any] = {}
+    for optimizer in optimizers:
+        names = (f"_{optimizer.name}{f'_{count}' if count else ''}" for count in itertools.count())
+        named[next(name for name in names if name not in named)] = optimizer
+    return named

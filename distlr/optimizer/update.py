@@ -276,6 +276,8 @@ class FormulaUpdate(FormulaRate):
             grads = adoption.gradient_reducer.average(grads, adoption.gradient_names)
         else:
             grads = sum_over_replicas(grads)
+        if on_replicas():
+            grads = _kept_apart(grads)
         grads = adoption.reduction.applied(grads, adoption.ranks)
         if adoption.norm is not None:
             adoption.norm.assign(global_norm(grads))
@@ -291,3 +293,16 @@ def _earliest(grads: Sequence[Any]) -> list[tf.Tensor]:
     """The gradient that back-propagation has first, of the last variable, so that the rate need not wait for all."""
     tensors = (getattr(grad, "values", grad) for grad in reversed(grads))  # IndexedSlices have values
     return [tensor for tensor in tensors if tf.is_tensor(tensor)][:1]
+
+
+def _kept_apart(grads: Sequence[Any]) -> list[Any]:
+    """The gradients behind an operation that no optimization of the graph moves anything across.
+
+    TensorFlow 2.16 rewrites the sum over the replicas together with one replica's clipping, and not with the others':
+    their weights differed in the last bit (with `global_clipnorm`, on four CPUs).
+    """
+
+    def kept(gradient: Any) -> Any:
+        return tf.raw_ops.Snapshot(input=gradient) if tf.is_tensor(gradient) else gradient
+
+    return [tf.nest.map_structure(kept, gradient, expand_composites=True) for gradient in grads]
