@@ -32,7 +32,7 @@ def test_numbers(job) -> None:
 
 
 def test_before_init_it_says_what_to_call(monkeypatch) -> None:
-    monkeypatch.setattr(hvd, "_job", None)
+    monkeypatch.setattr("distlr.horovod._process._job", None)
     with pytest.raises(DistributionError, match=r"hvd\.init\(\)"):
         hvd.rank()
 
