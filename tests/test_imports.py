@@ -274,7 +274,8 @@ def test_an_exception_of_these_is_needed(module):
 
 
 def test_the_entries_at_the_top_are_those_of_the_table():
-    top = {path.name for path in (ROOT / "distlr").iterdir() if path.name != "__pycache__"}
+    entries = (ROOT / "distlr").iterdir()  # a folder that moved away may have left its __pycache__
+    top = {path.name for path in entries if path.is_file() or any(path.glob("*.py"))}
     assert {name.removesuffix(".py") for name in top} == {_room(module).removeprefix("distlr.") for module in ROOMS} - {
         "distlr"
     } | {"__init__", "py.typed"}
