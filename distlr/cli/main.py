@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from distlr._utils.console_log import show_log_where_none_is_configured
 from distlr._version import __version__
 from distlr.cli import batch, completion, control, doctor, lr_find, plan, report, run
 from distlr.errors import DistlrError
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1 and 3: see the command. 2: an argument is wrong, said in one line on stderr. 130: interrupted. `--help`,
     `--version` and what the parser itself refuses leave through `SystemExit`, as argparse does it.
     """
+    show_log_where_none_is_configured()  # the command is the application
     whole = parser()
     args = whole.parse_args(argv, argparse.Namespace(whole_parser=whole))
     try:
