@@ -1,4 +1,4 @@
-"""A copy of an object that is asked instead of it, such as for a config with other values in it."""
+"""Copies of objects, with some other values: a config is made of the copy, and the object itself stays as it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["update_copy"]
 
 
 def update_copy(copy: Any, original: Any, leave_out: str, values: dict[str, Any]) -> None:
-    """Gives `copy` the attributes of `original`, but one, and then other values for some of them.
+    """Copies all attributes of `original` to `copy` except one, and then sets some of them to other values.
 
     Args:
         copy: made by `object.__new__` of the class that it is to be of.

@@ -103,7 +103,7 @@ def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]
 
 
 def _stage(callback: Any) -> Stage:
-    own = callback.stage if isinstance(callback, JobCallback) else JobCallback.stage
-    if own is not JobCallback.stage and isinstance(own, Stage):
-        return own
-    return next((stage for kind, stage in _KERAS_STAGES.items() if isinstance(callback, kind)), JobCallback.stage)
+    default = JobCallback.stage
+    if isinstance(callback, JobCallback) and isinstance(callback.stage, Stage) and callback.stage is not default:
+        return callback.stage
+    return next((stage for kind, stage in _KERAS_STAGES.items() if isinstance(callback, kind)), default)

@@ -75,8 +75,8 @@ class PreflightCheck(JobCallback):
         self.exchanges = exchanges
         self.others: Sequence[Any] = ()
         self._steps = 0
-        self._audited = False
-        self._step_audit: StepCheck | None = None
+        self._are_steps_checked = False
+        self._step_check: StepCheck | None = None
 
     def set_model(self, model: Any) -> None:
         """Checks what is known once the model is compiled."""
@@ -99,10 +99,10 @@ class PreflightCheck(JobCallback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Compares the steps per epoch, where Keras knows them, and has the training step recorded."""
-        self._audited = False
+        self._are_steps_checked = False
         steps = (self.params or {}).get("steps")
         others = OtherOptimizers(self.model, self.communicator, self.others)
-        self._step_audit = StepCheck(
+        self._step_check = StepCheck(
             self.model, self.communicator, steps, self._check_steps, self._check_averaged, others
         )
         adopted = adopted_by(self.model)
@@ -114,37 +114,37 @@ class PreflightCheck(JobCallback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts to count."""
         self._steps = 0
-        if self._step_audit is not None:
-            self._step_audit.begin_epoch()
+        if self._step_check is not None:
+            self._step_check.begin_epoch()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Counts; `batch` is the last one done, of several with `steps_per_execution`."""
         self._steps = batch + 1
         expected = self._expected()
-        is_over = not self._audited and expected is not None and self._steps > expected
-        if is_over and not (self._step_audit is not None and self._step_audit.is_own_step):
+        is_over = not self._are_steps_checked and expected is not None and self._steps > expected
+        if is_over and not (self._step_check is not None and self._step_check.is_own_step):
             self._check_steps(self._steps, so_far=True)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Compares what the epoch had: its clock with its steps, and these with the batch where nobody knew before."""
-        if self._step_audit is not None:
-            self._step_audit.end_epoch(self._steps)
-        if not self._audited and not self.model.stop_training and not self._is_left_to_the_clock(self._steps):
+        if self._step_check is not None:
+            self._step_check.end_epoch(self._steps)
+        if not self._are_steps_checked and not self.model.stop_training and not self._is_left_to_the_clock(self._steps):
             self._check_steps(self._steps)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leaves the model as it was."""
-        if self._step_audit is not None:
-            self._step_audit.end()
-            self._step_audit = None
+        if self._step_check is not None:
+            self._step_check.end()
+            self._step_check = None
 
     def _is_left_to_the_clock(self, steps: int) -> bool:
         """Whether a step may hold several updates, or a part of one, so that the clock alone shows what is right."""
         expected = self._expected()
-        if self._step_audit is None or not self._step_audit.is_own_step or not expected or steps == expected:
+        if self._step_check is None or not self._step_check.is_own_step or not expected or steps == expected:
             return False
         left = bool(steps) and (expected % steps == 0 or steps % expected == 0)
-        self._audited |= left
+        self._are_steps_checked |= left
         return left
 
     def _expected(self) -> int | None:
@@ -153,7 +153,7 @@ class PreflightCheck(JobCallback):
 
     def _check_steps(self, steps: int, so_far: bool = False) -> None:
         expected = self._expected()
-        self._audited = True
+        self._are_steps_checked = True
         if expected is None or steps == expected:
             return
         batch = self.batch

@@ -201,7 +201,8 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
     Args:
         initial_lr: the rate after the warmup: already multiplied by `size()`.
         warmup_epochs: its length.
-        momentum_correction: see `LearningRateScheduleCallback`; likewise `steps_per_epoch`.
+        momentum_correction: see `LearningRateScheduleCallback`.
+        steps_per_epoch: see `LearningRateScheduleCallback`.
         verbose: above 0, rank 0 says when it is done.
 
     >>> import distlr.horovod as hvd

@@ -73,7 +73,7 @@ class HorovodGradients(GradientReducer):
         return means
 
     def _update_before(self) -> Any:
-        """What the second update of a graph waits for: the signals received, set once the first has all that it sent.
+        """The operation that the second update in a graph waits for: it reads the signals that the first one received.
 
         Both send under the same names, of which Horovod refuses one that is still under way. The second's gradients
         need not depend on the first's: that of a Wasserstein loss by the last layer's bias is a constant.
