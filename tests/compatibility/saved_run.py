@@ -2,6 +2,7 @@
 
     python tests/compatibility/saved_run.py     # writes saved/ anew: only where an older file may stop loading
 
+Keras reads no file of a later Keras, so the files are written with the oldest one that distlr supports.
 Two epochs are trained, everything is saved, and a third epoch is trained to know where the run leads.
 """
 
