@@ -27,13 +27,13 @@ from distlr.data import sharding as pipelines
 from distlr.data.position import Position
 from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.optimizer import (
+    AdoptedOptimizer,
     Reduction,
-    ScaledOptimizer,
     adopt,
     adopted_by,
     connect,
-    inner,
     start_line,
+    unwrap_loss_scale,
     warn_of_restored_schedule,
 )
 from distlr.scaling.batch_normalization import scale_moving_averages
@@ -78,7 +78,7 @@ class Job:
         self.strategy = strategy
         self.backend = backend
         self.communicator = SingleCommunicator() if communicator is None else communicator
-        self._optimizers: list[weakref.ref[ScaledOptimizer]] = []  # likewise all; before a `fit` those of the job
+        self._optimizers: list[weakref.ref[AdoptedOptimizer]] = []  # likewise all; before a `fit` those of the job
         self._optimizer: Any = None  # that is trained with, or was; before that the first that was adopted
         self._positions: list[Position] = []
         self._padding = 0
@@ -260,7 +260,7 @@ class Job:
         )
         self._connect(adopted)
         if self.is_root:
-            _log.info("%s", start_line(inner(adopted).explain(), self.replicas, self.backend))
+            _log.info("%s", start_line(unwrap_loss_scale(adopted).distlr.explain(), self.replicas, self.backend))
         return adopted
 
     def scale_moving_averages(
@@ -607,13 +607,15 @@ class Job:
         """
         optimizer = self._optimizer
         if model is not None:
-            adopted = adopted_by(model) if isinstance(model, keras.Model) else [inner(model)]
-            optimizer = next((each for each in adopted if isinstance(each, ScaledOptimizer)), None)
-        parts = {} if optimizer is None else optimizer.explain()
+            adopted = adopted_by(model) if isinstance(model, keras.Model) else [unwrap_loss_scale(model)]
+            optimizer = next((each for each in adopted if isinstance(each, AdoptedOptimizer)), None)
+        parts = {} if optimizer is None else optimizer.distlr.explain()
         alive = [reference() for reference in self._optimizers]
-        several = [each for each in alive if isinstance(each, ScaledOptimizer)]  # another one was stripped since
+        several = [each for each in alive if isinstance(each, AdoptedOptimizer)]  # another one was stripped since
         if model is None and len(several) > 1:
-            parts["optimizers"] = {f"{place} {each.name}": each.explain() for place, each in enumerate(several, 1)}
+            parts["optimizers"] = {
+                f"{place} {each.name}": each.distlr.explain() for place, each in enumerate(several, 1)
+            }
         return {
             "backend": self.backend,
             "ranks": self.size,
@@ -645,7 +647,7 @@ class Job:
         >>> job.rate_digests(optimizer)
         ['0000000000000000']
         """
-        return self._gathered(inner(optimizer).rate_digests(), "rate digests")
+        return self._gathered(unwrap_loss_scale(optimizer).distlr.gradients.digests(), "rate digests")
 
     def _tell_of_padding(self, paddings: Sequence[int]) -> None:
         """Says once what `model.predict` gives of padded data: it knows no weights."""
@@ -661,7 +663,7 @@ class Job:
                 where if self.size > 1 else paddings[0],
             )
 
-    def _train_with(self, optimizers: Sequence[ScaledOptimizer]) -> None:
+    def _train_with(self, optimizers: Sequence[AdoptedOptimizer]) -> None:
         self._optimizer = optimizers[0]
         self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
 
@@ -677,25 +679,26 @@ class Job:
 
     def _connect(self, optimizer: Any) -> bool:
         """Makes an optimizer of the model one of this job, above all one that was loaded; whether it has changed."""
-        core, topology = inner(optimizer), self._topology
+        core, topology = unwrap_loss_scale(optimizer), self._topology
         if core is not None and self.is_root:
             warn_of_restored_schedule(core, topology)
-        if not isinstance(core, ScaledOptimizer):
+        if not isinstance(core, AdoptedOptimizer):
             return False
         self._check_exchange()
-        restored = core.restored
+        restored = core.distlr.restored
         gradients = self._gradients if self._exchanges_gradients else None
         changed = connect(core, topology, gradients, is_root=self.is_root)
         if self._spans or self.size == 1:
-            core.mark_broadcast()  # a spanning strategy gives every new variable the first worker's value
+            # A spanning strategy gives every new variable the first worker's value.
+            core.distlr.gradients.has_rank_zero_state = True
         if self._optimizer is None:
             self._optimizer = core
         if all(reference() is not core for reference in self._optimizers):
             self._optimizers.append(weakref.ref(core))
         if not self.is_root:
-            core.say_nothing()
+            core.distlr.formula.speaks = False
         elif restored:
-            _log.info("%s", start_line(core.explain(), self.replicas, self.backend))
+            _log.info("%s", start_line(core.distlr.explain(), self.replicas, self.backend))
         return changed
 
     def _check_exchange(self) -> None:

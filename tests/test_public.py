@@ -28,8 +28,12 @@ MODULES = ["distlr", *EXPORTED, "distlr.horovod", "distlr.horovod.callbacks", "d
 
 # What a public function gives, or a message names, from modules that are inner ones otherwise.
 IN_HAND = [
-    "distlr.optimizer.ScaledOptimizer",
-    "distlr.optimizer.rate.LearningRate",
+    "distlr.optimizer.AdoptedOptimizer",
+    "distlr.optimizer.extension.OptimizerExtension",
+    "distlr.optimizer.gradient_pipeline.GradientPipeline",
+    "distlr.optimizer.learning_rate.LearningRate",
+    "distlr.optimizer.rate_formula.RateFormula",
+    "distlr.optimizer.state_variables.StateVariables",
     "distlr.tools.lr_finder.curve.RangeTest",
 ]
 

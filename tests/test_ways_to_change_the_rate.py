@@ -46,7 +46,7 @@ def _fit(bench: Any, epochs: int, *callbacks: Any) -> np.ndarray:
 
 def _at(bench: Any, seen: int) -> float:
     """The rate that an update applies when so many samples have been seen."""
-    bench.optimizer._distlr.samples_seen.assign(seen)
+    bench.optimizer.distlr.variables.samples_seen.assign(seen)
     return bench.step()[-1]
 
 
@@ -62,7 +62,7 @@ def test_exponential_decay_over_ninety_epochs(recording) -> None:
     bench = _bench(recording, keras.optimizers.schedules.ExponentialDecay(0.01, 10_000, 0.96), epoch=60_001)
     for epoch in range(90):
         expected = pytest.approx(0.04 * 0.96 ** (epoch * 60_001 / 10_000), rel=1e-6)
-        bench.optimizer._distlr.samples_seen.assign(epoch * 60_001)
+        bench.optimizer.distlr.variables.samples_seen.assign(epoch * 60_001)
         assert float(bench.optimizer.learning_rate) == expected
         if epoch % 22 == 1:
             assert bench.step()[-1] == expected
@@ -335,7 +335,7 @@ def test_a_state_that_rank_0_cannot_read_raises_on_every_rank() -> None:
     def rank(comm: Any) -> Exception | None:
         optimizer = distlr.optimizer.adopt(keras.optimizers.SGD(0.1))
         plateau = distlr.Plateau(optimizer, "val_loss", communicator=comm)
-        optimizer.state("plateau/val_loss/min", [0.0, 0.0, 0.0]).assign([math.nan, 0.0, 0.0])
+        optimizer.distlr.state("plateau/val_loss/min", [0.0, 0.0, 0.0]).assign([math.nan, 0.0, 0.0])
         try:
             plateau.step(1.0)
         except DistlrError as error:

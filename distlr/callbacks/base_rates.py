@@ -12,7 +12,7 @@ import numpy as np
 from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.plateau import ReduceLROnPlateau
 from distlr.callbacks.stage import Stage
-from distlr.optimizer import ScaledOptimizer, inner
+from distlr.optimizer import AdoptedOptimizer, unwrap_loss_scale
 from distlr.scaling.rules import rule_name
 
 __all__ = ["BaseRates"]
@@ -76,13 +76,13 @@ class BaseRates(JobCallback):
         """Puts the change of units around the schedulers' functions."""
         self._unwrap()  # what an interrupted `fit` has left
         core = self.core
-        if not isinstance(core, ScaledOptimizer):
+        if not isinstance(core, AdoptedOptimizer):
             return
         for scheduler in self._schedulers:
             scheduler.schedule = _InBaseRates(scheduler, self, speaks=self.communicator.is_root)
-        if core.schedule is None:
+        if core.distlr.formula.scaled is None:
             return
-        factor = core.schedule.factor
+        factor = core.distlr.formula.scaled.factor
         if factor != 1.0 and self.communicator.is_root:
             for name, min_lr in self._plateaus:
                 if min_lr:
@@ -120,22 +120,22 @@ class _InBaseRates:
             epoch: from 0.
             lr: the rate that is applied; None where the function takes the epoch alone.
         """
-        core = inner(self._scheduler.model.optimizer)
+        core = unwrap_loss_scale(self._scheduler.model.optimizer)
         if self._rates.is_resumed(epoch):  # `lr * 0.5` would halve it twice
             return core.learning_rate
-        if core.schedule is None:
+        if core.distlr.formula.scaled is None:
             return self.function(epoch) if lr is None else self.function(epoch, lr)
-        before = core.base_rate
+        before = core.distlr.formula.base_rate
         rate = self.function(epoch) if lr is None else self.function(epoch, before)
         if not isinstance(rate, (float, np.float32, np.float64)):
             return rate  # which Keras refuses
         if rate != before:
-            core.set_base_rate(float(rate))
+            core.distlr.formula.set_base_rate(float(rate))
         self._say(core, float(rate))
         return core.learning_rate
 
     def _say(self, core: Any, rate: float) -> None:
-        factor = core.schedule.factor
+        factor = core.distlr.formula.scaled.factor
         if not self._speaks or factor == 1.0:
             return
         self._speaks = False
@@ -145,8 +145,8 @@ class _InBaseRates:
             rate,
             rate * factor,
             factor,
-            rule_name(core.schedule.rule),
-            ", once the warmup is over" if core.in_warmup else "",
+            rule_name(core.distlr.formula.scaled.rule),
+            ", once the warmup is over" if core.distlr.formula.in_warmup else "",
         )
 
 

@@ -42,7 +42,14 @@ from distlr.communicators.bundles import Bundle
 from distlr.communicators.rank_zero import bundle_from_root, from_root
 from distlr.communicators.step_signals import StepSignal
 from distlr.errors import ConfigurationError, RanksChanged, StateError, received
-from distlr.optimizer import ScaledOptimizer, averages, formula_of, resume_line
+from distlr.optimizer import (
+    AdoptedOptimizer,
+    averages,
+    begin_update,
+    formula_of,
+    has_partial_update,
+    resume_line,
+)
 from distlr.sync.digests import weights_digests
 
 __all__ = ["Checkpoint"]
@@ -186,7 +193,7 @@ class Checkpoint(JobCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Continues what is there. Collective."""
         optimizer = self.core
-        if not isinstance(optimizer, ScaledOptimizer):
+        if not isinstance(optimizer, AdoptedOptimizer):
             raise ConfigurationError(
                 f"Checkpoint keeps the clock and the multiplier, which the plain Keras optimizer '{optimizer.name}' "
                 "has not. Fix: optimizer = job.optimizer(optimizer, batch), inside `with job.scope():`."
@@ -257,7 +264,7 @@ class Checkpoint(JobCallback):
             different = state.differences(self._state, path, accept=self.accept)
             write_arrays(self.model, arrays)
             if state.accumulation not in (None, self.accumulation) or state.iterations != self._count:
-                self.core.begin_update(state.iterations)
+                begin_update(self.core, state.iterations)
             for line in different:
                 _log.warning("The script's formula is used: %s.", line)
             self._path = path
@@ -316,7 +323,8 @@ class Checkpoint(JobCallback):
         self.model._initial_epoch = epoch
         factor = self._state.factor
         if self.rewarm is not None and factor != state.factor:
-            optimizer.climb(state.factor / factor, int(optimizer.batch.to_samples(self.rewarm, argument="rewarm")))
+            samples = int(optimizer.distlr.batch.to_samples(self.rewarm, argument="rewarm"))
+            optimizer.distlr.formula.climb(state.factor / factor, samples)
 
     # -- a validation that was cut --------------------------------------------------------------------
 
@@ -369,7 +377,7 @@ class Checkpoint(JobCallback):
         if self._known_steps is not None and self._ended():  # written after what is decided at the epoch's end
             if self._left is not None and self.follow is not None:
                 self.follow.end_epoch()
-        elif (asked or self._is_due()) and not self.core.has_partial_update:
+        elif (asked or self._is_due()) and not has_partial_update(self.core):
             if self._can_continue_here:
                 self._write(steps=self._steps)
                 self._answer(asked)
@@ -441,7 +449,7 @@ class Checkpoint(JobCallback):
             epoch=self._epoch,
             steps=self._done + steps if is_open else 0,
             iterations=self._count,
-            samples_seen=self.core.samples_seen,
+            samples_seen=self.core.distlr.formula.samples_seen,
             positions=self.follow.places(steps if is_open else None, self._steps_in_run),
             began=self.follow.began if is_open else self.follow.drawn,
             place=self.follow.place if is_open else 0,

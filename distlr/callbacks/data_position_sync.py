@@ -11,7 +11,7 @@ from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.stage import Stage
 from distlr.data.position import EpochSteps, Position, matched
 from distlr.errors import StateError
-from distlr.optimizer import ScaledOptimizer
+from distlr.optimizer import AdoptedOptimizer
 
 __all__ = ["DataPositionSync"]
 
@@ -117,7 +117,7 @@ class DataPositionSync(JobCallback):
         """What `drawn` was as the epoch began."""
         if self._began is not None:
             return self._began
-        return self.clock + (self.core.behind if isinstance(self.core, ScaledOptimizer) else 0)
+        return self.clock + (self.core.distlr.formula.samples_behind if isinstance(self.core, AdoptedOptimizer) else 0)
 
     @property
     def place(self) -> int:
@@ -170,7 +170,7 @@ class DataPositionSync(JobCallback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Before Keras begins to iterate."""
         first, optimizer = not self._checked, self.core
-        adopted = isinstance(optimizer, ScaledOptimizer)
+        adopted = isinstance(optimizer, AdoptedOptimizer)
         if not first or epoch != self._resumed:
             if first and adopted:
                 self._check_clock(epoch)
@@ -178,8 +178,8 @@ class DataPositionSync(JobCallback):
         self._steps, self._checked = 0, True
         for position in self.positions:
             position.begin(epoch, first=first)
-        self._before = optimizer.counts() if adopted else None
-        self._bad_before = optimizer.bad_steps if adopted else 0
+        self._before = optimizer.distlr.formula.counts() if adopted else None
+        self._bad_before = optimizer.distlr.gradients.bad_steps if adopted else 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Counts; `batch` is the last one done, of several with `steps_per_execution`."""
@@ -199,9 +199,9 @@ class DataPositionSync(JobCallback):
         self._settle()
         self._go_on()
         if self._before is not None:
-            steps, samples = self.core.counts()
+            steps, samples = self.core.distlr.formula.counts()
             clock = samples if self.batch is not None else steps // self.accumulation
-            self.core.behind = self.drawn - clock
+            self.core.distlr.formula.samples_behind = self.drawn - clock
             self._tell_what_was_left_out(epoch, steps - self._before[0], samples - self._before[1])
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -225,11 +225,11 @@ class DataPositionSync(JobCallback):
         """
         left_out = self._steps - applied
         scales = self.model.optimizer is not self.core  # a loss scale leaves steps out by itself, and does not count
-        if left_out <= 0 or not (scales or self.core.bad_steps > self._bad_before):
+        if left_out <= 0 or not (scales or self.core.distlr.gradients.bad_steps > self._bad_before):
             return
         unit = "update" if self.accumulation == 1 else "step"
         reason = f"{left_out} of {counted(self._steps, unit)} left out, for gradients that were not finite"
-        batch, behind = self.batch, self.core.behind
+        batch, behind = self.batch, self.core.distlr.formula.samples_behind
         length = None if batch is None else batch.samples_per_epoch
         if batch is not None:
             data = self.place - self.epoch_steps.place(self._done)
@@ -273,10 +273,10 @@ class DataPositionSync(JobCallback):
             )
 
 
-def _are_equal(optimizer: ScaledOptimizer, first: int, second: int) -> bool:
+def _are_equal(optimizer: AdoptedOptimizer, first: int, second: int) -> bool:
     """Whether the formula gives one rate at two clocks."""
     try:
-        one, other = optimizer.rates_at([first, second])
+        one, other = optimizer.distlr.formula.rates_at([first, second])
     except Exception:  # of a user's schedule, which may not reach so far
         return False
     return bool(one == other)

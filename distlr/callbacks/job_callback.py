@@ -13,7 +13,7 @@ from distlr.communicators import Communicator, alone
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.step_signals import StepSignals
 from distlr.errors import ConfigurationTypeError
-from distlr.optimizer import ScaledOptimizer, inner, rate_of
+from distlr.optimizer import AdoptedOptimizer, rate_of, unwrap_loss_scale
 from distlr.runlog.directory import now
 from distlr.runlog.journal import Journal, JournalEntry
 
@@ -27,7 +27,8 @@ class JobCallback(keras.callbacks.Callback):
 
     **Writing a callback.** Whatever differs by rank is decided on rank 0 and applied on all: `from_root` of
     `distlr.communicators.rank_zero`, or a collective with the epoch in its tag, called by every rank or by none. What
-    it must remember over a restart is in `self.core.state(name, initial)`, asked for in `on_train_begin` on every rank.
+    it must remember over a restart is in `self.core.distlr.state(name, initial)`, asked for in `on_train_begin` on
+    every rank.
     The rate is changed by `self.core.multiply_rate`, and `decided` says so: the run's journal has it then, with the
     clock and the rate. What changes the graph of a step (`watch_norm`) comes in `set_model`, with
     `model.train_function = None` after it. For a callback that looks at batches Keras waits for the device after each,
@@ -90,17 +91,17 @@ class JobCallback(keras.callbacks.Callback):
     @property
     def core(self) -> Any:
         """The model's optimizer, without the loss scale around it."""
-        return inner(self.model.optimizer)
+        return unwrap_loss_scale(self.model.optimizer)
 
     @property
     def batch(self) -> GlobalBatch | None:
         """The batch that the rate is scaled for; None for a plain optimizer, and where none was given."""
-        return self.core.batch if isinstance(self.core, ScaledOptimizer) else None
+        return self.core.distlr.batch if isinstance(self.core, AdoptedOptimizer) else None
 
     @property
     def gradient_reducer(self) -> GradientReducer | None:
         """What reduces the gradients over the ranks; None on one rank, or where the engine does it by itself."""
-        return getattr(self.core, "gradient_reducer", None)
+        return self.core.distlr.gradients.reducer if isinstance(self.core, AdoptedOptimizer) else None
 
     @property
     def step_signals(self) -> StepSignals | None:
@@ -115,7 +116,7 @@ class JobCallback(keras.callbacks.Callback):
     @property
     def clock(self) -> int:
         """Where a run stands, also after a change of the ranks: the samples seen, or the updates without a batch."""
-        return int(self.core.iterations.numpy()) if self.batch is None else self.core.counts()[1]
+        return int(self.core.iterations.numpy()) if self.batch is None else self.core.distlr.formula.counts()[1]
 
     @property
     def drawn(self) -> int:

@@ -41,7 +41,8 @@ class LearningRateLogger(JobCallback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Compares the schedule's length with that of the run."""
-        scaled, epochs = getattr(self.core, "schedule", None), (self.params or {}).get("epochs")
+        scaled = self.core.distlr.formula.scaled if is_adopted(self.core) else None
+        epochs = (self.params or {}).get("epochs")
         if scaled is None or not epochs or not self.communicator.is_root:
             return
         warning = wrong_steps(scaled, float(epochs))
@@ -68,7 +69,7 @@ class LearningRateLogger(JobCallback):
             shown = {"": next(iter(shown.values()))}
         record: dict[str, float | int] = {}
         for suffix, optimizer in shown.items():
-            now = optimizer.reading()
+            now = optimizer.distlr.formula.reading()
             values = {"learning_rate": now.rate, "lr_multiplier": now.multiplier, "samples_seen": now.samples_seen}
             record.update({f"{name}{suffix}": value for name, value in values.items()})
         return record

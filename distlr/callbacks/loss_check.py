@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationError
-from distlr.optimizer import ScaledOptimizer
+from distlr.optimizer import AdoptedOptimizer
 from distlr.strategies.loss_terms import Term, loss_terms
 from distlr.strategies.step_record import Step
 
@@ -46,7 +46,7 @@ class LossCheck:
         self.is_own_step = is_own_step
         self._warned = self._told_of_means = False
 
-    def check(self, step: Step, core: ScaledOptimizer | None) -> None:
+    def check(self, step: Step, core: AdoptedOptimizer | None) -> None:
         """Looks at the losses whose gradients are about to be applied."""
         if self.replicas == 1:
             return
@@ -54,7 +54,7 @@ class LossCheck:
             if self.is_own_step and not step.keras_losses and not step.shares:
                 self._refuse({Term.MEAN})
             return
-        batch = None if core is None else core.batch
+        batch = None if core is None else core.distlr.batch
         samples = None if batch is None else batch.per_replica * batch.replicas
         shares = {part.ref() for part in step.shares}
         keras = {part.ref() for part in step.keras_losses if tf.is_tensor(part)}

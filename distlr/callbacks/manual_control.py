@@ -11,7 +11,14 @@ from distlr.callbacks.job_callback import JobCallback
 from distlr.communicators.rank_zero import from_root
 from distlr.communicators.step_signals import StepSignal, StepSignals
 from distlr.errors import ConfigurationError
-from distlr.optimizer import ManualControlState, ScaledOptimizer, rate_of
+from distlr.optimizer import (
+    AdoptedOptimizer,
+    ManualControlState,
+    has_partial_update,
+    rate_of,
+    read_manual_control,
+    write_manual_control,
+)
 from distlr.runlog.control_requests import ControlDirectory, PendingRequest
 from distlr.runlog.directory import DECISIONS, RunDirectory
 from distlr.runlog.manual_changes import Moment, Place, again_from, answers, in_words, read_changes
@@ -65,7 +72,7 @@ class ManualControl(JobCallback):
     @property
     def acts_on_rate(self) -> bool:
         """Of a plain optimizer it changes nothing, and says so."""
-        return isinstance(self.core, ScaledOptimizer)
+        return isinstance(self.core, AdoptedOptimizer)
 
     def __init__(self, run_dir: str | os.PathLike[str], every: int = 50) -> None:
         super().__init__()
@@ -93,7 +100,7 @@ class ManualControl(JobCallback):
         """Makes the place for requests."""
         optimizer = self.core
         self._begun = False
-        self._active = isinstance(optimizer, ScaledOptimizer)
+        self._active = isinstance(optimizer, AdoptedOptimizer)
         if self._active and self.communicator.size > 1:
             self._active = self.gradient_reducer is not None
         if not self._active:
@@ -104,7 +111,7 @@ class ManualControl(JobCallback):
                     self.directory.path,
                 )
             return
-        optimizer.steer()  # its state is made on every rank
+        write_manual_control(optimizer.distlr.variables)  # its state is made on every rank
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Finds out, once, what was asked for before. Collective then."""
@@ -122,7 +129,7 @@ class ManualControl(JobCallback):
             self._do_again(Moment.BATCH)
         looks = (batch + 1) // self.every
         # Not between the steps that an update accumulates over: a stop there would lose them.
-        if looks > self._looks and not self.core.has_partial_update:
+        if looks > self._looks and not has_partial_update(self.core):
             self._looks = looks
             self._look(Moment.BATCH)
 
@@ -157,7 +164,7 @@ class ManualControl(JobCallback):
         tag = f"changes by hand, as epoch {epoch + 1} begins"
         said = from_root(self.communicator, lambda: self._found_at_begin(epoch), tag=tag, what=_READ)
         self._epochs = set()
-        self.core.steer(ManualControlState(*said["steered"]))
+        write_manual_control(self.core.distlr.variables, ManualControlState(*said["steered"]))
         self._again = said["again"]
         if self.communicator.size > 1:
             self._signals.clear(StepSignal.MANUAL_CONTROL)
@@ -167,7 +174,7 @@ class ManualControl(JobCallback):
 
     def _found_at_begin(self, epoch: int) -> dict[str, Any]:
         self.directory.make()
-        steered: ManualControlState = self.core.steered
+        steered = read_manual_control(self.core.distlr.variables)
         fresh = not self.journal.resumed and (epoch == 0 or int(self.core.iterations.numpy()) == 0)
         changes, answered = ([], {}) if fresh else (read_changes(self.run), answers(self.run))
         self._accepted = {name for name, kind in answered.items() if kind == "asked"}
@@ -333,7 +340,7 @@ class ManualControl(JobCallback):
         after = rate_of(self.model.optimizer)
         rates = f": the rate goes from {before:.6g} to {after:.6g}" if change["multiplier"] else ""
         if self.communicator.is_root:
-            samples = self.core.samples_seen
+            samples = self.core.distlr.formula.samples_seen
             _log.info("Epoch %d, at %d samples: %s%s.", self._epoch + 1, samples, in_words(change), rates)
             self._answered.append((change["id"], True))
         reason = f"{in_words(change)}{rates}"
@@ -342,13 +349,14 @@ class ManualControl(JobCallback):
 
     def _apply(self, change: dict[str, Any], place: Place, again: bool = False) -> None:
         optimizer = self.core
-        steered: ManualControlState = optimizer.steered
+        steered = read_manual_control(optimizer.distlr.variables)
         paused = steered.paused
         if change["action"] == "set-lr":
-            optimizer.multiply_rate(change["multiplier"])
+            optimizer.distlr.formula.multiply_rate(change["multiplier"])
         elif change["action"] == "stop":
             self.model.stop_training = self.model.stop_training or not again  # who starts it once more wants it to run
         else:
             paused = int(change["action"] == "pause-plateau")
         same = place == (steered.clock, steered.moment)
-        optimizer.steer(ManualControlState(paused, *place, steered.made + 1 if same else 1))
+        state = ManualControlState(paused, *place, steered.made + 1 if same else 1)
+        write_manual_control(optimizer.distlr.variables, state)

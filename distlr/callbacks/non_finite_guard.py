@@ -14,7 +14,7 @@ from distlr.callbacks.stage import Stage
 from distlr.checkpoint.snapshot import Snapshot
 from distlr.communicators.step_signals import StepSignal
 from distlr.errors import ConfigurationError, NonFiniteError, received
-from distlr.optimizer import ScaledOptimizer
+from distlr.optimizer import AdoptedOptimizer
 from distlr.sync.metrics import KeptStates
 
 __all__ = ["NonFiniteGuard"]
@@ -114,16 +114,16 @@ class NonFiniteGuard(JobCallback):
         if not self.each_step:
             return
         optimizer = self.core
-        if not isinstance(optimizer, ScaledOptimizer):
+        if not isinstance(optimizer, AdoptedOptimizer):
             hint = "optimizer = job.optimizer(optimizer, batch), inside `with job.scope():`"
             raise ConfigurationError(received("policy", self.policy, "'raise' with a plain Keras optimizer", hint))
-        if optimizer.watch():
+        if optimizer.distlr.gradients.leave_out_bad_steps(optimizer.distlr.variables):
             model.train_function = None  # the traced one does not look
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Begins to count, or goes on."""
         if self.policy != "raise":
-            self._kept_count = self.core.state(COUNT, [0.0])
+            self._kept_count = self.core.distlr.state(COUNT, [0.0])
         self._is_waiting = False
         self._seen = None  # known once every rank has rank 0's state
         self._snapshot = Snapshot(self.model) if self.policy == "backtrack" else None
@@ -132,7 +132,7 @@ class NonFiniteGuard(JobCallback):
         """Keeps what there is to go back to."""
         self._epoch = epoch
         if self._seen is None and self.each_step:
-            self._seen = self.core.bad_steps
+            self._seen = self.core.distlr.gradients.bad_steps
         if self._snapshot is not None and not self._snapshot.take() and not self._snapshot:
             raise NonFiniteError(f"[rank {self.communicator.rank}] The weights are not finite before the first step.")
 
@@ -146,7 +146,7 @@ class NonFiniteGuard(JobCallback):
         if not self.each_step:
             return
         assert self._seen is not None
-        bad = self.core.bad_steps - self._seen
+        bad = self.core.distlr.gradients.bad_steps - self._seen
         self._seen += bad
         here = _is_bad((logs or {}).get("loss"))
         lost = not bad and self._loss_is_bad(here)
@@ -201,7 +201,7 @@ class NonFiniteGuard(JobCallback):
             decision = {"factor": self.factor, "count": count} if self.communicator.is_root else None
             decision = self.communicator.broadcast_json(decision, tag=f"back to earlier weights at {when}")
             self._snapshot.restore()
-            self.core.multiply_rate(decision["factor"])
+            self.core.distlr.formula.multiply_rate(decision["factor"])
         done, factor = "the step is left out", None
         if self._snapshot is not None:
             done, factor = f"back to the weights of the epoch's start, at {self.factor:g} of the rate", self.factor

@@ -10,7 +10,7 @@ import keras
 from distlr.callbacks.job_callback import JobCallback
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationError
-from distlr.optimizer import ScaledOptimizer, adopted_by, inner
+from distlr.optimizer import AdoptedOptimizer, adopted_by, unwrap_loss_scale
 
 __all__ = ["OtherOptimizers"]
 
@@ -36,7 +36,7 @@ class OtherOptimizers:
 
     def check_applied(self, core: Any) -> None:
         """Refuses what leaves this optimizer out, as it is applied, if it is an adopted one beside the model's own."""
-        if core is inner(self.model.optimizer) or not isinstance(core, ScaledOptimizer):
+        if core is unwrap_loss_scale(self.model.optimizer) or not isinstance(core, AdoptedOptimizer):
             return
         for callback in self.callbacks:
             reason = callback.leaves_out_other_optimizers if isinstance(callback, JobCallback) else None
@@ -52,8 +52,8 @@ class OtherOptimizers:
 
     def check_step(self, applied: Sequence[Any]) -> None:
         """Refuses what would change the rate of the model's own optimizer, which the step never applies."""
-        own = inner(self.model.optimizer)
-        others = [core.name for core in applied if isinstance(core, ScaledOptimizer)]
+        own = unwrap_loss_scale(self.model.optimizer)
+        others = [core.name for core in applied if isinstance(core, AdoptedOptimizer)]
         if not others or any(core is own for core in applied):
             return
         for callback in self.callbacks:

@@ -13,7 +13,7 @@ from distlr.callbacks.other_optimizers import OtherOptimizers
 from distlr.callbacks.stage import Stage
 from distlr.callbacks.step_check import StepCheck, how_to_feed
 from distlr.errors import ConfigurationError, DistributionError
-from distlr.optimizer import ScaledOptimizer, adopted_by, agree, inner, strategy_of
+from distlr.optimizer import AdoptedOptimizer, adopted_by, make_loss_scale_agree, strategy_of, unwrap_loss_scale
 from distlr.optimizer.conversion import INSTEAD_OF_MULTI
 from distlr.scaling.batch_normalization import averaging_layers, is_scaled
 from distlr.strategies.step_record import overrides_train_step
@@ -64,7 +64,7 @@ class PreflightCheck(JobCallback):
         strategy: tf.distribute.Strategy,
         padding: Callable[[], int] = lambda: 0,
         connect: Callable[[Any], bool] | None = None,
-        trains_with: Callable[[Sequence[ScaledOptimizer]], None] | None = None,
+        trains_with: Callable[[Sequence[AdoptedOptimizer]], None] | None = None,
         exchanges: bool = False,
     ) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class PreflightCheck(JobCallback):
         self._check_strategy(model)
         self._check_engine(model)
         self._check_exchange(model)
-        agree(model.optimizer)
+        make_loss_scale_agree(model.optimizer)
         self._hint_at_moving_averages(model)
         padding = self.padding()
         if padding and _unweighted_metrics(model):
@@ -240,7 +240,7 @@ class PreflightCheck(JobCallback):
 
     def _check_averaged(self, optimizer: Any) -> None:
         """Refuses an optimizer of Keras' own where ranks exchange gradients."""
-        if not self.exchanges or isinstance(optimizer, ScaledOptimizer):
+        if not self.exchanges or isinstance(optimizer, AdoptedOptimizer):
             return
         if self.communicator.size == 1 or self.communicator.strategy_spans_ranks:
             return  # there is nothing to average, or the strategy does
@@ -255,10 +255,10 @@ class PreflightCheck(JobCallback):
 
 def _refuse_multi_optimizer(model: Any) -> None:
     """Refuses Keras' MultiOptimizer, which has no rate and no clock of its own: neither is there for callbacks."""
-    optimizer = inner(model.optimizer)
+    optimizer = unwrap_loss_scale(model.optimizer)
     if not hasattr(optimizer, "optimizers"):
         return
-    adopted = [each.name for each in optimizer.optimizers if isinstance(inner(each), ScaledOptimizer)]
+    adopted = [each.name for each in optimizer.optimizers if isinstance(unwrap_loss_scale(each), AdoptedOptimizer)]
     inside = f", made of adopted ones ({', '.join(adopted)})" if adopted else ""
     raise ConfigurationError(
         f"The model is compiled with a {type(optimizer).__name__}{inside}, and job.callbacks cannot train with one: it "

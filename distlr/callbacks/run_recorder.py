@@ -21,7 +21,7 @@ from distlr.callbacks.stage import Stage
 from distlr.communicators.rank_zero import from_root
 from distlr.communicators.topology import Topology
 from distlr.errors import ConfigurationError
-from distlr.optimizer import ScaledOptimizer
+from distlr.optimizer import AdoptedOptimizer
 from distlr.runlog.directory import RunDirectory, now
 from distlr.runlog.journal import KEPT, JournalEntry
 
@@ -95,7 +95,7 @@ class RunRecorder(JobCallback):
             self._begun = self._begin(epoch)
         self._within, self._since = [], time.monotonic()
         optimizer = self.core
-        self._first_sample = optimizer.samples_seen if isinstance(optimizer, ScaledOptimizer) else 0
+        self._first_sample = optimizer.distlr.formula.samples_seen if isinstance(optimizer, AdoptedOptimizer) else 0
         self._first_drawn = self.drawn
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -107,9 +107,9 @@ class RunRecorder(JobCallback):
         record: dict[str, Any] = {"epoch": epoch, **{name: _json(logs[name]) for name in _OURS if name in logs}}
         record["logs"] = {name: _json(value) for name, value in logs.items() if name not in _OURS}
         record["seconds"] = round(time.monotonic() - self._since, 3)
-        if isinstance(optimizer, ScaledOptimizer):
-            record["curve"] = self._curve(optimizer, logs.get("lr_multiplier", optimizer.multiplier))
-            digests = optimizer.rate_digests()
+        if isinstance(optimizer, AdoptedOptimizer):
+            record["curve"] = self._curve(optimizer, logs.get("lr_multiplier", optimizer.distlr.formula.multiplier))
+            digests = optimizer.distlr.gradients.digests()
             topology = Topology.of(self.communicator, self.model.distribute_strategy.num_replicas_in_sync)
             record["agreement"] = {
                 "ranks": topology.ranks,
@@ -132,7 +132,9 @@ class RunRecorder(JobCallback):
     def _begin(self, epoch: int) -> bool:
         """Whether the run's files have begun; else nothing is added to what another run may have left."""
         optimizer = self.core
-        explained = optimizer.explain() if isinstance(optimizer, ScaledOptimizer) else {"optimizer": optimizer.name}
+        explained = {"optimizer": optimizer.name}
+        if isinstance(optimizer, AdoptedOptimizer):
+            explained = optimizer.distlr.explain()
         run = {
             "format": 1,
             "started": now(),
@@ -187,17 +189,17 @@ class RunRecorder(JobCallback):
             return False
         return True
 
-    def _curve(self, optimizer: ScaledOptimizer, multiplier: float) -> list[list[float | int | None]]:
+    def _curve(self, optimizer: AdoptedOptimizer, multiplier: float) -> list[list[float | int | None]]:
         """The rate within the epoch, at even times: what the formula gives, by the multiplier that held then."""
-        batch, end = optimizer.batch, optimizer.samples_seen
+        batch, end = optimizer.distlr.batch, optimizer.distlr.formula.samples_seen
         if batch is None or batch.samples_per_epoch is None or end <= self._first_sample:
             return []
-        if optimizer.explain()["clock"] != "samples":
+        if optimizer.distlr.explain()["clock"] != "samples":
             return []  # where it stood then is not known any more
         samples = np.unique(np.linspace(self._first_sample, end, _POINTS).astype(np.int64))
         later = [np.prod([factor for at, factor in self._within if at > each]) for each in samples]
         try:
-            rates = optimizer.rates_at(samples) * multiplier / np.array(later)
+            rates = optimizer.distlr.formula.rates_at(samples) * multiplier / np.array(later)
         except Exception as error:  # of a user's schedule: for a picture the training does not end
             _log.warning("The rate within the epochs is not recorded: %s.", error)
             return []

@@ -11,7 +11,7 @@ from distlr.callbacks.loss_check import LossCheck
 from distlr.callbacks.other_optimizers import OtherOptimizers
 from distlr.communicators import Communicator
 from distlr.errors import ConfigurationError
-from distlr.optimizer import ScaledOptimizer, batch_of, inner, samples_of
+from distlr.optimizer import AdoptedOptimizer, batch_of, samples_of, unwrap_loss_scale
 from distlr.optimizer.hooks import missing
 from distlr.strategies.step_record import Step, StepRecord, overrides_train_step, record_of
 
@@ -61,7 +61,7 @@ class StepCheck:
         self._check_averaged = check_averaged
         self.is_own_step = overrides_train_step(model)
         self._loss = LossCheck(model, communicator, self.is_own_step)
-        self._applied: dict[int, tuple[ScaledOptimizer, bool]] = {}  # and whether a loss scale is around it
+        self._applied: dict[int, tuple[AdoptedOptimizer, bool]] = {}  # and whether a loss scale is around it
         self._takes_whole_updates: set[int] = set()  # steps that hold all the passes of an update
         self._began: dict[int, tuple[int, int]] = {}  # the clock and the bad steps at the epoch's start
         self._warned: set[str] = set()
@@ -72,8 +72,8 @@ class StepCheck:
         for step in self._record.steps:  # traced in an earlier `fit`, which may have had other callbacks
             for optimizer, _ in step.applied:
                 self._add(optimizer)
-                others.check_applied(inner(optimizer))
-            others.check_step([inner(optimizer) for optimizer, _ in step.applied])
+                others.check_applied(unwrap_loss_scale(optimizer))
+            others.check_step([unwrap_loss_scale(optimizer) for optimizer, _ in step.applied])
         self._record.begin(self)
 
     # -- the step is traced, or runs eagerly ---------------------------------------------------------
@@ -82,8 +82,8 @@ class StepCheck:
         """Compares the batch, and refuses what is applied more than once where its rate follows the clock."""
         optimizer = step.applied[-1][0]
         self._add(optimizer)
-        core = inner(optimizer)
-        self._loss.check(step, core if isinstance(core, ScaledOptimizer) else None)
+        core = unwrap_loss_scale(optimizer)
+        self._loss.check(step, core if isinstance(core, AdoptedOptimizer) else None)
         if not step.averages_itself:
             self._check_averaged(core)
         self._others.check_applied(core)
@@ -94,17 +94,18 @@ class StepCheck:
         times = step.times(optimizer)
         if step.samples is not None:
             self._check_samples(core, batch, step.samples, 0 if may_go_on else 1)
-        if not isinstance(core, ScaledOptimizer) or core.batch is None:
+        if not isinstance(core, AdoptedOptimizer) or core.distlr.batch is None:
             return
-        if times > 1 and not (may_go_on and times <= core.batch.accumulation) and not self._is_declared(core, times):
+        passes = core.distlr.batch.accumulation
+        if times > 1 and not (may_go_on and times <= passes) and not self._is_declared(core, times):
             self._refuse_times(core, f"{times} times a step", times)
 
     def on_step(self, step: Step) -> None:
         """Refuses Keras' own step where it has passed distlr's optimizer by; compares what the whole step shows."""
-        expects_apply = not self.is_own_step and isinstance(inner(self.model.optimizer), ScaledOptimizer)
+        expects_apply = not self.is_own_step and isinstance(unwrap_loss_scale(self.model.optimizer), AdoptedOptimizer)
         if expects_apply and not step.applied and self.model.trainable_weights:
             raise ConfigurationError(missing("apply"))
-        self._others.check_step([inner(optimizer) for optimizer, _ in step.applied])
+        self._others.check_step([unwrap_loss_scale(optimizer) for optimizer, _ in step.applied])
         self._loss.check_shown(step)
         if step.samples is not None:
             self._check_all(step, step.samples)
@@ -122,27 +123,29 @@ class StepCheck:
 
     def begin_epoch(self) -> None:
         """Notes where the clocks stand."""
-        self._began = {key: (samples_of(core), core.bad_steps) for key, (core, _) in self._applied.items()}
+        self._began = {
+            key: (samples_of(core), core.distlr.gradients.bad_steps) for key, (core, _) in self._applied.items()
+        }
 
     def end_epoch(self, steps: int) -> None:
         """Compares how far each clock has come with the steps that Keras has run since the epoch began."""
-        noted = {id(inner(optimizer)) for step in self._record.steps for optimizer, _ in step.applied}
+        noted = {id(unwrap_loss_scale(optimizer)) for step in self._record.steps for optimizer, _ in step.applied}
         for key, (core, is_loss_scaled) in self._applied.items():
-            if core.batch is None or key not in self._began:
+            if core.distlr.batch is None or key not in self._began:
                 continue
-            batch = core.batch
+            batch = core.distlr.batch
             (start, bad_before), end = self._began[key], samples_of(core)
             if end < start or (end == start and key not in noted):
                 continue  # a callback has loaded an earlier state; or the model has it, and never applies it
             passes = 1 if key in self._takes_whole_updates else batch.accumulation
             updates = batch.updates_at(end) - batch.updates_at(start)
-            expected = (steps - (core.bad_steps - bad_before)) / passes
+            expected = (steps - (core.distlr.gradients.bad_steps - bad_before)) / passes
             # An update may have begun in the epoch before, or end in the next one; and another grid's place is between.
             slack = (passes > 1) + (batch.samples_at(batch.updates_at(start)) != start)
             if end - start == batch.samples_per_epoch:
                 continue  # as its batch is declared
             if updates == expected or abs(updates - expected) < slack or (updates < expected and is_loss_scaled):
-                if core is inner(self.model.optimizer) and steps == self._steps:
+                if core is unwrap_loss_scale(self.model.optimizer) and steps == self._steps:
                     self._check_steps(steps)
                 continue
             times = f"{updates} times in the {steps} steps of this epoch"
@@ -160,18 +163,19 @@ class StepCheck:
     # -- inner ---------------------------------------------------------------------------------------
 
     def _add(self, optimizer: Any) -> None:
-        core = inner(optimizer)
-        if isinstance(core, ScaledOptimizer):
+        core = unwrap_loss_scale(optimizer)
+        if isinstance(core, AdoptedOptimizer):
             self._applied.setdefault(id(core), (core, core is not optimizer))
 
-    def _is_declared(self, core: ScaledOptimizer, times: int) -> bool:
+    def _is_declared(self, core: AdoptedOptimizer, times: int) -> bool:
         """Whether an epoch of the optimizer's batch is that many times Keras' steps."""
-        batch = core.batch
+        batch = core.distlr.batch
+        assert batch is not None
         return bool(self._steps and batch.samples_per_epoch and batch.steps_per_epoch == times * self._steps)
 
     def _check_all(self, step: Step, samples: int) -> None:
         for optimizer in {id(optimizer): optimizer for optimizer, _ in step.applied}.values():
-            core = inner(optimizer)
+            core = unwrap_loss_scale(optimizer)
             batch = batch_of(core)
             if batch is not None:
                 self._check_samples(core, batch, samples, step.times(optimizer))
@@ -193,16 +197,18 @@ class StepCheck:
             f"{how_to_feed(batch, self.communicator)}; or make the batch with per_replica={samples}."
         )
 
-    def _refuse_times(self, core: ScaledOptimizer, how_often: str, ratio: float) -> None:
+    def _refuse_times(self, core: AdoptedOptimizer, how_often: str, ratio: float) -> None:
+        assert core.distlr.batch is not None
+        declared = _declared(core.distlr.batch, ratio)
         found = (
             f"[rank {self.communicator.rank}] The train_step applies the optimizer '{core.name}' {how_often}, so its "
             f"clock runs {ratio:.4g} times as fast as the data"
         )
-        if core.rate_follows_clock:
+        if core.distlr.follows_clock:
             raise ConfigurationError(
                 f"{found}, and with it the schedule and the warmup. Fix: apply it once a step (add up what it is to "
                 "apply, or let it accumulate: gradient_accumulation_steps= and accumulation=); or, where it is meant "
-                f"so, say how long an epoch is in its own updates, job.batch(..., {_declared(core.batch, ratio)}), or "
+                f"so, say how long an epoch is in its own updates, job.batch(..., {declared}), or "
                 'let its schedule count these: job.optimizer(..., clock="steps").'
             )
         if core.name not in self._warned and self.communicator.is_root:
@@ -211,7 +217,7 @@ class StepCheck:
                 "%s: `samples_seen` counts its updates and not the data. Its rate does not depend on the clock. Fix, "
                 "where durations in epochs matter: job.batch(..., %s) for this optimizer.",
                 found,
-                _declared(core.batch, ratio),
+                declared,
             )
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from distlr._utils.checks import positive_integer
 from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.stage import Stage
-from distlr.optimizer import ScaledOptimizer, rate_of
+from distlr.optimizer import AdoptedOptimizer, rate_of
 from distlr.runlog.journal import JournalEntry
 
 __all__ = ["TensorBoardScalars"]
@@ -63,7 +63,7 @@ class TensorBoardScalars(JobCallback):
         """Lets the optimizer keep the norm of its gradients, before the step is traced."""
         super().set_model(model)
         optimizer = self.core
-        if isinstance(optimizer, ScaledOptimizer) and optimizer.watch_norm():
+        if isinstance(optimizer, AdoptedOptimizer) and optimizer.distlr.gradients.watch_norm():
             model.train_function = None  # the traced one does not keep it
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -104,16 +104,16 @@ class TensorBoardScalars(JobCallback):
         optimizer = self.core
         waited, self._waited = self._waited, self.communicator.log.seconds
         values = {"collective_seconds": self._waited - waited}
-        if isinstance(optimizer, ScaledOptimizer):
-            now = optimizer.reading()
+        if isinstance(optimizer, AdoptedOptimizer):
+            now = optimizer.distlr.formula.reading()
             values |= {
                 "learning_rate": now.rate,
                 "multiplier": now.multiplier,
                 "samples_seen": now.samples_seen,
-                "gradient_norm": optimizer.gradient_norm,
+                "gradient_norm": optimizer.distlr.gradients.norm,
             }
-            if optimizer.batch is not None:
-                values["global_batch"] = optimizer.batch.size
+            if optimizer.distlr.batch is not None:
+                values["global_batch"] = optimizer.distlr.batch.size
         else:
             values["learning_rate"] = rate_of(optimizer)
         with self._losing():

@@ -16,7 +16,7 @@ from distlr.communicators.bundles import Bundle, exchange_bundles, number, reduc
 from distlr.communicators.topology import Topology
 from distlr.data.position import EpochSteps
 from distlr.errors import StateError
-from distlr.optimizer import differences, inner, read_state, training_values_of, write_state
+from distlr.optimizer import differences, partial_sums, read_state, training_values_of, unwrap_loss_scale, write_state
 from distlr.sync.metrics import assign_states, read_states
 from distlr.sync.moving_statistics import average_over_replicas, average_sums, exchange_with_statistics
 
@@ -86,19 +86,19 @@ class RunState:
     @classmethod
     def of(cls, model: Any, communicator: Communicator, formula: dict[str, Any]) -> RunState:
         """The state of this run now, at the start of the first epoch; `dataclasses.replace` says where it is."""
-        optimizer = inner(model.optimizer)
+        optimizer = unwrap_loss_scale(model.optimizer)
         topology = Topology.of(communicator, model.distribute_strategy.num_replicas_in_sync)
         return cls(
             epoch=0,
             steps=0,
             iterations=int(optimizer.iterations.numpy()),
-            samples_seen=optimizer.samples_seen,
+            samples_seen=optimizer.distlr.formula.samples_seen,
             positions=[],
             formula=formula,
             ranks=topology.ranks,
             replicas=topology.replicas,
-            global_batch=None if optimizer.batch is None else optimizer.batch.size,
-            factor=1.0 if optimizer.schedule is None else float(optimizer.schedule.factor),
+            global_batch=None if optimizer.distlr.batch is None else optimizer.distlr.batch.size,
+            factor=1.0 if optimizer.distlr.formula.scaled is None else float(optimizer.distlr.formula.scaled.factor),
             versions={"distlr": __version__, "keras": keras.__version__, "tensorflow": tf.__version__},
             accumulation=optimizer.gradient_accumulation_steps or 1,
         )
@@ -288,9 +288,9 @@ def gather_arrays(communicator: Communicator, model: Any, *, within_epoch: bool)
     from what the checkpoint holds. So do the accumulators of an update that is not complete, as at an epoch's end where
     steps were left out.
     """
-    partial_sums = inner(model.optimizer).partial_sums
-    if partial_sums and (communicator.size > 1 or model.distribute_strategy.num_replicas_in_sync > 1):
-        average_sums(communicator, model, partial_sums, tag="the sums of an update that is not complete")
+    sums = partial_sums(model.optimizer)
+    if sums and (communicator.size > 1 or model.distribute_strategy.num_replicas_in_sync > 1):
+        average_sums(communicator, model, sums, tag="the sums of an update that is not complete")
     own = {f"{_SEED}{i}": np.asarray(seed.numpy(), np.int64) for i, seed in enumerate(_seeds(model))}
     if within_epoch:
         own |= read_states(model.metrics).arrays

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from distlr.optimizer import ScaledOptimizer, inner, slots_of, training_values_of
+from distlr.optimizer import AdoptedOptimizer, slots_of, training_values_of, unwrap_loss_scale
 
 __all__ = ["Snapshot", "TrainingStateSnapshot"]
 
@@ -56,9 +56,9 @@ class TrainingStateSnapshot:
     """
 
     def __init__(self, model: Any) -> None:
-        core = inner(model.optimizer)
+        core = unwrap_loss_scale(model.optimizer)
         variables = [*model.variables, *model.optimizer.variables]
-        variables += core.replica_variables if isinstance(core, ScaledOptimizer) else []
+        variables += core.distlr.gradients.replica_variables if isinstance(core, AdoptedOptimizer) else []
         self._values: list[tuple[Any, np.ndarray]] = []
         for variable in variables:
             held = variable.value if isinstance(variable, keras.Variable) else variable

@@ -11,7 +11,7 @@ from distlr.callbacks import BroadcastState, ReplicaGuard, SyncMetrics
 from distlr.callbacks.broadcast import compare_at_end
 from distlr.errors import ConfigurationError, received
 from distlr.horovod._process import check_root, current_job, rank, size
-from distlr.optimizer import inner
+from distlr.optimizer import unwrap_loss_scale
 
 __all__ = [
     "BroadcastGlobalVariablesCallback",
@@ -186,7 +186,7 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
             logs["lr"] = float(self.model.optimizer.learning_rate)
 
     def _set(self, epoch: float) -> None:
-        optimizer = inner(self.model.optimizer)
+        optimizer = unwrap_loss_scale(self.model.optimizer)
         old = float(optimizer.learning_rate)
         new = self.initial_lr * (self.multiplier(epoch) if callable(self.multiplier) else self.multiplier)
         optimizer.learning_rate = new

@@ -13,7 +13,7 @@ import numpy as np
 from distlr.communicators.horovod.gradients import check_compression
 from distlr.errors import ConfigurationError, received
 from distlr.horovod._process import check_root, current_job, size
-from distlr.optimizer import inner, is_adopted
+from distlr.optimizer import is_adopted, unwrap_loss_scale
 from distlr.sync import broadcast as _state
 
 __all__ = [
@@ -75,11 +75,14 @@ def DistributedOptimizer(
     """
     _check_op(op)
     if backward_passes_per_step > 1:
-        inner(optimizer).gradient_accumulation_steps = backward_passes_per_step  # Keras then applies their mean
+        unwrap_loss_scale(
+            optimizer
+        ).gradient_accumulation_steps = backward_passes_per_step  # Keras then applies their mean
     adopted = current_job().optimizer(optimizer, compression=compression)
-    core = inner(adopted)
+    core = unwrap_loss_scale(adopted)
     factor = 1.0 if average_aggregated_gradients else float(backward_passes_per_step)
-    core.reduction = dataclasses.replace(core.reduction, sums=op == Sum, factor=factor)
+    gradients = core.distlr.gradients
+    gradients.reduction = dataclasses.replace(gradients.reduction, sums=op == Sum, factor=factor)
     return adopted
 
 
@@ -194,7 +197,7 @@ def load_model(
     ...     path = os.path.join(folder, "model.keras")
     ...     model.save(path)
     ...     loaded = hvd.load_model(path)
-    >>> loaded.optimizer.gradient_reducer is not None
+    >>> loaded.optimizer.distlr.gradients.reducer is not None
     True
     """
     job = current_job()
@@ -203,7 +206,7 @@ def load_model(
     model = keras.models.load_model(filepath, custom_objects=custom_objects)
     if model.optimizer is None:  # the model was saved without being compiled
         return model
-    core = inner(model.optimizer)
+    core = unwrap_loss_scale(model.optimizer)
     passes = float(core.gradient_accumulation_steps or 1)
     given = {
         "compression": compression,
@@ -212,14 +215,16 @@ def load_model(
     }
     asked = {name: value for name, value in given.items() if value is not None}
     if is_adopted(core):
-        saved = core.reduction
-        core.reduction = dataclasses.replace(saved, **asked)
-        if core.reduction != saved and job.is_root:
-            _log.warning("%s says %r, and hvd.load_model %r, which goes first.", filepath, saved, core.reduction)
+        gradients = core.distlr.gradients
+        saved = gradients.reduction
+        gradients.reduction = dataclasses.replace(saved, **asked)
+        if gradients.reduction != saved and job.is_root:
+            _log.warning("%s says %r, and hvd.load_model %r, which goes first.", filepath, saved, gradients.reduction)
         job._connect(core)
     else:  # a plain optimizer
         job.optimizer(model.optimizer, compression=compression or Compression.none)
-        core.reduction = dataclasses.replace(core.reduction, **asked)
+        gradients = core.distlr.gradients
+        gradients.reduction = dataclasses.replace(gradients.reduction, **asked)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Looking at an optimizer, distlr's or a plain one of Keras, inside a `LossScaleOptimizer` or not."""
+"""Reads an optimizer, adopted or a plain one of Keras, inside a `LossScaleOptimizer` or not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from distlr.batch.global_batch import GlobalBatch
-from distlr.optimizer.mixin import ScaledOptimizer
+from distlr.optimizer.adopted import AdoptedOptimizer
 from distlr.optimizer.training_values import TrainingValues
 from distlr.schedules.scaled import Scaled
 
@@ -16,17 +16,20 @@ __all__ = [
     "adopted_by",
     "averages",
     "batch_of",
-    "inner",
+    "begin_update",
+    "has_partial_update",
     "is_adopted",
+    "partial_sums",
     "rate_of",
     "samples_of",
     "schedule_of",
     "strategy_of",
     "training_values_of",
+    "unwrap_loss_scale",
 ]
 
 
-def inner(optimizer: Any) -> Any:
+def unwrap_loss_scale(optimizer: Any) -> Any:
     """The optimizer that updates the weights: inside a `LossScaleOptimizer`, or itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
@@ -37,24 +40,24 @@ def adopted_by(model: Any) -> list[Any]:
     A model that trains with several (a GAN) keeps them in attributes, lists or dictionaries, in the same order on all
     ranks.
     """
-    found: dict[int, Any] = {}
+    adopted: dict[int, Any] = {}
     for value in [model.optimizer, *vars(model).values()]:
         several = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
         for each in several:
-            core = inner(each) if isinstance(each, keras.optimizers.Optimizer) else None
-            if isinstance(core, ScaledOptimizer):
-                found.setdefault(id(core), core)
-    return list(found.values())
+            core = unwrap_loss_scale(each) if isinstance(each, keras.optimizers.Optimizer) else None
+            if isinstance(core, AdoptedOptimizer):
+                adopted.setdefault(id(core), core)
+    return list(adopted.values())
 
 
 def is_adopted(optimizer: Any) -> bool:
     """Whether distlr sets this optimizer's rate."""
-    return isinstance(inner(optimizer), ScaledOptimizer)
+    return isinstance(unwrap_loss_scale(optimizer), AdoptedOptimizer)
 
 
 def strategy_of(optimizer: Any) -> tf.distribute.Strategy:
     """The `tf.distribute` strategy that an optimizer of Keras was made under."""
-    return inner(optimizer)._distribution_strategy
+    return unwrap_loss_scale(optimizer)._distribution_strategy
 
 
 def rate_of(optimizer: Any) -> float:
@@ -65,31 +68,60 @@ def rate_of(optimizer: Any) -> float:
 
 def batch_of(optimizer: Any) -> GlobalBatch | None:
     """The batch that an optimizer's rate is scaled for, by `job.optimizer` or `distlr.scale`, or None."""
-    core = inner(optimizer)
-    if isinstance(core, ScaledOptimizer) and core.batch is not None:
-        return core.batch  # type: ignore[no-any-return]
+    core = unwrap_loss_scale(optimizer)
+    if isinstance(core, AdoptedOptimizer) and core.distlr.batch is not None:
+        return core.distlr.batch
     return core._learning_rate.batch if isinstance(core._learning_rate, Scaled) else None
 
 
 def samples_of(optimizer: Any) -> int:
-    """What the clock of an adopted optimizer shows, without asking its schedule for a rate."""
-    return int(inner(optimizer)._samples().numpy())
+    """The clock of an adopted optimizer, without asking its schedule for a rate."""
+    samples: int = unwrap_loss_scale(optimizer).distlr.formula.samples_seen
+    return samples
 
 
 def schedule_of(optimizer: Any) -> Any:
     """What an optimizer of Keras was given as its rate: the schedule, or the number."""
-    rate = inner(optimizer)._learning_rate
+    rate = unwrap_loss_scale(optimizer)._learning_rate
     return float(rate.numpy()) if isinstance(rate, keras.Variable) else rate
 
 
 def training_values_of(optimizer: Any) -> TrainingValues:
     """Where the values of the training are; in their own variables where the optimizer is not distlr's."""
-    core = inner(optimizer)
-    return core._distlr.training_values if is_adopted(core) else TrainingValues(strategy_of(core))
+    core = unwrap_loss_scale(optimizer)
+    return core.distlr.variables.training_values if is_adopted(core) else TrainingValues(strategy_of(core))
 
 
 def averages(optimizer: Any) -> list[tuple[Any, Any]]:
     """Each weight with its moving average, of an optimizer with `use_ema` that has been built; else nothing."""
-    core = inner(optimizer)
+    core = unwrap_loss_scale(optimizer)
     kept = getattr(core, "_model_variables_moving_average", None) if getattr(core, "use_ema", False) else None
     return [pair for pair in zip(core._trainable_variables, kept or (), strict=False) if pair[1] is not None]
+
+
+def has_partial_update(optimizer: Any) -> bool:
+    """Whether gradients wait in the accumulators for the other steps of their update.
+
+    Counted by the steps that were applied: after one that was left out an update ends a step later.
+    """
+    core = unwrap_loss_scale(optimizer)
+    steps = core.gradient_accumulation_steps
+    return steps is not None and int(core._iterations.numpy()) % steps != 0
+
+
+def partial_sums(optimizer: Any) -> list[Any]:
+    """The accumulators of an update that is not complete, in which each replica has its own; else nothing."""
+    sums = unwrap_loss_scale(optimizer)._accumulated_gradients if has_partial_update(optimizer) else []
+    return [total for total in sums if total is not None]
+
+
+def begin_update(optimizer: Any, updates: int) -> None:
+    """Begins an update after so many, for a state that was saved with another number of steps an update.
+
+    Keras counts steps, so that with another number of them to the update its count means another place.
+    """
+    core = unwrap_loss_scale(optimizer)
+    core._iterations.assign(updates * (core.gradient_accumulation_steps or 1))
+    for total in getattr(core, "_accumulated_gradients", ()):
+        if total is not None:
+            total.assign(tf.zeros_like(total))

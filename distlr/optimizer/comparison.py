@@ -23,12 +23,12 @@ def formula_of(optimizer: Any) -> dict[str, Any]:
     try:
         config = optimizer.get_config()
     except (TypeError, ValueError, NotImplementedError):  # a schedule of the user's own that cannot be serialized
-        adoption = optimizer._distlr
-        scaled = None if adoption.scaled is None else adoption.scaled.options()
-        kind = type(optimizer._learning_rate).__name__
-        config = {"optimizer": {"class_name": adoption.base_class.__name__, "schedule": kind}, "scaling": scaled}
+        scaled = optimizer.distlr.formula.scaled
+        name, schedule = optimizer.distlr.base_class.__name__, type(optimizer._learning_rate).__name__
+        scaling = None if scaled is None else scaled.options()
+        config = {"optimizer": {"class_name": name, "schedule": schedule}, "scaling": scaling}
     config.pop("reduction", None)  # earlier files do not have it
-    return {name: value for name, value in _flat(config) if name not in _SIZES}
+    return {name: value for name, value in _flattened(config) if name not in _SIZES}
 
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
@@ -41,12 +41,12 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+def _flattened(value: Any, path: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
         inside = [(key, part) for key, part in value.items() if key not in _NAMES]
-        return [pair for key, part in inside for pair in _flat(part, f"{path}.{key}" if path else str(key))]
+        return [pair for key, part in inside for pair in _flattened(part, f"{path}.{key}" if path else str(key))]
     if isinstance(value, (list, tuple)):
-        return [pair for i, part in enumerate(value) for pair in _flat(part, f"{path}.{i}")]
+        return [pair for i, part in enumerate(value) for pair in _flattened(part, f"{path}.{i}")]
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     return [(path, value if value is None or isinstance(value, (bool, int, float, str)) else repr(type(value)))]

@@ -15,7 +15,7 @@ from distlr.errors import ConfigurationError, DistributionError
 from distlr.schedules import Scaled
 from distlr.startup.launcher import detect
 
-__all__ = ["connect", "settle", "warn_of_restored_schedule"]
+__all__ = ["connect", "fit_to_launcher", "warn_of_restored_schedule"]
 
 _log = logging.getLogger("distlr")
 
@@ -39,41 +39,41 @@ def connect(optimizer: Any, topology: Topology, gradients: Callable[[str], Any] 
         ConfigurationError: what was saved cannot be had on so many replicas.
         DistributionError: the optimizer belongs to a job with another number of replicas.
     """
-    adoption = optimizer._distlr
+    extension, pipeline = optimizer.distlr, optimizer.distlr.gradients
     changed: bool = _fit(optimizer, topology, is_root=is_root)
-    if adoption.gradient_reducer is None and gradients is not None and adoption.reduction.exchange:
-        adoption.gradient_reducer = gradients(adoption.reduction.compression)
+    if pipeline.reducer is None and gradients is not None and pipeline.reduction.exchange:
+        pipeline.reducer = gradients(pipeline.reduction.compression)
         changed = True
-    if adoption.ranks != topology.ranks:
-        adoption.ranks = topology.ranks
-        changed |= adoption.reduction.sums
-    adoption.restored, adoption.refusal = False, None
+    if pipeline.ranks != topology.ranks:
+        pipeline.ranks = topology.ranks
+        changed |= pipeline.reduction.sums
+    extension.restored, extension.refusal = False, None
     return changed
 
 
-def settle(optimizer: Any) -> None:
+def fit_to_launcher(optimizer: Any) -> None:
     """Fits an optimizer that was just made from a config to what the launcher and the current strategy say.
 
     So its rate reads right at once. One of several ranks, whose gradients nothing would average yet, and what cannot be
     had on so many replicas, keeps the reason for its first step: a model may be loaded to be used, not to be trained.
     """
-    adoption = optimizer._distlr
-    adoption.restored = True
+    extension = optimizer.distlr
+    extension.restored = True
     try:
-        spanned, launch = _workers(adoption.strategy), None
+        spanned, launch = _workers(extension.strategy), None
         if not spanned:
             launch = detect(os.environ)
         ranks = spanned or (1 if launch is None else launch.size)
-        replicas = int(adoption.strategy.num_replicas_in_sync)
+        replicas = int(extension.strategy.num_replicas_in_sync)
         local = replicas // (spanned or 1)
-        is_root = _is_first_worker(adoption.strategy) if spanned else launch is None or launch.rank == 0
-        adoption.ranks = ranks
+        is_root = _is_first_worker(extension.strategy) if spanned else launch is None or launch.rank == 0
+        extension.gradients.ranks = ranks
         _fit(optimizer, Topology(ranks, local), is_root=is_root)
     except ConfigurationError as error:
-        adoption.refusal = error
+        extension.refusal = error
         return
-    if launch is not None and ranks > 1 and adoption.reduction.exchange:
-        adoption.refusal = DistributionError(
+    if launch is not None and ranks > 1 and extension.gradients.reduction.exchange:
+        extension.refusal = DistributionError(
             f"[rank {launch.rank}] The optimizer '{optimizer.name}' came with a saved model, or from a config, and no "
             f"job has connected it, so it would average nothing over the {ranks} ranks ({launch.launcher}), and rank "
             "0's state was never broadcast. Fix: train with fit(callbacks=job.callbacks([...])), or call "
@@ -107,12 +107,12 @@ def warn_of_restored_schedule(optimizer: Any, topology: Topology) -> None:
 
 def _fit(optimizer: Any, topology: Topology, *, is_root: bool) -> bool:
     """Recomputes the batch, and from the base all that is scaled for it; whether anything had to be."""
-    adoption = optimizer._distlr
-    batch, before = adoption.batch, adoption.scaled
+    extension = optimizer.distlr
+    batch, before = extension.batch, extension.formula.scaled
     if batch is None or (batch.replicas, batch.local_replicas) == (topology.replicas, topology.local_replicas):
         return False
     saved, here = counted(batch.replicas, "replica"), counted(topology.replicas, "replica")
-    if not adoption.restored or adoption.in_graph:
+    if not extension.restored or extension.formula.in_graph:
         raise DistributionError(
             f"The optimizer '{optimizer.name}' is one of a job of {saved}, {batch.local_replicas} a process, and this "
             f"job has {here}, {topology.local_replicas} a process. Found: {batch!r}. Fix: make batch and optimizer "
@@ -120,7 +120,7 @@ def _fit(optimizer: Any, topology: Topology, *, is_root: bool) -> bool:
         )
     try:
         scaled = before.for_batch(batch.replace(replicas=topology.replicas, local_replicas=topology.local_replicas))
-        values = adoption.extras.checked(adoption.plain(optimizer), scaled)
+        values = extension.hyperparameters.options.checked(extension.plain(optimizer), scaled)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"The optimizer '{optimizer.name}' was saved on {saved}, as {batch!r}, and cannot train on {here}: {error}"
@@ -131,7 +131,7 @@ def _fit(optimizer: Any, topology: Topology, *, is_root: bool) -> bool:
         "factor": (before.factor, scaled.factor),
         **{name: (getattr(optimizer, name), value) for name, value in values.items()},
     }
-    adoption.use(optimizer, scaled, values)
+    extension.use(optimizer, scaled, values)
     if is_root:
         different = [f"{name} {old:.6g} -> {new:.6g}" for name, (old, new) in changes.items() if old != new]
         _log.info("%s: saved for %s, here %s: %s.", optimizer.name, saved, here, ", ".join(different) or "no change")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,14 +13,18 @@ import tensorflow as tf
 
 from distlr.batch.global_batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, StateError, received
-from distlr.optimizer.access import inner, is_adopted, strategy_of
-from distlr.optimizer.adoption import Adoption
+from distlr.optimizer.access import is_adopted, strategy_of, unwrap_loss_scale
+from distlr.optimizer.adopted import AdoptedOptimizer
 from distlr.optimizer.base_rate import base_rate
-from distlr.optimizer.connection import settle
+from distlr.optimizer.connection import fit_to_launcher
+from distlr.optimizer.extension import OptimizerExtension
+from distlr.optimizer.gradient_pipeline import GradientPipeline
+from distlr.optimizer.hyperparameter_values import HyperparameterValues
 from distlr.optimizer.hyperparameters import HyperparameterOptions
-from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, agree
-from distlr.optimizer.mixin import ScaledOptimizer
+from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, make_loss_scale_agree
+from distlr.optimizer.rate_formula import RateFormula
 from distlr.optimizer.reduction import Reduction
+from distlr.optimizer.state_variables import StateVariables, saved_name
 from distlr.schedules.scaled import Scaled, options_from_config
 from distlr.schedules.schedule import as_float64
 
@@ -64,34 +69,53 @@ def adopt(
     _check_optimizer(optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         adopt(optimizer.inner_optimizer, batch, scaling=scaling, reduction=reduction, **extras)
-        return agree(optimizer)
+        return make_loss_scale_agree(optimizer)
     _check_strategy(optimizer)
     _check_accumulation(optimizer, batch)
-    asked = {name: value for name, value in (scaling or {}).items() if value is not None}
-    wanted = HyperparameterOptions(**extras)
+    arguments = {name: value for name, value in (scaling or {}).items() if value is not None}
+    options = HyperparameterOptions(**extras)
     schedule = base_rate(optimizer)
     if batch is not None:
-        scaled = Scaled(schedule, batch, **asked)
-        law: Callable[[tf.Tensor], tf.Tensor] = scaled.at
+        scaled = Scaled(schedule, batch, **arguments)
+        rate_at: Callable[[tf.Tensor], tf.Tensor] = scaled.at
     else:
-        _check_unscaled({**asked, **wanted.scaling()})
-        # What is scaled already counts its base steps itself; `at` would take Keras' steps for them.
-        scaled, law = None, schedule.at_step if isinstance(schedule, Scaled) else as_float64(schedule)
-    values = wanted.checked(optimizer, scaled)
-    adoption = Adoption(optimizer, law, scaled)
-    adoption.reduction = reduction or Reduction()
-    adoption.take(optimizer, wanted, values)
-    optimizer.__dict__["_distlr"] = adoption
-    base: type = type(optimizer)
-    optimizer.__class__ = derived_class(base)
+        _check_unscaled({**arguments, **options.scaling()})
+        # A `Scaled` counts its base steps itself; its `at` would mistake Keras' steps for them.
+        scaled, rate_at = None, schedule.at_step if isinstance(schedule, Scaled) else as_float64(schedule)
+    values = options.checked(optimizer, scaled)
+    strategy = tf.distribute.get_strategy()
+    variables = StateVariables(strategy, _tracking(optimizer))
+    base_values = {name: getattr(optimizer, name) for name in values}
+    extension = OptimizerExtension(
+        type(optimizer),
+        strategy,
+        RateFormula(rate_at, scaled, variables, optimizer._iterations),
+        GradientPipeline(strategy, reduction or Reduction()),
+        variables,
+        HyperparameterValues(options, base_values, values, variables),
+    )
+    optimizer.__dict__["_distlr"] = extension
+    optimizer.__class__ = derived_class(extension.base_class)
     for name, value in values.items():
         setattr(optimizer, name, value)
     return optimizer
 
 
+def _tracking(optimizer: Any) -> Callable[[Any, str], None]:
+    """Puts a variable among the optimizer's in TensorFlow's checkpoints; does not keep the optimizer alive."""
+    track = weakref.WeakMethod(optimizer._track_trackable)
+
+    def tracking(variable: Any, name: str) -> None:
+        method = track()
+        assert method is not None, "a variable of an optimizer that was deleted"
+        method(variable, name, overwrite=True)
+
+    return tracking
+
+
 @keras.saving.register_keras_serializable("distlr", "Optimizer")
-class _Restorable(ScaledOptimizer):
-    """What an optimizer becomes that distlr adopts: one that a saved model brings along, too."""
+class _Restorable(AdoptedOptimizer):
+    """An adopted optimizer that Keras can make anew from a saved model."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
@@ -106,7 +130,7 @@ class _Restorable(ScaledOptimizer):
 @functools.cache
 def derived_class(base: type) -> type:
     """The class that an optimizer of class `base` gets: a subclass of it, one for each base."""
-    derived = type(f"Distlr{base.__name__}", (_Restorable, base), {"__module__": ScaledOptimizer.__module__})
+    derived = type(f"Distlr{base.__name__}", (_Restorable, base), {"__module__": AdoptedOptimizer.__module__})
     # All derived classes share one registered name: `from_config` is the same for each, and tells them
     # apart by the plain optimizer inside the config. The last registration standing is as good as any.
     registered: type = keras.saving.register_keras_serializable("distlr", "Optimizer")(derived)
@@ -123,7 +147,7 @@ def adopt_from_config(config: dict[str, Any], custom_objects: Any = None) -> Any
         more[f"{name}_schedule"] = keras.saving.deserialize_keras_object(schedule, custom_objects)
     reduction = Reduction.from_config(config.get("reduction", {}))  # a file of an earlier version has none
     adopted = adopt(plain, options.pop("batch", None), scaling=options, reduction=reduction, **more)
-    settle(adopted)
+    fit_to_launcher(adopted)
     return adopted
 
 
@@ -157,8 +181,8 @@ def strip(model: Any) -> Any:
             received("model", model, "a Keras model, or an optimizer", "pass a compiled model: distlr.strip(model)")
         )
     if is_adopted(optimizer):
-        core = inner(optimizer)
-        if core._distlr.held is not None:
+        core = unwrap_loss_scale(optimizer)
+        if core.distlr.storage.has_loaded_slots:
             if not isinstance(model, keras.Model):
                 raise StateError(
                     f"The optimizer '{core.name}' was loaded and is not built, so its slots would be lost. "
@@ -175,27 +199,28 @@ def strip(model: Any) -> Any:
 
 def _give_back(optimizer: Any) -> None:
     """Makes an adopted optimizer one of its own class again."""
-    adoption: Adoption = optimizer._distlr
-    rate, samples = float(optimizer.learning_rate), optimizer.samples_seen
+    extension: OptimizerExtension = optimizer.distlr
+    scaled = extension.formula.scaled
+    rate, samples = float(extension.formula.learning_rate), extension.formula.samples_seen
     if isinstance(optimizer._learning_rate, keras.Variable):
         optimizer._learning_rate.assign(rate)
-        if adoption.scaled is not None and adoption.scaled.factor != 1:
+        if scaled is not None and scaled.factor != 1:
             _log.info(
                 "The plain optimizer's rate, %g, is that of the batch of %d: %g times that of the base batch of %d.",
                 rate,
-                adoption.scaled.batch.size,
-                adoption.scaled.factor,
-                adoption.scaled.batch.base_batch,
+                scaled.batch.size,
+                scaled.factor,
+                scaled.batch.base_batch,
             )
-    if adoption.scaled is not None and adoption.scaled.clock == "samples":
-        batch = adoption.scaled.batch
+    if scaled is not None and scaled.clock == "samples":
+        batch = scaled.batch
         optimizer._iterations.assign(round(samples / batch.base_batch) * batch.accumulation)
-    for name, value in adoption.bases.items():
+    for name, value in extension.hyperparameters.base_values.items():
         setattr(optimizer, name, value)
-    adoption.untrack(optimizer)
-    for name in ("_distlr", "agreed_loss_scale"):
-        optimizer.__dict__.pop(name, None)
-    optimizer.__class__ = adoption.base_class
+    for name in extension.variables.names():
+        optimizer._delete_tracking(saved_name(name))
+    del optimizer.__dict__["_distlr"]
+    optimizer.__class__ = extension.base_class
     if type(optimizer._learning_rate).__module__.startswith("distlr."):
         schedule = type(optimizer._learning_rate).__name__
         _log.warning("The optimizer's schedule, %s, is distlr's own: loading still needs distlr.", schedule)
@@ -226,7 +251,7 @@ def _check_optimizer(optimizer: Any) -> None:
         hint = "legacy Keras is not supported: use keras.optimizers of Keras 3" if legacy else ""
         raise ConfigurationTypeError(received("optimizer", optimizer, "an optimizer of Keras 3", hint))
     if is_adopted(optimizer):
-        if inner(optimizer)._distlr.restored:
+        if unwrap_loss_scale(optimizer).distlr.restored:
             raise ConfigurationError(
                 f"The optimizer '{optimizer.name}' came with a saved model, or from a config, with all that it was "
                 "adopted with. Fix: leave it as it is, and let the job connect it: fit(callbacks=job.callbacks([...])) "
@@ -242,10 +267,10 @@ def _check_optimizer(optimizer: Any) -> None:
 
 
 def _check_strategy(optimizer: Any) -> None:
-    current, own = tf.distribute.get_strategy(), strategy_of(optimizer)
-    if own is not current:
+    current, expected = tf.distribute.get_strategy(), strategy_of(optimizer)
+    if expected is not current:
         raise DistributionError(
-            f"The optimizer '{optimizer.name}' was made under {type(own).__name__}, and the current strategy is "
+            f"The optimizer '{optimizer.name}' was made under {type(expected).__name__}, and the current strategy is "
             f"{type(current).__name__} with {current.num_replicas_in_sync} replicas. Fix: make the optimizer, "
             "and call job.optimizer, inside `with job.scope():`."
         )

@@ -15,7 +15,7 @@ def start_line(parts: Mapping[str, Any], replicas: int, backend: str) -> str:
     """The line of an optimizer that a job has just adopted.
 
     Args:
-        parts: what `ScaledOptimizer.explain` gives.
+        parts: what `OptimizerExtension.explain` gives.
         replicas: of the whole job.
         backend: the job's.
     """
@@ -54,12 +54,12 @@ def resume_line(
         place += f", after {written['steps']} steps of it"
     line = (
         f"Continuing {path}: {place} ({written['samples_seen']} samples seen), at the rate {rate_of(optimizer):.6g}, "
-        f"multiplier {optimizer.multiplier:g}"
+        f"multiplier {optimizer.distlr.formula.multiplier:g}"
     )
     if all(written[name] == own[name] for name in ("replicas", "global_batch", "factor")):
         return f"{line}."
-    climb = "the warmup goes on" if optimizer.in_warmup else "the warmup is over"
-    if optimizer.explain().get("warmup") is None:
+    climb = "the warmup goes on" if optimizer.distlr.formula.in_warmup else "the warmup is over"
+    if optimizer.distlr.explain().get("warmup") is None:
         climb = "no warmup"
     if rewarm is not None and written["factor"] != own["factor"]:
         climb = f"the rate climbs from its old value over {rewarm}"

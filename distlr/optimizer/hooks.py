@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
+import tensorflow as tf
 
 from distlr.errors import ConfigurationError
+from distlr.strategies.replicas import on_replicas
 
-__all__ = ["HookContract"]
+__all__ = ["HookContract", "expected_hooks", "missing"]
 
 _LOST = {
     "apply": "the rate is not distlr's and the clock stands still",
@@ -54,6 +57,25 @@ class HookContract:
         for hook in hooks:
             if hook not in self._passed:
                 raise ConfigurationError(missing(hook))
+
+
+def expected_hooks(variables: Sequence[Any], updates: tf.Tensor | None, *, follows_weight_decay: bool) -> list[str]:
+    """The hooks that Keras must have called in a step.
+
+    Args:
+        variables: the trainable variables.
+        updates: whether the step updates the weights; None for yes.
+        follows_weight_decay: whether the weight decay follows a schedule.
+    """
+    if all(getattr(variable, "overwrite_with_gradient", False) for variable in variables):
+        return []  # Keras copies such gradients (the scales of float8) and updates nothing
+    hooks = ["_backend_apply_gradients"]
+    if updates is not None and tf.executing_eagerly() and not bool(updates):
+        return hooks
+    hooks += ["learning_rate", "_clip_gradients", "_apply_weight_decay", "update_step"]
+    if on_replicas():
+        hooks.append("_all_reduce_sum_gradients")
+    return hooks + (["weight_decay"] if follows_weight_decay else [])
 
 
 def missing(hook: str) -> str:

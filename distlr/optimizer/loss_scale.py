@@ -8,9 +8,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr.optimizer.gate import agreed
+from distlr.optimizer.adopted import AdoptedOptimizer
+from distlr.optimizer.all_or_none import true_everywhere
 
-__all__ = ["AgreedLossScaleOptimizer", "agree"]
+__all__ = ["AgreedLossScaleOptimizer", "make_loss_scale_agree"]
 
 # An unbuilt LossScaleOptimizer of Keras numbers its iteration and rate, then its inner optimizer's.
 _NUMBERED_UNBUILT = 4
@@ -26,11 +27,13 @@ class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def __init__(self, inner_optimizer: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(inner_optimizer, *args, **kwargs)
-        agree(self)  # made here when a saved model is loaded
+        make_loss_scale_agree(self)  # made here when a saved model is loaded
 
     def check_finite(self, grads: Sequence[Any]) -> tf.Tensor:
         """Whether the gradients are finite on every replica of every rank, the same on each."""
-        return agreed(super().check_finite(grads), getattr(self.inner_optimizer, "gradient_reducer", None))
+        inner = self.inner_optimizer
+        reducer = inner.distlr.gradients.reducer if isinstance(inner, AdoptedOptimizer) else None
+        return true_everywhere(super().check_finite(grads), reducer)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Sets all of `variables` (Keras' class leaves the inner optimizer's as they are)."""
@@ -76,10 +79,10 @@ class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.dynamic_scale.assign(held[1])
 
 
-def agree(optimizer: Any) -> Any:
+def make_loss_scale_agree(optimizer: Any) -> Any:
     """Makes a plain `LossScaleOptimizer` an agreeing one, in place; leaves any other optimizer alone."""
     if type(optimizer) is keras.optimizers.LossScaleOptimizer:
         optimizer.__class__ = AgreedLossScaleOptimizer
-    if isinstance(optimizer, AgreedLossScaleOptimizer):
-        optimizer.inner_optimizer.agreed_loss_scale = True
+    if isinstance(optimizer, AgreedLossScaleOptimizer) and isinstance(optimizer.inner_optimizer, AdoptedOptimizer):
+        optimizer.inner_optimizer.distlr.gradients.loss_scale_agrees = True
     return optimizer

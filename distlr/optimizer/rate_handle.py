@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import keras
 
 from distlr.errors import ConfigurationError
-from distlr.optimizer.access import inner, is_adopted, rate_of
+from distlr.optimizer.access import is_adopted, rate_of, unwrap_loss_scale
+from distlr.optimizer.extension import OptimizerExtension
+from distlr.optimizer.manual_control_state import read_manual_control
 
 __all__ = ["RateHandle", "handle"]
 
@@ -40,30 +42,30 @@ class RateHandle(Protocol):
 class _Adopted:
     """State in the optimizer's variables: saved, restored and broadcast with it."""
 
-    def __init__(self, optimizer: Any) -> None:
-        self._optimizer = inner(optimizer)
+    def __init__(self, extension: OptimizerExtension) -> None:
+        self._extension = extension
 
     @property
     def rate(self) -> float:
-        return rate_of(self._optimizer)
+        return self._extension.formula.reading().rate
 
     def now(self) -> tuple[float, bool]:
-        reading = self._optimizer.reading()
+        reading = self._extension.formula.reading()
         return reading.rate, reading.in_warmup
 
     @property
     def paused(self) -> bool:
-        return bool(self._optimizer.steered.paused)
+        return bool(read_manual_control(self._extension.variables).paused)
 
     def multiply(self, factor: float) -> None:
-        self._optimizer.multiply_rate(factor)
+        self._extension.formula.multiply_rate(factor)
 
     def read(self, name: str, initial: Sequence[float]) -> Sequence[float]:
-        values: Sequence[float] = self._optimizer.state(name, initial).numpy()
+        values: Sequence[float] = self._extension.state(name, initial).numpy()
         return values
 
     def write(self, name: str, values: Sequence[float]) -> None:
-        self._optimizer.state(name, values).assign(values)
+        self._extension.state(name, values).assign(values)
 
 
 class _Plain:
@@ -99,11 +101,11 @@ def handle(optimizer: Any) -> RateHandle:
         ConfigurationError: a plain Keras optimizer with a schedule, whose rate Keras cannot set.
     """
     if is_adopted(optimizer):
-        return _Adopted(optimizer)
-    if isinstance(inner(optimizer)._learning_rate, keras.Variable):
+        return _Adopted(unwrap_loss_scale(optimizer).distlr)
+    if isinstance(unwrap_loss_scale(optimizer)._learning_rate, keras.Variable):
         return _Plain(optimizer)
     raise ConfigurationError(
         f"The rate of the plain Keras optimizer '{optimizer.name}' is a schedule, "
-        f"{type(inner(optimizer)._learning_rate).__name__}, and Keras cannot cut it. Fix: "
+        f"{type(unwrap_loss_scale(optimizer)._learning_rate).__name__}, and Keras cannot cut it. Fix: "
         "optimizer = job.optimizer(optimizer, batch), before compile."
     )

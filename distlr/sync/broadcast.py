@@ -11,7 +11,7 @@ from distlr.communicators import Communicator
 from distlr.communicators.bundles import broadcast_arrays
 from distlr.communicators.frames import by_rank
 from distlr.errors import DistributionError, StateError
-from distlr.optimizer import ScaledOptimizer, inner, strategy_of
+from distlr.optimizer import AdoptedOptimizer, strategy_of, unwrap_loss_scale
 
 __all__ = ["broadcast_optimizer", "broadcast_state", "broadcast_variables", "check_equal"]
 
@@ -44,7 +44,7 @@ def broadcast_state(
     formula: Any = None
     exchange: Any = None
     if optimizer is not None:
-        core = inner(optimizer)
+        core = unwrap_loss_scale(optimizer)
         if not optimizer.built:
             try:
                 with strategy_of(optimizer).scope():
@@ -52,16 +52,17 @@ def broadcast_state(
             except StateError as error:  # of what rank 0 alone has loaded
                 communicator.refuse("broadcast_json", _DECIDERS, error)
         own: dict[str, Any] = {}
-        if isinstance(core, ScaledOptimizer):
+        if isinstance(core, AdoptedOptimizer):
             # A decider's state that rank 0 alone has loaded is made on every rank, together.
-            for name, initial in communicator.broadcast_json(core.states(), tag=_DECIDERS).items():
-                core.state(name, initial)
-            own = core.own_variables()
-            reducer = core.gradient_reducer
-            exchange = None if reducer is None else f"{reducer.terms}, {core.reduction.terms}"
+            states = core.distlr.variables.decider_states()
+            for name, initial in communicator.broadcast_json(states, tag=_DECIDERS).items():
+                core.distlr.state(name, initial)
+            own = core.distlr.variables.by_name()
+            reducer = core.distlr.gradients.reducer
+            exchange = None if reducer is None else f"{reducer.terms}, {core.distlr.gradients.reduction.terms}"
         added = {id(variable) for variable in own.values()}
         variables += [v for v in optimizer.variables if id(v) not in added] + list(own.values())
-        if isinstance(core, ScaledOptimizer):
+        if isinstance(core, AdoptedOptimizer):
             formula = _formula(core)
     check_equal(
         communicator,
@@ -74,8 +75,8 @@ def broadcast_state(
         tag="what the ranks have built",
     )
     broadcast_variables(communicator, variables, tag="rank 0's state")
-    if optimizer is not None and isinstance(inner(optimizer), ScaledOptimizer):
-        inner(optimizer).mark_broadcast()
+    if optimizer is not None and isinstance(unwrap_loss_scale(optimizer), AdoptedOptimizer):
+        unwrap_loss_scale(optimizer).distlr.gradients.has_rank_zero_state = True
 
 
 def broadcast_optimizer(communicator: Communicator, optimizer: Any) -> None:
@@ -87,8 +88,8 @@ def broadcast_optimizer(communicator: Communicator, optimizer: Any) -> None:
     Raises:
         DistributionError: the ranks differ in its variables, or in the parts of its rate's formula.
     """
-    core = inner(optimizer)
-    own = core.own_variables()
+    core = unwrap_loss_scale(optimizer)
+    own = core.distlr.variables.by_name()
     added = {id(variable) for variable in own.values()}
     variables = [variable for variable in core.variables if id(variable) not in added] + list(own.values())
     check_equal(
@@ -96,19 +97,19 @@ def broadcast_optimizer(communicator: Communicator, optimizer: Any) -> None:
         {
             f"variables of '{core.name}'": [f"{variable.dtype} {tuple(variable.shape)}" for variable in variables],
             f"formula of '{core.name}'": _formula(core),
-            f"exchange of gradients of '{core.name}'": getattr(core.gradient_reducer, "terms", None),
+            f"exchange of gradients of '{core.name}'": getattr(core.distlr.gradients.reducer, "terms", None),
         },
         tag="an optimizer that the ranks have built",
     )
     broadcast_variables(communicator, variables, tag="rank 0's state of another optimizer")
-    core.mark_broadcast()
+    core.distlr.gradients.has_rank_zero_state = True
 
 
-def _formula(core: ScaledOptimizer) -> dict[str, Any] | None:
+def _formula(core: AdoptedOptimizer) -> dict[str, Any] | None:
     """The parts of the formula that must be equal on all ranks; None where nothing is scaled."""
-    if core.schedule is None:
+    if core.distlr.formula.scaled is None:
         return None
-    return {name: value for name, value in core.schedule.explain().items() if not name.endswith("_rate")}
+    return {name: value for name, value in core.distlr.formula.scaled.explain().items() if not name.endswith("_rate")}
 
 
 def broadcast_variables(communicator: Communicator, variables: Sequence[Any], *, tag: str) -> None:

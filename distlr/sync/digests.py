@@ -12,7 +12,7 @@ import tensorflow as tf
 from distlr.communicators import Communicator
 from distlr.communicators.frames import by_rank
 from distlr.errors import ReplicaDivergenceError
-from distlr.optimizer import ScaledOptimizer, inner, rate_of
+from distlr.optimizer import AdoptedOptimizer, rate_of, unwrap_loss_scale
 
 __all__ = ["compare_ranks", "rank_state", "weights_digests"]
 
@@ -38,16 +38,16 @@ def weights_digests(model: Any, strategy: tf.distribute.Strategy, *, trained_alo
 
 def rank_state(model: Any, optimizer: Any, *, trained_alone: bool = False) -> dict[str, Any]:
     """What must be equal on every rank, as JSON: numbers with all their bits, and digests; see `weights_digests`."""
-    optimizer = inner(optimizer)
+    optimizer = unwrap_loss_scale(optimizer)
     state: dict[str, Any]
-    if isinstance(optimizer, ScaledOptimizer):
-        now = optimizer.reading()
+    if isinstance(optimizer, AdoptedOptimizer):
+        now = optimizer.distlr.formula.reading()
         state = {
             "iterations": now.iterations,
             "learning rate": now.rate.hex(),
             "samples seen": now.samples_seen,
             "multiplier": now.multiplier.hex(),
-            "applied rates": optimizer.rate_digests(),
+            "applied rates": optimizer.distlr.gradients.digests(),
         }
     else:
         state = {"iterations": int(optimizer.iterations.numpy()), "learning rate": rate_of(optimizer).hex()}

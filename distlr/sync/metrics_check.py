@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distlr.errors import ConfigurationError
-from distlr.optimizer import inner
+from distlr.optimizer import is_adopted, unwrap_loss_scale
 from distlr.strategies.loss_reductions import reduction_warnings
 from distlr.sync.additivity import Verdict, is_known, try_updates
 from distlr.sync.metrics import COMBINE, check_additive, declared_way, single_metrics, state_owners
@@ -63,8 +63,8 @@ class MetricsCheck:
             ranks: over how many ranks the gradients are averaged.
         """
         if self._is_root:
-            scaled = getattr(inner(self._model.optimizer), "schedule", None)
-            factor = 1.0 if scaled is None else scaled.factor
+            core = unwrap_loss_scale(self._model.optimizer)
+            factor = core.distlr.formula.factor if is_adopted(core) else 1.0
             for warning in reduction_warnings(getattr(self._model, "loss", None), ranks, factor):
                 _log.warning("%s", warning)
 

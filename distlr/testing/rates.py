@@ -75,7 +75,7 @@ def _checked(expected: Mapping[str, float]) -> dict[str, float]:
 
 def _rate_of(target: Any, batch: GlobalBatch) -> Callable[[Duration, str], float]:
     """The rate of a target by a duration from the start, in float64."""
-    from distlr.optimizer import inner, is_adopted  # first: it says where TensorFlow is missing
+    from distlr.optimizer import is_adopted, unwrap_loss_scale  # first: it says where TensorFlow is missing
 
     import keras  # isort: skip
     import tensorflow as tf  # isort: skip
@@ -85,8 +85,9 @@ def _rate_of(target: Any, batch: GlobalBatch) -> Callable[[Duration, str], float
 
     multiplier = 1.0
     if is_adopted(target):
-        optimizer = inner(target)
-        law, scaled, multiplier = optimizer._distlr.law, optimizer.schedule, optimizer.multiplier
+        optimizer = unwrap_loss_scale(target)
+        formula = optimizer.distlr.formula
+        rate_at, scaled, multiplier = formula.rate_at, formula.scaled, formula.multiplier
     elif isinstance(target, keras.optimizers.Optimizer):
         raise ConfigurationTypeError(
             received(
@@ -99,7 +100,7 @@ def _rate_of(target: Any, batch: GlobalBatch) -> Callable[[Duration, str], float
     else:
         check_is_schedule(target, "target")
         scaled = target if isinstance(target, Scaled) else None
-        law = as_float64(target)
+        rate_at = as_float64(target)
     if scaled is not None and scaled.batch != batch:
         raise ConfigurationError(
             received("batch", batch, f"that of the target, {scaled.batch!r}", "pass the one that it was made with")
@@ -114,7 +115,7 @@ def _rate_of(target: Any, batch: GlobalBatch) -> Callable[[Duration, str], float
             time = scaled.time(steps, samples)
         else:
             time = steps if is_adopted(target) else samples / batch.base_batch
-        return float(law(time)) * multiplier
+        return float(rate_at(time)) * multiplier
 
     return rate
 

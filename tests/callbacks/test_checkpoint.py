@@ -337,7 +337,7 @@ def test_what_cannot_be_right_is_refused_before_the_first_step(tmp_path) -> None
 def test_a_second_fit_needs_a_directory_of_its_own(tmp_path) -> None:
     run = Run(tmp_path)
     checkpoint = Checkpoint(tmp_path)
-    data = run.job.shard((X, Y), run.model.optimizer.batch)
+    data = run.job.shard((X, Y), run.model.optimizer.distlr.batch)
     run.model.fit(data, epochs=EPOCHS, callbacks=run.job.callbacks([checkpoint]), verbose=0, shuffle=False)
     with pytest.raises(ConfigurationError, match="give each fit a Checkpoint with a directory of its own"):
         run.model.fit(data, epochs=1, callbacks=run.job.callbacks([checkpoint]), verbose=0, shuffle=False)
@@ -370,7 +370,7 @@ def test_the_newest_are_kept_and_what_cannot_be_read_is_passed_over(tmp_path, ca
     assert f"{names[-1]} is damaged: its checksum is" in caplog.text
     assert (tmp_path / f"{names[-1]}.damaged").read_bytes() == damaged
     step = int(names[0].split("-")[1].split(".")[0])
-    assert run.watch.seen[0][0] == run.model.optimizer.batch.samples_at(step + 1)
+    assert run.watch.seen[0][0] == run.model.optimizer.distlr.batch.samples_at(step + 1)
     assert not list(tmp_path.glob(".*"))
 
 

@@ -13,6 +13,7 @@ import pytest
 from distlr.callbacks import ManualControl, ReduceLROnPlateau
 from distlr.communicators import run_ranks
 from distlr.errors import DistlrError
+from distlr.optimizer import read_manual_control
 from distlr.runlog.control_requests import ControlDirectory, Request
 from distlr.runlog.directory import RunDirectory
 
@@ -98,7 +99,7 @@ def test_plateaus_pause_and_go_on(recording, tmp_path) -> None:
     bench, run = _fit(recording, tmp_path, requests, plateau=plateau)
     np.testing.assert_allclose(bench.rates(), [0.1] * 32, rtol=1e-6)
     assert [d["action"] for d in run.decisions if d["kind"] == "control"] == ["pause-plateau", "resume-plateau"]
-    assert not bench.optimizer.steered.paused
+    assert not read_manual_control(bench.optimizer.distlr.variables).paused
 
 
 def test_without_a_plateau_there_is_nothing_to_pause(recording, tmp_path) -> None:
@@ -243,9 +244,9 @@ def test_a_stop_does_not_begin_the_next_epoch(recording, tmp_path) -> None:
 def test_a_new_run_does_not_inherit_a_pause(recording, tmp_path) -> None:
     plateau = ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9)
     bench, _ = _fit(recording, tmp_path / "a", {1: Request("pause-plateau")}, plateau=plateau, epochs=1)
-    assert bench.optimizer.steered.paused
+    assert read_manual_control(bench.optimizer.distlr.variables).paused
     bench.fit(bench.data, 1, bench.job.callbacks([plateau], run_dir=tmp_path / "b"))
-    assert not bench.optimizer.steered.paused
+    assert not read_manual_control(bench.optimizer.distlr.variables).paused
 
 
 def test_many_answered_requests_hide_no_new_one(tmp_path) -> None:
@@ -265,7 +266,7 @@ def test_what_rank_0_cannot_do_is_an_error_on_every_rank_and_nobody_waits(record
         bench = recording.Bench(1)
         bench.adopt(bench.batch(2, 2, samples_per_epoch=8))
         bench.compile()
-        bench.optimizer._distlr.gradient_reducer = reducer
+        bench.optimizer.distlr.gradients.reducer = reducer
         steering = ManualControl(tmp_path)
         steering.bind(comm)
         steering.set_model(bench.model)

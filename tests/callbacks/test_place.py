@@ -184,11 +184,11 @@ def test_decisions_are_taken_back_by_the_data_and_not_by_the_clock(tmp_path) -> 
 def test_a_second_fit_knows_why_the_clock_is_behind(tmp_path, caplog) -> None:
     model, _ = run(None, bad=(3,), epochs=1)
     job = distlr.init(environ={})
-    data = job.shard((X, Y), model.optimizer.batch, shuffle=False)
+    data = job.shard((X, Y), model.optimizer.distlr.batch, shuffle=False)
     with caplog.at_level(logging.WARNING, "distlr"):
         model.fit(data, callbacks=job.callbacks(), shuffle=False, verbose=0)
     assert "The clock stands at" not in caplog.text
-    model.optimizer.behind = 0  # as if an epoch had been interrupted
+    model.optimizer.distlr.formula.samples_behind = 0  # as if an epoch had been interrupted
     model.fit(data, callbacks=job.callbacks(), shuffle=False, verbose=0)
     assert "The clock stands at 0.875 of an epoch, and fit begins a whole one" in caplog.text
 
@@ -198,10 +198,10 @@ def test_a_fit_that_begins_later_with_a_clock_at_0_says_so(caplog) -> None:
     assert "fit begins epoch 2 (initial_epoch=1), and the optimizer's clock stands at 0" in caplog.text
     caplog.clear()
     job = distlr.init(environ={})
-    data = job.shard((X, Y), model.optimizer.batch, shuffle=False)
+    data = job.shard((X, Y), model.optimizer.distlr.batch, shuffle=False)
     fit = {"initial_epoch": 1, "epochs": 2, "callbacks": job.callbacks(), "shuffle": False, "verbose": 0}
     model.fit(data, **fit)  # the clock is where an epoch begins
-    model.compile(job.optimizer(keras.optimizers.SGD(0.1), model.optimizer.batch), "mse")
+    model.compile(job.optimizer(keras.optimizers.SGD(0.1), model.optimizer.distlr.batch), "mse")
     model.fit(data, **fit)  # a rate that never changes
     assert "clock stands" not in caplog.text
 

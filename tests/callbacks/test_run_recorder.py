@@ -16,7 +16,7 @@ from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.run_recorder import RunRecorder
 from distlr.communicators import run_ranks
 from distlr.errors import ConfigurationError
-from distlr.optimizer.gate import global_norm
+from distlr.optimizer.all_or_none import global_norm
 from distlr.runlog.directory import RunDirectory
 
 
@@ -264,7 +264,7 @@ def test_tensorboard_has_the_rate_and_the_decisions(recording, tmp_path, replica
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: norms.append(bench_norm()))
 
     def bench_norm() -> float:
-        return note.model.optimizer.gradient_norm
+        return note.model.optimizer.distlr.gradients.norm
 
     _, history, run = _fit(recording, tmp_path, replicas, callbacks=[recording.Overwrite([1.0] * 3), cut, note])
     events = _events(tmp_path / "a" / "run" / "tensorboard")
@@ -287,7 +287,7 @@ def test_tensorboard_has_the_rate_and_the_decisions(recording, tmp_path, replica
 def test_the_norm_is_that_of_the_averaged_gradients_before_they_are_clipped(recording) -> None:
     bench = recording.Bench(2, global_clipnorm=0.01)
     bench.adopt(bench.batch(1, 1))
-    bench.optimizer.watch_norm()
+    bench.optimizer.distlr.gradients.watch_norm()
     bench.step()
     # Each of two replicas has half of the gradient, and their sum is the global batch's.
-    assert bench.optimizer.gradient_norm == pytest.approx(2 * np.hypot(0.1, 0.2), rel=1e-6)
+    assert bench.optimizer.distlr.gradients.norm == pytest.approx(2 * np.hypot(0.1, 0.2), rel=1e-6)

@@ -30,7 +30,7 @@ def test_whole_numbers_above_those_of_float32(tmp_path) -> None:
         model.compile(job.optimizer(keras.optimizers.SGD(0.1), batch), "mse")
     optimizer = model.optimizer
     optimizer.build(model.trainable_variables)
-    optimizer._distlr.samples_seen.assign(2**24 + 1)
+    optimizer.distlr.variables.samples_seen.assign(2**24 + 1)
     scalars = TensorBoardScalars(tmp_path)
     scalars.set_model(model)
     scalars.on_train_begin()
@@ -39,4 +39,4 @@ def test_whole_numbers_above_those_of_float32(tmp_path) -> None:
     found = written(tmp_path)
     assert int(np.float32(2**24 + 1)) == 2**24
     assert found["distlr/samples_seen"] == [2**24 + 1]
-    assert found["distlr/learning_rate"] == [optimizer.reading().rate]
+    assert found["distlr/learning_rate"] == [optimizer.distlr.formula.reading().rate]

@@ -248,7 +248,7 @@ def test_a_return_to_earlier_weights_while_the_averages_are_in_the_model() -> No
     run = Run(None, K.SwapEMAWeights(swap_on_epoch=True), epochs=0)
     run.callbacks = run.job.callbacks([*run.given, distlr.callbacks.NonFiniteGuard("backtrack", factor=1.0)])
     run.fit(1)
-    run.data = run.job.shard((x, Y), run.model.optimizer.batch, shuffle=False)
+    run.data = run.job.shard((x, Y), run.model.optimizer.distlr.batch, shuffle=False)
     run.fit(3, initial_epoch=1)
     assert run.watch.begins[2, 0] == pytest.approx(run.watch.begins[1, 0])  # back to where the second epoch began
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from distlr.batch.global_batch import GlobalBatch
-from distlr.optimizer import adopt, inner
+from distlr.optimizer import adopt, unwrap_loss_scale
 
 GRADIENTS = ([[0.3, -0.1], [0.2, 0.4], [-0.5, 0.1]], [0.1, -0.2])
 STATE = "plateau/val:loss/min"
@@ -106,20 +106,20 @@ class Lab:
         """A model after two updates and one cut, with a state of a decider and a base rate that was changed."""
         model = self.compiled(self.adopted(kind, rate, **options))
         self.train(model, 2 * options.get("gradient_accumulation_steps", 1))
-        optimizer = inner(model.optimizer)
-        optimizer.state(STATE, [np.inf, 0.0, 0.0]).assign([0.25, 3.0, 1.0])
+        optimizer = unwrap_loss_scale(model.optimizer)
+        optimizer.distlr.state(STATE, [np.inf, 0.0, 0.0]).assign([0.25, 3.0, 1.0])
         optimizer.multiply_rate(0.5)
         if rate == "float":
             optimizer._learning_rate.assign(0.07)
         return model
 
     def values(self, optimizer: Any) -> list[np.ndarray]:
-        inner(optimizer).state(STATE, [np.inf, 0.0, 0.0])  # a decider asks for it
+        unwrap_loss_scale(optimizer).distlr.state(STATE, [np.inf, 0.0, 0.0])  # a decider asks for it
         return [np.asarray(variable.numpy()) for variable in optimizer.variables]
 
     def slots(self, optimizer: Any) -> list[np.ndarray]:
         """Keras' own variables but the iteration and the rate."""
-        core = inner(optimizer)
+        core = unwrap_loss_scale(optimizer)
         skipped = (id(core._iterations), id(core._learning_rate))
         return [np.asarray(v.numpy()) for v in core._variables if id(v) not in skipped]
 

@@ -132,15 +132,17 @@ def test_a_reading_is_what_the_next_update_applies(recording, run_eagerly) -> No
     bench = recording.Bench(1, schedule)
     batch = bench.batch(4, 2, samples_per_epoch=12)
     optimizer = bench.adopt(batch, warmup="20sp")
-    optimizer.climb(1.0, samples=1)  # nothing, but the graph has it
+    optimizer.distlr.formula.climb(1.0, samples=1)  # nothing, but the graph has it
     bench.compile(run_eagerly=run_eagerly)
-    readings = [optimizer.reading()]
-    read = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: readings.append(optimizer.reading()))
+    readings = [optimizer.distlr.formula.reading()]
+    read = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda *_, **__: readings.append(optimizer.distlr.formula.reading())
+    )
     train = bench.job.shard(recording.samples(12), batch)
     bench.fit(train, 2, [read])
     optimizer.multiply_rate(0.5)
-    optimizer.climb(0.25, samples=100)
-    readings[-1] = optimizer.reading()
+    optimizer.distlr.formula.climb(0.25, samples=100)
+    readings[-1] = optimizer.distlr.formula.reading()
     bench.fit(train, 1, [read])
     np.testing.assert_array_equal([reading.rate for reading in readings[:-1]], bench.rates())
     assert [reading.samples_seen for reading in readings] == list(range(0, 40, 4))
@@ -157,8 +159,8 @@ def test_a_climb_that_a_graph_would_not_have_is_refused(recording) -> None:
     bench.compile()
     bench.fit(bench.job.shard(recording.samples(4), batch))
     with pytest.raises(ConfigurationError, match="in a graph already, which was made without a climb"):
-        optimizer.climb(0.25, samples=100)
-    assert optimizer.reading().rate == pytest.approx(0.2)
+        optimizer.distlr.formula.climb(0.25, samples=100)
+    assert optimizer.distlr.formula.reading().rate == pytest.approx(0.2)
 
 
 # -- the proofs can fail ---------------------------------------------------------------------------------
@@ -169,7 +171,7 @@ def test_the_digests_differ_when_one_rate_on_one_replica_differed(recording) -> 
     optimizer = bench.adopt(bench.batch(1, 1))
     bench.step(2)
     assert len(set(bench.job.rate_digests(optimizer))) == 1
-    third = bench.job.strategy.experimental_local_results(optimizer._distlr.multiplier.value)[2]
+    third = bench.job.strategy.experimental_local_results(optimizer.distlr.variables.multiplier.value)[2]
     third.assign(0.5)
     bench.step_unchecked()
     third.assign(1.0)

@@ -36,7 +36,7 @@ def test_factor_and_clock_are_those_of_where_it_trains(caplog) -> None:
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 100)
     saved = adopt(keras.optimizers.SGD(schedule), FOUR)
     loaded = copied(saved)
-    assert loaded.batch == GlobalBatch(8, base_batch=8)
+    assert loaded.distlr.batch == GlobalBatch(8, base_batch=8)
     assert (loaded.explain()["factor"], float(loaded.learning_rate)) == (1.0, np.float32(0.1))
     assert "saved for 4 replicas, here 1 replica: batch 32 -> 8, factor 4 -> 1." in caplog.text
     plain = keras.optimizers.SGD(schedule)  # on one device, at the base batch
@@ -57,24 +57,24 @@ def test_what_else_is_scaled_is_scaled_from_the_base() -> None:
     loaded = copied(saved)
     found = (loaded.beta_1, loaded.beta_2, loaded.epsilon, loaded.weight_decay, loaded.ema_momentum)
     assert found == pytest.approx((0.9, 0.99, 1e-6, 0.01, 0.9), rel=1e-12)
-    assert loaded._distlr.follow_factors == pytest.approx({"weight_decay": 1.0})
+    assert loaded.distlr.hyperparameters.schedule_factor("weight_decay") == pytest.approx(1.0)
     connect(loaded, Topology(4, 1), None, is_root=True)  # and the way back
     found = (loaded.beta_1, loaded.beta_2, loaded.epsilon, loaded.weight_decay, loaded.ema_momentum)
     assert found == pytest.approx((0.6, 0.96, 5e-7, 0.02, 0.9**4), rel=1e-12)
-    assert loaded._distlr.follow_factors == pytest.approx({"weight_decay": 2.0})
+    assert loaded.distlr.hyperparameters.schedule_factor("weight_decay") == pytest.approx(2.0)
 
 
 def test_a_copy_in_the_same_job_is_the_same(caplog) -> None:
     saved = adopt(keras.optimizers.SGD(0.1), GlobalBatch(8, base_batch=4), reduction=Reduction(sums=True, factor=2.0))
     again = copied(saved)
     assert again.get_config() == saved.get_config()
-    assert again.reduction == Reduction(sums=True, factor=2.0)
+    assert again.distlr.gradients.reduction == Reduction(sums=True, factor=2.0)
     assert "saved for" not in caplog.text
 
 
 def test_a_total_stays_and_what_does_not_divide_is_refused_before_the_first_step(monkeypatch) -> None:
     saved = adopt(keras.optimizers.SGD(0.1), GlobalBatch(total=32, replicas=4, base_batch=8))
-    assert copied(saved).batch == GlobalBatch(32, base_batch=8)
+    assert copied(saved).distlr.batch == GlobalBatch(32, base_batch=8)
     monkeypatch.setenv("HOROVOD_RANK", "0")
     for name, value in (("SIZE", "3"), ("LOCAL_RANK", "0"), ("LOCAL_SIZE", "3")):
         monkeypatch.setenv(f"HOROVOD_{name}", value)
@@ -97,7 +97,7 @@ def test_one_of_several_ranks_takes_no_step_before_a_job_connects_it(monkeypatch
     for name, value in RANKS.items():
         monkeypatch.setenv(name, value)
     loaded = copied(adopt(keras.optimizers.SGD(1.0), FOUR))
-    assert loaded.batch.replicas == 2  # its rate reads right already
+    assert loaded.distlr.batch.replicas == 2  # its rate reads right already
     variable = keras.Variable([0.0])
     loaded.build([variable])
 
@@ -118,7 +118,7 @@ def test_one_of_several_ranks_takes_no_step_before_a_job_connects_it(monkeypatch
             return [(gradient + 2.0) / 2.0 for gradient in gradients]
 
     connect(loaded, Topology(2, 1), lambda compression: Mean(), is_root=False)
-    loaded.mark_broadcast()
+    loaded.distlr.gradients.has_rank_zero_state = True
     apply(tf.constant([1.0]))
     assert float(variable.numpy()[0]) == -2 * 1.5  # at the factor of two replicas
 
@@ -178,7 +178,7 @@ def test_a_sum_over_ranks_is_the_mean_times_their_number() -> None:
 def test_a_config_of_an_earlier_version_is_the_mean() -> None:
     config = adopt(keras.optimizers.SGD(0.1)).get_config()
     assert config.pop("reduction") == {}
-    assert adopt(keras.optimizers.SGD(0.1)).from_config(config).reduction == Reduction()
+    assert adopt(keras.optimizers.SGD(0.1)).from_config(config).distlr.gradients.reduction == Reduction()
 
 
 def test_a_schedule_that_was_scaled_for_another_number_is_said(caplog) -> None:

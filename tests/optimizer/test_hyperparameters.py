@@ -173,7 +173,7 @@ def test_momentum_correction_survives_a_reload(tmp_path) -> None:
     model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
     model.save(tmp_path / "m.keras")
     again = keras.models.load_model(tmp_path / "m.keras")
-    before, after = (float(m.optimizer._distlr.previous_rate.numpy()) for m in (model, again))
+    before, after = (float(m.optimizer.distlr.variables.find("previous_rate").numpy()) for m in (model, again))
     assert before == after > 0
     assert again.optimizer.explain()["momentum_correction"] is True
 

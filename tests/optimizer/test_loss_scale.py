@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import distlr
 from distlr.errors import DistributionError
-from distlr.optimizer import adopt, agree, inner
+from distlr.optimizer import adopt, make_loss_scale_agree, unwrap_loss_scale
 from distlr.strategies.mirrored import mirrored
 
 REPLICAS = 4
@@ -50,7 +50,7 @@ def fit(model, data, callbacks=()):
 def assert_one_step_was_skipped(job, model, scale=SCALE):
     optimizer = model.optimizer
     assert int(optimizer.iterations.numpy()) == 2
-    assert inner(optimizer).samples_seen == 16
+    assert unwrap_loss_scale(optimizer).samples_seen == 16
     assert float(optimizer.dynamic_scale.numpy()) == scale / 2
     for variable in (*model.trainable_variables, *optimizer.variables):
         values = [value.numpy() for value in job.strategy.experimental_local_results(variable.value)]
@@ -79,10 +79,10 @@ def test_all_replicas_skip_when_compile_wraps(job, lab, batch, data):
     fit(model, data, job.callbacks())
     assert_one_step_was_skipped(job, model)
     # Compiled again, Keras wraps it in a new one, that looks at one replica alone.
-    assert inner(model.optimizer).agreed_loss_scale
+    assert unwrap_loss_scale(model.optimizer).distlr.gradients.loss_scale_agrees
     with job.scope():
-        model.compile(inner(model.optimizer), "mse")
-    assert not inner(model.optimizer).agreed_loss_scale
+        model.compile(unwrap_loss_scale(model.optimizer), "mse")
+    assert not unwrap_loss_scale(model.optimizer).distlr.gradients.loss_scale_agrees
 
 
 @pytest.mark.replicas
@@ -103,7 +103,7 @@ def test_all_replicas_skip_when_the_user_wraps(job, lab, batch, data, tmp_path):
         loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert_one_step_was_skipped(job, loaded, scale=64.0)
     assert type(loaded.optimizer) is type(model.optimizer)
-    assert loaded.optimizer.inner_optimizer.agreed_loss_scale
+    assert loaded.optimizer.inner_optimizer.distlr.gradients.loss_scale_agrees
 
 
 @pytest.mark.usefixtures("mixed_float16")
@@ -114,7 +114,7 @@ def test_one_device_skips(lab, data, by):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model = lab.compiled(adopt(optimizer, lab.batch()))
     fit(model, data)
-    assert (int(model.optimizer.iterations.numpy()), inner(model.optimizer).samples_seen) == (2, 16)
+    assert (int(model.optimizer.iterations.numpy()), unwrap_loss_scale(model.optimizer).samples_seen) == (2, 16)
     assert float(model.optimizer.dynamic_scale.numpy()) == SCALE / 2
     assert np.isfinite(model.get_weights()[0]).all()
 
@@ -125,7 +125,9 @@ def test_every_replica_has_a_say(job):
     factors = tf.Variable([1.0] * REPLICAS)
     with job.scope():
         variable = keras.Variable([1.0, 2.0])
-        optimizer = agree(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5), initial_scale=64.0))
+        optimizer = make_loss_scale_agree(
+            keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5), initial_scale=64.0)
+        )
         optimizer.build([variable])
 
     def step():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distlr.optimizer import adopt, inner
+from distlr.optimizer import adopt, unwrap_loss_scale
 
 
 def test_a_plain_optimizers_checkpoint_loads(lab, tmp_path, kind, rate):
@@ -29,7 +29,7 @@ def test_a_plain_optimizers_checkpoint_loads(lab, tmp_path, kind, rate):
             else:
                 tf.train.Checkpoint(model=model, optimizer=model.optimizer).restore(tracked)
             model.optimizer.build(model.trainable_variables)
-            optimizer = inner(model.optimizer)
+            optimizer = unwrap_loss_scale(model.optimizer)
             assert int(optimizer.iterations) == 4
             assert (optimizer.samples_seen, optimizer.multiplier) == (4 * 4, 1.0)
             for value, expected in zip(lab.slots(optimizer), slots, strict=True):

@@ -124,12 +124,14 @@ def test_a_table_as_long_as_the_run_ends_it_with_all_that_is_written(scaled, tmp
     assert history["learning_rate"] == pytest.approx([0.1 * (STEPS // 2 + 1), LAST])  # the next one's, and the last's
     assert (tmp_path / "m.keras").exists()
     assert int(optimizer.iterations) == STEPS
-    assert optimizer.reading().rate == LAST
+    assert optimizer.distlr.formula.reading().rate == LAST
     assert float(optimizer.learning_rate) == LAST
     optimizer.learning_rate = float(LAST) / 2  # as Keras' own plateau does at the last epoch's end
     assert (optimizer.multiplier, float(optimizer.learning_rate)) == (0.5, LAST / 2)
     if scaled:
-        assert optimizer.rates_at([0, 2 * STEPS, 4 * STEPS]).tolist() == pytest.approx([0.1, 0.5, 0.8], rel=1e-6)
+        assert optimizer.distlr.formula.rates_at([0, 2 * STEPS, 4 * STEPS]).tolist() == pytest.approx(
+            [0.1, 0.5, 0.8], rel=1e-6
+        )
         lines = [json.loads(line) for line in (tmp_path / "run" / "epochs.jsonl").read_text().splitlines()]
         assert lines[-1]["curve"][-1][1] == pytest.approx(LAST)
 
@@ -155,7 +157,7 @@ def test_the_last_update_is_found_by_the_clock_alone(accumulation) -> None:
             break
         if float(variable.numpy()[0]) != before:
             applied.append(before - float(variable.numpy()[0]))
-    assert optimizer.reading().rate == pytest.approx(applied[-1], rel=1e-5)
+    assert optimizer.distlr.formula.reading().rate == pytest.approx(applied[-1], rel=1e-5)
 
 
 def test_a_schedule_that_fails_before_the_first_update_fails() -> None:
@@ -170,13 +172,13 @@ def test_a_schedule_that_fails_before_the_first_update_fails() -> None:
     optimizer = adopt(keras.optimizers.SGD(schedule))
     schedule.broken = True
     with pytest.raises(RuntimeError, match="broken"):
-        optimizer.reading()
+        optimizer.distlr.formula.reading()
     variable = keras.Variable([0.0])
     schedule.broken = False
     optimizer.apply([tf.constant([1.0])], [variable])
     schedule.broken = True
     with pytest.raises(RuntimeError, match="broken"):
-        optimizer.reading()
+        optimizer.distlr.formula.reading()
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")

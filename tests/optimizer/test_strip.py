@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import distlr
 from distlr.errors import StateError
-from distlr.optimizer import adopt, agree, inner, is_adopted
+from distlr.optimizer import adopt, is_adopted, make_loss_scale_agree, unwrap_loss_scale
 from distlr.schedules import Constant
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ state, root, folder, *names = sys.argv[1:]
 def load(name):
     model = keras.saving.load_model(f"{folder}/{name}.keras")
     if not name.startswith("plain"):
-        distlr.optimizer.inner(model.optimizer).state(state, [np.inf, 0.0, 0.0])
+        unwrap_loss_scale(model.optimizer).distlr.state(state, [np.inf, 0.0, 0.0])
     found = [*[variable.numpy() for variable in model.optimizer.variables], float(model.optimizer.learning_rate)]
     with np.load(f"{folder}/{name}.npz") as expected:
         assert len(found) == len(expected), name
@@ -80,7 +80,10 @@ def test_every_optimizer_loads_in_a_new_process_and_stripped_without_distlr(lab,
         save(model, f"{kind}-{rate}")
         slots, plain = lab.slots(model.optimizer), lab.plain(kind, rate)
         assert distlr.strip(model) is model
-        assert (type(model.optimizer), type(inner(model.optimizer))) == (type(plain), type(inner(plain)))
+        assert (type(model.optimizer), type(unwrap_loss_scale(model.optimizer))) == (
+            type(plain),
+            type(unwrap_loss_scale(plain)),
+        )
         for value, expected in zip(lab.slots(model.optimizer), slots, strict=True):
             np.testing.assert_array_equal(value, expected)
         save(model, f"plain {kind}-{rate}")
@@ -167,11 +170,11 @@ def test_its_tensorflow_checkpoint_is_the_plain_ones(lab, tmp_path):
 @pytest.mark.parametrize("adopted", [True, False], ids=["adopted", "plain"])
 def test_a_wrapper_that_was_made_to_agree_is_keras_again(lab, adopted):
     model = lab.compiled(lab.adopted() if adopted else lab.plain(), built=True)
-    agree(model.optimizer)  # as job.callbacks does
+    make_loss_scale_agree(model.optimizer)  # as job.callbacks does
     distlr.strip(model)
     assert type(model.optimizer) is keras.optimizers.LossScaleOptimizer
-    assert type(inner(model.optimizer)) is keras.optimizers.SGD
-    assert not [name for name in vars(inner(model.optimizer)) if "distlr" in name]
+    assert type(unwrap_loss_scale(model.optimizer)) is keras.optimizers.SGD
+    assert not [name for name in vars(unwrap_loss_scale(model.optimizer)) if "distlr" in name]
 
 
 def test_what_was_loaded_and_not_built_is_not_lost(lab, tmp_path):

@@ -190,9 +190,9 @@ def train(directory: str, script: Script, draw: Draw, how: str = "", after: int 
     model, fresh = built(script)
     fresh.restore()
     optimizer = core(model)
-    for name, variable in optimizer.own_variables().items():
-        variable.assign(optimizer._distlr.initial[name])  # those of deciders were made later
-    optimizer.behind = 0
+    variables = optimizer.distlr.variables
+    variables.assign(variables.initial_values())  # those of deciders were made later
+    optimizer.distlr.formula.samples_behind = 0
     job = distlr.init(environ={})
     x = X.copy()
     x[list(draw.bad)] = np.nan
@@ -213,7 +213,7 @@ def train(directory: str, script: Script, draw: Draw, how: str = "", after: int 
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)  # a process that is killed leaves none
-    variables = [*model.variables, *model.optimizer.variables, *optimizer.own_variables().values()]
+    variables = [*model.variables, *model.optimizer.variables, *optimizer.distlr.variables.by_name().values()]
     return Trained(watch, [np.asarray(variable.numpy()) for variable in variables], bad.count)
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from distlr.checkpoint.snapshot import TrainingStateSnapshot
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.job import Job
-from distlr.optimizer import ScaledOptimizer, inner, schedule_of, strategy_of
+from distlr.optimizer import AdoptedOptimizer, schedule_of, strategy_of, unwrap_loss_scale
 from distlr.schedules import Scaled
 from distlr.sync.broadcast import broadcast_state
 from distlr.tools.lr_finder.curve import RangeTest, Sweep
@@ -124,8 +124,8 @@ def _check(job: Any, model: Any, data: Any) -> None:
     if not isinstance(data, tf.data.Dataset):
         hint = "write job.shard((x, y), batch); the test splits it over the replicas itself"
         raise ConfigurationTypeError(received("data", type(data).__name__, "a tf.data.Dataset of batches", hint))
-    optimizer = inner(model.optimizer)
-    if not isinstance(optimizer, ScaledOptimizer) and not isinstance(schedule_of(optimizer), float):
+    optimizer = unwrap_loss_scale(model.optimizer)
+    if not isinstance(optimizer, AdoptedOptimizer) and not isinstance(schedule_of(optimizer), float):
         raise ConfigurationError(
             received(
                 "learning_rate",
@@ -174,12 +174,12 @@ def _run(job: Job, model: Any, batches: Iterator[Any], sweep: Sweep, progress: P
 
 
 def _set_rate(optimizer: Any, rate: float, number: int) -> None:
-    core = inner(optimizer)
-    if not isinstance(core, ScaledOptimizer):
+    core = unwrap_loss_scale(optimizer)
+    if not isinstance(core, AdoptedOptimizer):
         core.learning_rate = rate
         return
     try:
-        core.set_rate(rate)
+        core.distlr.formula.set_rate(rate)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"The schedule is 0 at update {number} of the range test, and distlr sets a rate by multiplying. "
@@ -189,7 +189,7 @@ def _set_rate(optimizer: Any, rate: float, number: int) -> None:
 
 def _update(model: Any, batches: Iterator[Any]) -> float:
     """One update, of several steps where gradients are accumulated; the mean of its steps' losses on this rank."""
-    optimizer = inner(model.optimizer)
+    optimizer = unwrap_loss_scale(model.optimizer)
     done, losses = int(optimizer.iterations.numpy()), []
     for _ in range(optimizer.gradient_accumulation_steps or 1):
         batch = next(batches, None)
@@ -209,8 +209,8 @@ def _update(model: Any, batches: Iterator[Any]) -> float:
 
 
 def _factor(optimizer: Any) -> float:
-    core = inner(optimizer)
-    scaled = core.schedule if isinstance(core, ScaledOptimizer) else None
+    core = unwrap_loss_scale(optimizer)
+    scaled = core.distlr.formula.scaled if isinstance(core, AdoptedOptimizer) else None
     if scaled is None and isinstance(schedule_of(core), Scaled):
         scaled = schedule_of(core)  # by distlr.scale
     return 1.0 if scaled is None else float(scaled.factor)

@@ -241,10 +241,10 @@ def test_a_model_that_was_loaded_is_connected(job, same_on_all, tmp_path_factory
     model.save(path)
     with job.scope():
         loaded = keras.models.load_model(path)
-    assert loaded.optimizer.gradient_reducer is None
+    assert loaded.optimizer.distlr.gradients.reducer is None
     fit(job, loaded, epochs=1)
     same_on_all([weight.numpy().tolist() for weight in loaded.weights])
-    assert loaded.optimizer.gradient_reducer is not None
+    assert loaded.optimizer.distlr.gradients.reducer is not None
 
 
 # -- on one rank alone -------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def adopted(values, **options):
     variable = keras.Variable(values)
     optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0), **options)
     optimizer.build([variable])
-    optimizer.mark_broadcast()
+    optimizer.distlr.gradients.has_rank_zero_state = True
     return variable, optimizer
 
 
@@ -133,7 +133,7 @@ def test_a_saved_model_is_loaded_with_its_exchange(tmp_path, same_on_all, adopt)
     model = linear(adopt(keras.optimizers.SGD(0.1)))
     model.save(tmp_path / "model.keras")
     loaded = hvd.load_model(tmp_path / "model.keras", compression=hvd.Compression.fp16)
-    assert "fp16" in loaded.optimizer.gradient_reducer.terms
+    assert "fp16" in loaded.optimizer.distlr.gradients.reducer.terms
     x = np.full((4, 1), 1.0 + hvd.rank(), "float32")
     callbacks = [hvd.callbacks.BroadcastGlobalVariablesCallback(0), hvd.callbacks.MetricAverageCallback()]
     history = loaded.fit(x, x, batch_size=2, verbose=0, shuffle=False, callbacks=callbacks)
@@ -161,7 +161,7 @@ def test_what_the_reduction_was_told_comes_back_with_the_model(tmp_path, given) 
     model.save(tmp_path / "model.keras")
     loaded = hvd.load_model(tmp_path / "model.keras", **given)
     variables = loaded.trainable_variables
-    loaded.optimizer.mark_broadcast()
+    loaded.optimizer.distlr.gradients.has_rank_zero_state = True
     for passes in (1.0, 2.0):
         loaded.optimizer.apply([tf.constant([[passes * (1.0 + hvd.rank())]])], variables)
     expected = 3.0 * sum(1.0 + rank for rank in range(hvd.size()))
@@ -187,7 +187,7 @@ def test_gradients_accumulate_inside_a_loss_scale() -> None:
     wrapped = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0), initial_scale=1.0)
     optimizer = hvd.DistributedOptimizer(wrapped, backward_passes_per_step=2)
     optimizer.build([variable])
-    optimizer.inner_optimizer.mark_broadcast()
+    optimizer.inner_optimizer.distlr.gradients.has_rank_zero_state = True
     for value in (1.0, 2.0):
         optimizer.apply([tf.constant([value])], [variable])
     np.testing.assert_allclose(variable.numpy(), [-3.0])

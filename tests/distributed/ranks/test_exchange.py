@@ -64,7 +64,7 @@ def test_the_updates_of_one_graph_are_exchanged_one_after_the_other(job, gated) 
     many = 8
     model, optimizer = adopted(job, np.zeros(100_000, "float32"), [0.0])
     if gated:
-        optimizer.watch()
+        optimizer.distlr.gradients.leave_out_bad_steps(optimizer.distlr.variables)
 
     @tf.function
     def step(gradient):
@@ -110,8 +110,8 @@ def test_accumulated_gradients_are_exchanged_once_an_update(job) -> None:
     options = {"gradient_accumulation_steps": 2}
     model, optimizer = adopted(job, [0.0], optimizer=keras.optimizers.SGD(1.0, **options))
     calls = []
-    average = optimizer.gradient_reducer.average
-    optimizer.gradient_reducer.average = lambda *arguments: calls.append(1) or average(*arguments)
+    average = optimizer.distlr.gradients.reducer.average
+    optimizer.distlr.gradients.reducer.average = lambda *arguments: calls.append(1) or average(*arguments)
     for step in range(4):
         optimizer.apply([tf.constant([1.0 + step + job.rank])], model.trainable_variables)
     mean = ranks_mean(job)
@@ -361,8 +361,8 @@ def test_a_rank_that_waits_knows_a_shape_that_the_gradient_has_lost(job) -> None
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_where_a_rank_waits_the_others_leave_watched_steps_out(job, in_graph) -> None:
     model, optimizer = adopted(job, [0.0])
-    optimizer.watch()
+    optimizer.distlr.gradients.leave_out_bad_steps(optimizer.distlr.variables)
     apply = stepper(optimizer, model, in_graph)
     ends_early(job, [lambda: apply([tf.ones(1)])] * 3)
     assert model.kept[0].numpy().tolist() == [-2.0]
-    assert optimizer.bad_steps == int(job.is_root)
+    assert optimizer.distlr.gradients.bad_steps == int(job.is_root)

@@ -43,7 +43,7 @@ def test_all_ranks_leave_out_the_step_in_which_one_has_a_nan(job, same_on_all) -
     model = fit(job, arrays, NonFiniteGuard("skip"))
     optimizer = model.optimizer
     same_on_all(job.weights_digests(model))
-    assert same_on_all([int(optimizer.iterations.numpy()), optimizer.bad_steps]) == [STEPS - 1, 1]
+    assert same_on_all([int(optimizer.iterations.numpy()), optimizer.distlr.gradients.bad_steps]) == [STEPS - 1, 1]
     left = [i for i in range(len(arrays[0])) if i // (PER_RANK * job.size) != 3]
     expected = fit(job, tuple(array[left] for array in arrays))
     for found, other in zip(model.get_weights(), expected.get_weights(), strict=True):

@@ -10,7 +10,7 @@ import tensorflow as tf
 import distlr
 from distlr.data.sharding import own_share
 from distlr.errors import ConfigurationError, DistributionError
-from distlr.optimizer import inner
+from distlr.optimizer import unwrap_loss_scale
 
 SHORT = {"low": 1e-4, "high": 1.0, "steps": 10}
 
@@ -41,7 +41,7 @@ def made(job, *, adopt=True, accumulation=1, **options):
 def everything(model) -> list[str]:
     """The bits of this rank's variables, of the metrics too, and its digests."""
     found = [variable.numpy().tobytes().hex() for variable in [*model.variables, *model.optimizer.variables]]
-    return found + inner(model.optimizer).rate_digests()
+    return found + unwrap_loss_scale(model.optimizer).rate_digests()
 
 
 def fit(job, model, data, epochs=2):

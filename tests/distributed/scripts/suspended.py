@@ -18,7 +18,7 @@ with job.scope():
     variable = keras.Variable([1.0])
     optimizer = job.optimizer(keras.optimizers.SGD(0.01))
     optimizer.build([variable])
-optimizer.mark_broadcast()
+optimizer.distlr.gradients.has_rank_zero_state = True
 
 
 @tf.function

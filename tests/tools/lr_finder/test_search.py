@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import distlr
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError
-from distlr.optimizer import inner
+from distlr.optimizer import unwrap_loss_scale
 from distlr.strategies.mirrored import mirrored
 
 pytestmark = pytest.mark.replicas
@@ -63,8 +63,8 @@ def everything(job, model) -> dict[str, list]:
         if id(variable) not in metrics:
             copies = job.strategy.experimental_local_results(variable.value)
             found[str(i)] = [copy.numpy().tobytes() for copy in copies]
-    if hasattr(inner(model.optimizer), "rate_digests"):
-        found["digests"] = inner(model.optimizer).rate_digests()
+    if hasattr(unwrap_loss_scale(model.optimizer), "rate_digests"):
+        found["digests"] = unwrap_loss_scale(model.optimizer).rate_digests()
     return found
 
 
@@ -82,7 +82,7 @@ def test_a_fit_after_it_is_the_fit_without_it(job, before) -> None:
         model, data = made(job, warmup="1ep")
         if before:
             fit(job, model, data, before)
-            inner(model.optimizer).multiply_rate(0.5)
+            unwrap_loss_scale(model.optimizer).multiply_rate(0.5)
         if search:
             found = distlr.find_lr(job, model, data, **SHORT)
             assert len(found.rates) > 8
@@ -95,7 +95,7 @@ def test_a_fit_after_it_is_the_fit_without_it(job, before) -> None:
 def test_everything_is_put_back(job) -> None:
     model, data = made(job, lambda: keras.optimizers.Adam(0.01, use_ema=True))
     fit(job, model, data, 1)
-    inner(model.optimizer).state("plateau/loss/min", [1.0, 2.0])
+    unwrap_loss_scale(model.optimizer).distlr.state("plateau/loss/min", [1.0, 2.0])
     before = everything(job, model)
     distlr.find_lr(job, model, data, **SHORT)
     assert everything(job, model) == before
@@ -158,7 +158,7 @@ def test_the_rates_that_are_applied(recording, caplog, replicas, kind, accumulat
     if kind != "plain":
         bench.adopt(None if kind == "no batch" else batch, **scaling)
     if kind == "climb":
-        bench.optimizer.climb(0.25, 60)
+        bench.optimizer.distlr.formula.climb(0.25, 60)
     before = np.float32(bench.optimizer.learning_rate.numpy())
     bench.compile()
     data = bench.job.shard(recording.samples(SAMPLES), batch, seed=0)

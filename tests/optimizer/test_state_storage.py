@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from distlr.errors import StateError
-from distlr.optimizer import adopt, inner
+from distlr.optimizer import adopt, unwrap_loss_scale
 
 # What the options of every optimizer add: more slots, an own course of the updates, or nothing.
 OPTIONS = [
@@ -64,11 +64,11 @@ def round_trips(lab, path, saved, kind, rate, **options):
 def test_every_variable_of_every_optimizer_round_trips(lab, trained, tmp_path, kind, rate):
     saved = trained(kind, rate)
     reference = lab.values(saved.optimizer)
-    assert inner(saved.optimizer).samples_seen == 16
-    assert inner(saved.optimizer).multiplier == 0.5
+    assert unwrap_loss_scale(saved.optimizer).samples_seen == 16
+    assert unwrap_loss_scale(saved.optimizer).multiplier == 0.5
     assert reference[-1].tolist() == [0.25, 3.0, 1.0]
     for how, loaded in round_trips(lab, tmp_path, saved, kind, rate):
-        assert type(inner(loaded.optimizer)) is type(inner(saved.optimizer)), how
+        assert type(unwrap_loss_scale(loaded.optimizer)) is type(unwrap_loss_scale(saved.optimizer)), how
         for value, expected in zip(lab.values(loaded.optimizer), reference, strict=True):
             assert value.dtype == expected.dtype, how
             np.testing.assert_array_equal(value, expected, err_msg=how)
@@ -194,7 +194,7 @@ def test_other_damage_is_an_error_and_changes_nothing(lab):
     fresh = lab.compiled(lab.adopted(), built=True)
     fresh.optimizer.load_own_variables({**entries, state: np.zeros(2)})
     with pytest.raises(StateError, match="shape"):
-        fresh.optimizer.state(lab.state_name, [np.inf, 0.0, 0.0])
+        fresh.optimizer.distlr.state(lab.state_name, [np.inf, 0.0, 0.0])
 
 
 def test_a_model_that_refers_to_its_optimizer_twice_still_raises(lab, tmp_path):
@@ -261,9 +261,9 @@ def test_the_config_has_the_base_values_where_a_class_keeps_them_elsewhere(lab):
 def test_optimizers_of_one_file_are_told_apart(lab):
     """Keras takes objects of one id for one object, so that what a config is made of must not come and go."""
     optimizers = [lab.adopted() for _ in range(4)]
-    assert len({id(optimizer._distlr.plain(optimizer)) for optimizer in optimizers}) == 4
-    first = [id(optimizer._distlr.plain(optimizer)) for optimizer in optimizers]
-    assert first == [id(optimizer._distlr.plain(optimizer)) for optimizer in optimizers]
+    assert len({id(optimizer.distlr.plain(optimizer)) for optimizer in optimizers}) == 4
+    first = [id(optimizer.distlr.plain(optimizer)) for optimizer in optimizers]
+    assert first == [id(optimizer.distlr.plain(optimizer)) for optimizer in optimizers]
 
 
 def test_a_state_from_before_the_first_build(lab):

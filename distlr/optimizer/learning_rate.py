@@ -1,4 +1,4 @@
-"""The rate as a value: what `optimizer.learning_rate` gives, and how it is computed once an update."""
+"""The value of `optimizer.learning_rate`, and the rate that is computed once for each update."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ class LearningRate(float):
     ((), 'float32', True, True)
     """
 
-    _optimizer: Any
+    _assign: Callable[[Any], None]
     shape = ()
     ndim = 0
 
-    def __new__(cls, value: float, optimizer: Any) -> LearningRate:
-        """A reading of `value`, and the optimizer that `assign` sets."""
+    def __new__(cls, value: float, assign: Callable[[Any], None]) -> LearningRate:
+        """A reading of `value`, and the function that sets another rate."""
         reading = super().__new__(cls, value)
-        reading._optimizer = optimizer
+        reading._assign = assign
         return reading
 
     def assign(self, value: Any) -> None:
         """Sets the optimizer's rate, as `optimizer.learning_rate = value` does."""
-        self._optimizer.learning_rate = value
+        self._assign(value)
 
     @property
     def dtype(self) -> str:

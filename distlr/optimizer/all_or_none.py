@@ -1,4 +1,4 @@
-"""Steps that are taken by all replicas and ranks, or by none."""
+"""Steps that all replicas and ranks take, or none of them."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ import tensorflow as tf
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.strategies.replicas import on_replicas, sum_over_replicas
 
-__all__ = ["agreed", "are_finite", "global_norm", "only_if"]
+__all__ = ["are_finite", "global_norm", "run_if", "true_everywhere"]
 
 
 def are_finite(gradients: Sequence[Any]) -> tf.Tensor:
-    """Whether every number of these gradients, dense, sparse or None, is finite; of this replica."""
+    """Whether every number of this replica's gradients (dense, sparse or None) is finite."""
     tensors = [getattr(gradient, "values", gradient) for gradient in gradients if gradient is not None]
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
 
 
 def global_norm(gradients: Sequence[Any]) -> tf.Tensor:
-    """The square root of the sum of all squares, in float32, of gradients of any float types; None counts nothing."""
+    """The square root of the sum of all squares, in float32, of gradients of any float types; None counts as zero."""
     tensors = [getattr(gradient, "values", gradient) for gradient in gradients if gradient is not None]
     return tf.linalg.global_norm([tf.cast(tensor, tf.float32) for tensor in tensors])
 
 
-def agreed(flag: tf.Tensor, reducer: GradientReducer | None) -> tf.Tensor:
-    """Whether a flag is true on every replica of every rank, the same on each; in a replica."""
+def true_everywhere(flag: tf.Tensor, reducer: GradientReducer | None) -> tf.Tensor:
+    """Whether a flag is true on every replica of every rank; all get the same answer. Called in a replica."""
     (failing,) = sum_over_replicas([tf.cast(tf.logical_not(flag), tf.float32)])
-    everywhere = tf.equal(failing, 0.0)
-    return everywhere if reducer is None else reducer.all_true(everywhere)
+    on_this_rank = tf.equal(failing, 0.0)
+    return on_this_rank if reducer is None else reducer.all_true(on_this_rank)
 
 
-def only_if(
+def run_if(
     flag: tf.Tensor, step: Callable[..., None], otherwise: Callable[[], Any], arguments: tuple[Any, ...]
 ) -> None:
-    """Runs a replica's step where `flag`, which all have agreed on, is true, and `otherwise` where it is not.
+    """Runs a replica's step where `flag`, which is the same on all, is true, and `otherwise` where it is not.
 
-    What replicas do together cannot be inside a condition in each of them, so there it stands around
-    them, and they are started anew in it.
+    A condition inside each replica cannot contain what replicas do together. So the condition stands around the
+    replicas, which are started anew in it.
     """
     if not on_replicas():
         tf.cond(flag, lambda: step(*arguments), lambda: _nothing(otherwise()))
         return
 
-    def everywhere(strategy: tf.distribute.Strategy, flags: Any, *each: Any) -> None:
+    def around_replicas(strategy: tf.distribute.Strategy, flags: Any, *replica_arguments: Any) -> None:
         tf.cond(
             strategy.experimental_local_results(flags)[0],
-            lambda: _nothing(strategy.extended.call_for_each_replica(step, args=each)),
+            lambda: _nothing(strategy.extended.call_for_each_replica(step, args=replica_arguments)),
             lambda: _nothing(strategy.extended.call_for_each_replica(otherwise)),
         )
 
-    tf.distribute.get_replica_context().merge_call(everywhere, args=(flag, *arguments))
+    tf.distribute.get_replica_context().merge_call(around_replicas, args=(flag, *arguments))
 
 
 def _nothing(_: Any) -> None:

@@ -1,0 +1,104 @@
+"""The values of what is scaled, or follows a schedule, beside the rate, at the present update."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from distlr.optimizer.hyperparameters import HyperparameterOptions, Multipliers
+from distlr.optimizer.learning_rate import RateCache
+from distlr.optimizer.state_variables import StateVariables
+from distlr.schedules import Scaled
+from distlr.schedules.schedule import as_float64
+
+__all__ = ["HyperparameterValues"]
+
+
+class HyperparameterValues:
+    """Keeps an optimizer's hyperparameters at the base batch and scaled, and computes those that change with time.
+
+    Args:
+        options: what was asked for.
+        base_values: the value of each scaled attribute at the base batch.
+        scaled_values: its value for the global batch (`HyperparameterOptions.checked`).
+        variables: hold the rate of the update before, where the momentum is corrected.
+
+    Attributes:
+        multipliers: the factors on the rates of the variables, or None.
+        follows: the schedules of weight decay and momentum, by attribute.
+    """
+
+    def __init__(
+        self,
+        options: HyperparameterOptions,
+        base_values: Mapping[str, float],
+        scaled_values: Mapping[str, float],
+        variables: StateVariables,
+    ) -> None:
+        self.options = options
+        self.base_values = dict(base_values)
+        self.follows: dict[str, Any] = options.follows()
+        self.multipliers = None if options.multipliers is None else Multipliers(options.multipliers)
+        self._values_at = {name: as_float64(schedule) for name, schedule in self.follows.items()}
+        self._caches = {"weight_decay": RateCache(), "momentum": RateCache()}
+        # The velocity holds the rate of the update before.
+        self._previous_rate = variables.add("previous_rate", np.float64(0)) if options.momentum_correction else None
+        self.use(scaled_values)
+
+    def use(self, scaled_values: Mapping[str, float]) -> None:
+        """Replaces the scaled values by those of another batch."""
+        self.scaled_values = dict(scaled_values)
+
+    def factor_of(self, path: str) -> float:
+        """The factor on the rate of the variable with this path."""
+        return 1.0 if self.multipliers is None else self.multipliers.of(path)
+
+    def schedule_factor(self, name: str) -> float:
+        """The factor on the schedule of an attribute, which is scaled for the global batch or not."""
+        return self.scaled_values.get(name, 1.0) / self.base_values.get(name, 1.0)
+
+    def explain(self) -> dict[str, Any]:
+        """What is scaled, with its value at the base batch and for the global batch."""
+        values = {name: [base, self.scaled_values[name]] for name, base in self.base_values.items()}
+        return {"scaled": values, "momentum_correction": self._previous_rate is not None}
+
+    @contextlib.contextmanager
+    def following(self, time: Callable[[], tf.Tensor]) -> Iterator[None]:
+        """Holds the scheduled weight decay and momentum at `time()`, for the update in progress."""
+        with contextlib.ExitStack() as stack:
+            for name, value_at in self._values_at.items():
+                stack.enter_context(self._caches[name].holding(value_at(time()) * self.schedule_factor(name)))
+            yield
+
+    @property
+    def weight_decay(self) -> tf.Tensor | None:
+        """The scheduled weight decay of the update in progress; None without a schedule, or outside an update."""
+        return self._caches["weight_decay"].get()
+
+    def velocity_factor(self, rate: tf.Tensor, momentum: float) -> tf.Tensor | None:
+        """The factor on SGD's velocity before Keras multiplies it by `momentum`; None for 1.
+
+        It is `rate / previous rate` where the momentum is corrected, times `scheduled momentum / momentum`.
+        """
+        factors = [] if self._previous_rate is None else [self._correction(rate)]
+        scheduled_momentum = self._caches["momentum"].get()
+        if scheduled_momentum is not None:
+            factors.append(scheduled_momentum / momentum)
+        return functools.reduce(tf.multiply, factors) if factors else None
+
+    def remember(self, rate: tf.Tensor, time: tf.Tensor, scaled: Scaled | None, updates: tf.Tensor | None) -> None:
+        """Keeps the rate of this update for the next one, while the warmup climbs; then 0."""
+        if self._previous_rate is None or scaled is None:
+            return
+        kept = tf.where(scaled.climbs(time), tf.cast(rate, tf.float64), 0.0)
+        self._previous_rate.assign(kept if updates is None else tf.where(updates, kept, self._previous_rate))
+
+    def _correction(self, rate: tf.Tensor) -> tf.Tensor:
+        """`rate / previous rate`, and 1 before the first update."""
+        previous = tf.cast(self._previous_rate, tf.float64)
+        return tf.where(previous > 0, tf.cast(rate, tf.float64) / tf.where(previous > 0, previous, 1.0), 1.0)
