@@ -107,7 +107,7 @@ class AdoptedOptimizer:
         return sorted({*super().__dir__(), *_SHORTCUTS})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As in Keras; also notes a new count of steps, and that a loss scale wraps the optimizer."""
+        """As in Keras; also notes that a loss scale wraps the optimizer."""
         extension = self.__dict__.get("_distlr")
         if extension is not None:
             if name in _SHORTCUTS and not hasattr(extension.base_class, name) and name not in self.__dict__:
@@ -115,8 +115,6 @@ class AdoptedOptimizer:
                     f"`{name}` of an adopted optimizer cannot be assigned. Fix: set optimizer.learning_rate, or call "
                     "optimizer.multiply_rate(factor)."
                 )
-            if name == "_iterations":
-                extension.formula.iterations = value
             # Keras' LossScaleOptimizer assigns None when it wraps an optimizer, and nothing else does. As shipped it
             # looks at the gradients of one replica alone, so `apply` waits for a wrapper that asks all of them, a new
             # one each time. (A property would not see it: Keras skips the assignment of an attribute's present value.)

@@ -18,7 +18,7 @@ from distlr.scaling import rules
 from distlr.scaling.rules import Rule, rule_name
 from distlr.schedules.constant import Constant
 from distlr.schedules.per_epoch import PerEpoch
-from distlr.schedules.schedule import Schedule, as_float64, check_has_no_warmup, check_is_schedule, divided
+from distlr.schedules.schedule import Schedule, check_has_no_warmup, divided, resolve
 from distlr.schedules.warmup import Warmup, check_shape, check_start
 
 __all__ = ["CLOCKS", "Scaled", "as_schedule", "scale"]
@@ -74,7 +74,7 @@ class Scaled(Schedule):
                 f"{schedule.factor:g} once more. Fix: hand over the schedule of the one-GPU script, and scale "
                 "in one place, distlr.scale or job.optimizer."
             )
-        check_is_schedule(schedule)
+        base = resolve(schedule)
         self.schedule = schedule
         self.batch = batch
         self.rule = rule
@@ -83,22 +83,21 @@ class Scaled(Schedule):
         self.warmup = None if warmup is None else Duration.parse(warmup, argument="warmup")
         self.warmup_from = warmup_from
         self.warmup_shape = check_shape("warmup_shape", warmup_shape)
-        timed = schedule
-        if isinstance(timed, PerEpoch) and timed.steps_per_epoch is None:
+        if isinstance(base, PerEpoch) and base.steps_per_epoch is None:
             _check_epoch_is_known(batch)
-            timed = timed.with_steps_per_epoch(self._time_of(Duration.parse("1ep")))
-        self._warmup = self._make_warmup(timed)
-        self._inner = as_float64(timed)
+            base = base.with_steps_per_epoch(self._time_of(Duration.parse("1ep")))
+        self._base = base
+        self._warmup = self._make_warmup()
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
         """The formula without the multiplier, at time `t` of the chosen clock."""
         if self._warmup is not None:
             return self._warmup.at(t) * self.factor
-        return self._inner(t) * self.factor
+        return self._base.at(t) * self.factor
 
     def base_at(self, t: tf.Tensor) -> tf.Tensor:
         """The schedule without factor and warmup, the rate for the base batch, at time `t` of the chosen clock."""
-        return self._inner(t)
+        return self._base.at(t)
 
     def time(self, step: tf.Tensor, samples: tf.Tensor) -> tf.Tensor:
         """The time of the chosen clock: `samples / base_batch`, in base steps, or Keras' own `step`.
@@ -156,7 +155,7 @@ class Scaled(Schedule):
         >>> parts["factor"], parts["peak_rate"], parts["warmup"]["updates"], parts["warmup"]["from"]
         (2.0, 0.2, 100, 0.5)
         """
-        base_rate = float(self._inner(tf.zeros((), tf.float64)))
+        base_rate = float(self._base.at(tf.zeros((), tf.float64)))
         climb = None
         if self._warmup is not None and self.warmup is not None:
             climb = {
@@ -235,7 +234,7 @@ class Scaled(Schedule):
             return float(self.batch.to_base_steps(duration, argument=argument))
         return float(self.batch.to_updates(duration, argument=argument) * self.batch.accumulation)
 
-    def _make_warmup(self, schedule: Any) -> Warmup | None:
+    def _make_warmup(self) -> Warmup | None:
         if self.warmup is None:
             if self.warmup_from is not None:
                 raise ConfigurationError(
@@ -247,7 +246,7 @@ class Scaled(Schedule):
         start = check_start("warmup_from", start, self.warmup_shape)
         steps = self._time_of(self.warmup, "warmup")
         if steps:
-            check_has_no_warmup(schedule, "warmup", str(self.warmup))
+            check_has_no_warmup(self.schedule, "warmup", str(self.warmup))
         run = self.batch.duration
         if run is not None and steps >= self._time_of(run):
             raise ConfigurationError(
@@ -262,7 +261,7 @@ class Scaled(Schedule):
             why = "its length is 0" if steps == 0 else f"it starts at the full rate (the factor is {self.factor:g})"
             _log.info("warmup=%s does nothing: %s.", self.warmup, why)
             return None
-        return Warmup(schedule, steps, start, self.warmup_shape)
+        return Warmup(self._base, steps, start, self.warmup_shape)
 
 
 def options_from_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ __all__ = [
     "increasing",
     "passed",
     "progress",
+    "resolve",
 ]
 
 
@@ -168,6 +169,27 @@ def as_float64(schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:
         return lambda t: tf.cast(precise(t), tf.float64)
     dtype = _accepted_step(schedule)
     return lambda t: tf.cast(schedule(_cast_step(t, dtype)), tf.float64)
+
+
+def resolve(schedule: Any) -> Schedule:
+    """Checks anybody's schedule once, and gives it as one of distlr's: whatever is put around that checks no more.
+
+    Raises:
+        ConfigurationError, ConfigurationTypeError: it is no schedule, or cannot be called (`as_float64`).
+    """
+    check_is_schedule(schedule)
+    return schedule if isinstance(schedule, Schedule) else _Resolved(schedule)
+
+
+class _Resolved(Schedule):
+    """A schedule of somebody else's, in float64."""
+
+    def __init__(self, schedule: Any) -> None:
+        self.schedule = schedule
+        self._rate_at = as_float64(schedule)
+
+    def at(self, t: tf.Tensor) -> tf.Tensor:
+        return self._rate_at(t)
 
 
 def at_each(law: Callable[[tf.Tensor], tf.Tensor], times: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -1,0 +1,167 @@
+"""An adopted optimizer is the user's own: its attributes go before distlr's names, and nothing else is added."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+
+from distlr.batch.global_batch import GlobalBatch
+from distlr.optimizer import AdoptedOptimizer, adopt
+
+BATCH = GlobalBatch(8, replicas=1, base_batch=4)
+SHORTCUTS = ("base_rate", "explain", "multiplier", "multiply_rate", "rate_digests", "samples_seen", "set_base_rate")
+
+
+@keras.saving.register_keras_serializable("tests")
+class Busy(keras.optimizers.SGD):
+    """A user's optimizer whose attributes and methods have the names of distlr's."""
+
+    state = "state"
+    watch = "watch"
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.multiplier, self.schedule, self.batch, self.reading = 3.0, "schedule", "batch", "reading"
+
+    def connect(self):
+        return "connect"
+
+    def explain(self):
+        return "explain"
+
+    def _step(self):
+        return "step"
+
+    def _apply(self):
+        return "apply"
+
+    def _path(self):
+        return "path"
+
+    def update_step(self, gradient, variable, learning_rate):
+        assert (self._step(), self._apply(), self._path(), self.multiplier) == ("step", "apply", "path", 3.0)
+        super().update_step(gradient, variable, learning_rate)
+
+
+def test_the_users_own_attributes_go_before():
+    optimizer = adopt(Busy(0.1, momentum=0.9), BATCH)
+    assert (optimizer.state, optimizer.watch, optimizer.connect(), optimizer.explain()) == (
+        "state",
+        "watch",
+        "connect",
+        "explain",
+    )
+    assert (optimizer.multiplier, optimizer.schedule, optimizer.batch, optimizer.reading) == (
+        3.0,
+        "schedule",
+        "batch",
+        "reading",
+    )
+    optimizer.multiplier = 3.0  # as the user's code may
+    variable = keras.Variable([1.0])
+    optimizer.apply([keras.ops.ones(1)], [variable])
+    np.testing.assert_allclose(variable.numpy(), [0.8], rtol=1e-6)
+    assert (optimizer.distlr.formula.multiplier, optimizer.samples_seen) == (1.0, 8)
+
+
+def test_one_name_is_added():
+    plain = keras.optimizers.SGD(0.1)
+    before = {name for name in object.__dir__(plain) if not name.startswith("_")}
+    adopted = adopt(plain, BATCH)
+    assert {name for name in object.__dir__(adopted) if not name.startswith("_")} - before == {"distlr"}
+    assert set(SHORTCUTS) <= set(dir(adopted))
+    own = {name for name in vars(AdoptedOptimizer) if not name.startswith("_")}
+    assert own - set(dir(keras.optimizers.SGD(0.1))) == {"distlr"}
+
+
+@pytest.mark.parametrize("name", SHORTCUTS)
+def test_a_shortcut_cannot_be_assigned(name):
+    optimizer = adopt(keras.optimizers.SGD(0.1), BATCH)
+    with pytest.raises(AttributeError, match=rf"`{name}` of an adopted optimizer cannot be assigned\. Fix: "):
+        setattr(optimizer, name, 0.5)
+
+
+def test_an_unknown_attribute_is_an_attribute_error():
+    optimizer = adopt(keras.optimizers.SGD(0.1), BATCH)
+    with pytest.raises(AttributeError, match="'DistlrSGD' object has no attribute 'nothing'"):
+        optimizer.nothing  # noqa: B018
+    assert not hasattr(optimizer, "mark_broadcast")
+
+
+class Forwarding(keras.optimizers.SGD):
+    """A user's optimizer that looks for attributes elsewhere, too."""
+
+    def __getattr__(self, name):
+        if name in ("elsewhere", "multiplier"):
+            return f"the user's {name}"
+        raise AttributeError(f"nowhere: {name}")
+
+
+def test_a_users_getattr_is_asked_first():
+    optimizer = adopt(Forwarding(0.1), BATCH)
+    assert (optimizer.elsewhere, optimizer.multiplier, optimizer.samples_seen) == (
+        "the user's elsewhere",
+        "the user's multiplier",
+        0,
+    )
+    with pytest.raises(AttributeError, match="nowhere: nothing"):
+        optimizer.nothing  # noqa: B018
+
+
+OLD_NAMES = {
+    "batch": lambda extension: extension.batch,
+    "schedule": lambda extension: extension.formula.scaled,
+    "in_warmup": lambda extension: extension.formula.in_warmup,
+    "gradient_norm": lambda extension: extension.gradients.norm,
+    "gradient_reducer": lambda extension: extension.gradients.reducer,
+}
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_an_old_name_works_and_warns(name):
+    optimizer = adopt(keras.optimizers.SGD(0.1), BATCH)
+    with pytest.warns(DeprecationWarning, match=rf"optimizer\.{name} is optimizer\.distlr\."):
+        value = getattr(optimizer, name)
+    assert value is OLD_NAMES[name](optimizer.distlr)
+
+
+def test_it_is_freed_without_the_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        optimizer = adopt(keras.optimizers.SGD(0.1), BATCH)
+        optimizer.learning_rate = 0.05
+        gone = weakref.ref(optimizer)
+        extension = optimizer.distlr
+        del optimizer
+        assert gone() is None
+        assert extension.formula.reading().rate == pytest.approx(0.05)
+    finally:
+        gc.enable()
+
+
+class Counting(keras.optimizers.schedules.LearningRateSchedule):
+    """A user's schedule that counts how often it is called."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        return 0.1
+
+    def get_config(self):
+        return {}
+
+
+def test_a_users_schedule_is_checked_once():
+    schedule = Counting()
+    adopt(keras.optimizers.SGD(schedule), BATCH, scaling={"warmup": "80sp"})
+    assert schedule.calls == 1
+    followed = Counting()
+    adopt(keras.optimizers.SGD(0.1, weight_decay=0.01), BATCH, weight_decay_schedule=followed)
+    assert followed.calls == 1
