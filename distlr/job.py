@@ -543,7 +543,7 @@ class Job:
         state = {"weights": weights_digests(model, self.strategy)}
         share = numbers(local_result) if self._spans else Bundle(read_states(model.metrics).arrays)
         bundles = exchange_bundles(self.communicator, Bundle(share.arrays, note=state), tag="job.evaluate")
-        compare_ranks(self.communicator, [bundle.note for bundle in bundles], model, when="job.evaluate")
+        compare_ranks(self.communicator, [bundle.fields for bundle in bundles], model, when="job.evaluate")
         if self._spans:
             return first_of(bundles)
         return results(model.metrics, bundles, model.get_metrics_result)

@@ -46,6 +46,22 @@ CONTROL = (
 )
 """Never import a framework, not even inside a function."""
 
+WITHOUT_ANY = (
+    "batch",
+    "callbacks.stage",
+    "communicators",
+    "errors",
+    "plateau.metric_direction",
+    "plateau.policy",
+    "runlog.journal",
+    "scaling.rules",
+    "startup",
+)
+"""Rooms and modules with a type for everything; but for `WITH_ANY` in them."""
+
+WITH_ANY = ("communicators.horovod", "communicators.multi_worker")
+"""Handle TensorFlow's tensors, which have no types."""
+
 WITHOUT_FRAMEWORK = (
     "checkpoint.interval",
     "checkpoint.preemption",
@@ -213,6 +229,23 @@ def test_the_control_plane_never_imports_a_framework(module):
     chains = _reaches(module)
     reached = {name: " -> ".join(chain) for name, chain in chains.items() if _top([name]) & FRAMEWORKS}
     assert not reached
+
+
+def _typed() -> list[str]:
+    rooms, exceptions = ([f"distlr.{name}" for name in names] for names in (WITHOUT_ANY, WITH_ANY))
+    assert {*rooms, *exceptions} <= MODULES.keys(), "a room is gone: this rule would hold nothing for it"
+    return [module for module in MODULES if _is_or_under(module, rooms) and not _is_or_under(module, exceptions)]
+
+
+@pytest.mark.parametrize("module", _typed())
+def test_contracts_and_rooms_without_tensorflow_have_a_type_for_everything(module):
+    assert _lines_with_any(_tree(module)) == []
+
+
+def _lines_with_any(tree: ast.Module) -> list[int]:
+    """Where a module imports or names `typing.Any`."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute | ast.alias)]
+    return [node.lineno for node in nodes if "Any" in {getattr(node, key, "") for key in ("id", "attr", "name")}]
 
 
 def _rooms() -> dict[str, str]:

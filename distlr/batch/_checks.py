@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
 
 from distlr._utils.checks import INT64_END, positive_integer
 from distlr.batch.duration import Duration
@@ -36,7 +35,7 @@ _ARGUMENTS = (
 )
 
 
-def refuse_unknown(arguments: Mapping[str, Any]) -> None:
+def refuse_unknown(arguments: Mapping[str, object]) -> None:
     """Refuses what the constructor does not take, before Python does so with less to say."""
     for key in arguments:
         if key not in _ARGUMENTS:

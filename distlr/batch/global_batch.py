@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Protocol, SupportsIndex, SupportsInt, TypeVar
+from typing import Protocol, SupportsIndex, SupportsInt, TypeVar
 
 from distlr._utils.checks import positive_integer
 from distlr.batch import _checks as checked
@@ -24,11 +24,11 @@ HOW_TO_MAKE = "make it with job.batch(per_replica=..., base_batch=...)"
 class _Arithmetic(Protocol):
     """What the clock needs of a number: a Python int and a TensorFlow int64 tensor both have it."""
 
-    def __add__(self: _T, other: Any, /) -> _T: ...
-    def __sub__(self: _T, other: Any, /) -> _T: ...
-    def __mul__(self: _T, other: Any, /) -> _T: ...
-    def __floordiv__(self: _T, other: Any, /) -> _T: ...
-    def __mod__(self: _T, other: Any, /) -> _T: ...
+    def __add__(self: _T, other: _T | int, /) -> _T: ...
+    def __sub__(self: _T, other: _T | int, /) -> _T: ...
+    def __mul__(self: _T, other: _T | int, /) -> _T: ...
+    def __floordiv__(self: _T, other: _T | int, /) -> _T: ...
+    def __mod__(self: _T, other: _T | int, /) -> _T: ...
 
 
 _T = TypeVar("_T")
@@ -320,7 +320,7 @@ class GlobalBatch:
 
     # -- copies --------------------------------------------------------------------------------------------
 
-    def replace(self, **changes: Any) -> GlobalBatch:
+    def replace(self, **changes: object) -> GlobalBatch:
         """A copy with some of the constructor's arguments changed.
 
         `per_replica` takes the place of a `total` and the other way round; what was written as `total` keeps
@@ -335,13 +335,13 @@ class GlobalBatch:
             GlobalBatch(total=512, replicas=8, base_batch=256, accumulation=1)
         """
         checked.refuse_unknown(changes)
-        arguments = self.to_dict()
+        arguments: dict[str, object] = {**self.to_dict()}
         for new, old in (("per_replica", "total"), ("total", "per_replica")):
             if changes.get(new) is not None:
                 arguments.pop(old, None)
-        return GlobalBatch(**{**arguments, **changes})
+        return GlobalBatch.from_dict({**arguments, **changes})
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, int | str]:
         """The constructor's arguments that are set, as JSON holds them: integers, and text for `duration`.
 
         >>> GlobalBatch(64, base_batch=256, duration="90ep", samples_per_epoch=60_000).to_dict()["duration"]
@@ -360,7 +360,7 @@ class GlobalBatch:
         return {name: value for name, value in arguments.items() if value is not None}
 
     @classmethod
-    def from_dict(cls, arguments: Mapping[str, Any]) -> GlobalBatch:
+    def from_dict(cls, arguments: Mapping[str, object]) -> GlobalBatch:
         """The batch that `to_dict` wrote.
 
         Raises:
@@ -376,7 +376,7 @@ class GlobalBatch:
                 received("arguments", arguments, "a mapping", "pass what `GlobalBatch.to_dict` returned")
             )
         checked.refuse_unknown(arguments)
-        return cls(**arguments)
+        return cls(**arguments)  # type: ignore[arg-type]  # the constructor checks each value
 
     # -- inner ---------------------------------------------------------------------------------------------
 
@@ -421,7 +421,7 @@ def _number(value: Fraction) -> int | float:
     return value.numerator if value.denominator == 1 else float(value)
 
 
-def check_batch(batch: Any, hint: str = HOW_TO_MAKE) -> None:
+def check_batch(batch: object, hint: str = HOW_TO_MAKE) -> None:
     """Refuses what is no `GlobalBatch`."""
     if not isinstance(batch, GlobalBatch):
         raise ConfigurationTypeError(received("batch", batch, "a GlobalBatch", hint))

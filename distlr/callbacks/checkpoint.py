@@ -233,13 +233,13 @@ class Checkpoint(JobCallback):
         )
         if said.note is None:
             return
-        state = RunState.from_json(said.note)
+        state = RunState.from_json(said.fields)
         self._ranks = rank_arrays(said.arrays, state.ranks)
         self._place(state, said.arrays)
         if self.communicator.is_root:
-            _log.info("%s", resume_line(self.core, self._path, said.note, self._state.to_json(), self.rewarm))
+            _log.info("%s", resume_line(self.core, self._path, said.fields, self._state.to_json(), self.rewarm))
             self.decided("resume", self._epoch, f"continues a checkpoint of update {state.iterations}")
-        self.counters.restore(self.communicator, said.note["callbacks"], self._counted)
+        self.counters.restore(self.communicator, said.fields["callbacks"], self._counted)
         stopped = self.counters.ended_by()
         if stopped is not None:
             self.model._initial_epoch = (self.params or {}).get("epochs")

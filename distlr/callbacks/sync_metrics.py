@@ -67,7 +67,7 @@ class SyncMetrics(JobCallback):
         self._metrics: EagerMetrics | GraphMetrics | None = None
         self._trained: dict[str, Any] | None = None  # this rank's states of the training
         self._training: dict[str, float] | None = None  # the results of all ranks'
-        self._others: list[dict[str, float]] = []  # by rank, what else is in its logs
+        self._others: list[dict[str, Any]] = []  # by rank, what else is in its logs
         self._validates = self._any_validates = False
         self._begins_with_validation = False  # the epoch, whose training was in another process
         self.validation_was_cut = False
@@ -150,8 +150,9 @@ class SyncMetrics(JobCallback):
         tag = f"training metrics of epoch {self._epoch + 1}"
         self.communicator.data_ended(self.gradient_reducer)
         bundles = exchange_with_statistics(self.communicator, self.model, own, tag=tag)
-        self._any_validates = any(rank.note["validates"] for rank in bundles)
-        self._others = [rank.note["others"] for rank in bundles]
+        notes: list[dict[str, Any]] = [rank.fields for rank in bundles]
+        self._any_validates = any(note["validates"] for note in notes)
+        self._others = [note["others"] for note in notes]
         if not self._spans:
             self._training = self._current().results(bundles)
         elif self._any_validates and not self._validates:
@@ -175,7 +176,7 @@ class SyncMetrics(JobCallback):
         if "training" in said:
             self._training = before.results(said["training"])
         if "validation" in said:
-            self._hear([rank.note for rank in said["validation"]])
+            self._hear([rank.fields for rank in said["validation"]])
         assert self._training is not None
         logs.update({name: value for name, value in self._training.items() if name in logs})
         validated = said.get("validation", [])
@@ -190,9 +191,9 @@ class SyncMetrics(JobCallback):
         own = Bundle({} if metrics is None else metrics.states(), note=note)
         tag = f"validation metrics of epoch {epoch + 1}"
         all_ranks = exchange_bundles(self.communicator, own, tag=tag)
-        self._hear([rank.note for rank in all_ranks])
+        self._hear([rank.fields for rank in all_ranks])
         validated = {} if metrics is None else {f"val_{name}": v for name, v in metrics.results(all_ranks).items()}
-        if not all(rank.note["has_metrics"] for rank in all_ranks):
+        if not all(rank.fields["has_metrics"] for rank in all_ranks):
             results = exchange_bundles(self.communicator, numbers(validated), tag=f"{tag}, for who has none")
             validated = first_of(results)
         logs.update(validated)
@@ -209,7 +210,7 @@ class SyncMetrics(JobCallback):
             tag = f"validation metrics of epoch {epoch + 1}"
             bundles = exchange_bundles(self.communicator, Bundle(validated.arrays, note=others), tag=tag)
             logs.update(first_of(bundles))
-            self._others = [rank.note for rank in bundles]
+            self._others = [rank.fields for rank in bundles]
 
     def _current(self) -> EagerMetrics | GraphMetrics:
         """The model's metrics, which are traced anew where they have changed."""

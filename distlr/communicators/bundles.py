@@ -6,10 +6,12 @@ import dataclasses
 import json
 import struct
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
+from distlr._utils.json_types import JSON
 from distlr.communicators.communicator import Communicator
 from distlr.communicators.frames import REDUCERS, Array, Frame, checked_array, to_array, to_bytes, to_json
 from distlr.errors import DistlrError, DistributionError
@@ -35,7 +37,13 @@ class Bundle:
     """What one rank says: named arrays, which another rank may lack, and a JSON value beside them."""
 
     arrays: Mapping[str, Array]
-    note: Any = None
+    note: object = None
+
+    @property
+    def fields(self) -> dict[str, JSON]:
+        """The note, where it is an object of JSON."""
+        assert isinstance(self.note, dict)
+        return self.note
 
 
 def exchange_bundles(communicator: Communicator, bundle: Bundle, *, tag: str) -> list[Bundle]:
@@ -52,7 +60,7 @@ def exchange_bundles(communicator: Communicator, bundle: Bundle, *, tag: str) ->
         packed = _pack(bundle)
     except DistlrError as error:
         communicator.refuse("allgather", tag, error)
-    return [_unpack(part) for part in communicator.allgather(packed, tag=tag)]
+    return [_unpack(part.view(np.uint8)) for part in communicator.allgather(packed, tag=tag)]
 
 
 def exchange_together(communicator: Communicator, parts: Mapping[str, Bundle], *, tag: str) -> dict[str, list[Bundle]]:
@@ -79,7 +87,7 @@ def exchange_together(communicator: Communicator, parts: Mapping[str, Bundle], *
         """What a rank said in this part."""
         start = f"{part}/"
         named = {name[len(start) :]: array for name, array in said.arrays.items() if name.startswith(start)}
-        return Bundle(named, note=said.note[part])
+        return Bundle(named, note=said.fields[part])
 
     return {part: [of(part, said) for said in everyone] for part in parts}
 
@@ -98,7 +106,7 @@ def reduce_over(bundles: Iterable[Bundle], how: Mapping[str, str] | None = None)
     result: dict[str, Array] = {}
     for rank, bundle in enumerate(bundles):
         for name, array in bundle.arrays.items():
-            wide = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
+            wide: Array = array.astype(np.float64) if array.dtype.kind == "f" else array.astype(np.int64)
             if name not in result:
                 result[name] = wide
             elif result[name].shape != wide.shape:
@@ -116,24 +124,24 @@ def numbers(values: Mapping[str, float]) -> Bundle:
     return Bundle({name: np.asarray(value, np.float64) for name, value in values.items()})
 
 
-def number(value: Any) -> Any:
+def number(value: object) -> float:
     """What a metric gives, as a float; an array where it is several values, as of `F1Score(average=None)`."""
     array = np.asarray(value)
-    return float(array.item()) if array.size == 1 else array
+    return float(array.item()) if array.size == 1 else cast(float, array)  # typed as it nearly always is
 
 
-def first_of(bundles: Iterable[Bundle]) -> dict[str, Any]:
+def first_of(bundles: Iterable[Bundle]) -> dict[str, float]:
     """The numbers of the first rank that has any, in rank order; an array where there are several of one name."""
     return next(({name: number(value) for name, value in b.arrays.items()} for b in bundles if b.arrays), {})
 
 
-def mean_over(bundles: list[Bundle]) -> dict[str, Array]:
+def mean_over(bundles: list[Bundle]) -> dict[str, npt.NDArray[np.float64]]:
     """The mean of each array over the ranks that have it, in float64."""
     count: dict[str, int] = {}
     for bundle in bundles:
         for name in bundle.arrays:
             count[name] = count.get(name, 0) + 1
-    return {name: np.asarray(total / count[name]) for name, total in reduce_over(bundles).items()}
+    return {name: np.asarray(total / count[name], np.float64) for name, total in reduce_over(bundles).items()}
 
 
 def broadcast_arrays(communicator: Communicator, arrays: list[Array], *, tag: str) -> list[Array]:

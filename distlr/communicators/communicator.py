@@ -15,8 +15,8 @@ from __future__ import annotations
 import abc
 import json
 import time
-from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, final
+from collections.abc import Mapping, Sequence
+from typing import Literal, NoReturn, TypeVar, final
 
 import numpy.typing as npt
 
@@ -48,6 +48,8 @@ from distlr.errors import (
 __all__ = ["Communicator", "Op"]
 
 Op = Literal["sum", "max", "min"]
+
+_J = TypeVar("_J")  # a JSON value
 
 
 class Communicator(abc.ABC):
@@ -296,7 +298,7 @@ class Communicator(abc.ABC):
         self._collective("barrier", tag, {}, EMPTY)
 
     @final
-    def broadcast_json(self, obj: Any, *, tag: str) -> Any:
+    def broadcast_json(self, obj: _J, *, tag: str) -> _J:
         """Gives every rank rank 0's object, as JSON. Collective: every rank calls.
 
         Args:
@@ -320,10 +322,11 @@ class Communicator(abc.ABC):
         except DistlrError as error:
             self.refuse("broadcast_json", tag, error)
         parts = self._collective("broadcast_json", tag, {}, data)
-        return json.loads(parts[0].data.tobytes())
+        result: _J = json.loads(parts[0].data.tobytes())
+        return result
 
     @final
-    def gather_json(self, obj: Any, *, tag: str) -> list[Any]:
+    def gather_json(self, obj: _J, *, tag: str) -> list[_J]:
         """Gives every rank the list of all ranks' objects, as JSON. Collective: every rank calls.
 
         Args:
@@ -386,7 +389,7 @@ class Communicator(abc.ABC):
         return 0
 
     def _collective(
-        self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0
+        self, kind: str, tag: str, terms: Mapping[str, object], data: Frame, length: int = 0
     ) -> list[CollectiveMessage]:
         """Exchanges one frame and checks that all ranks mean the same collective."""
         parts = self._send(kind, tag, terms, data, length)
@@ -394,7 +397,7 @@ class Communicator(abc.ABC):
         return parts
 
     def _send(
-        self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0, refused: str = ""
+        self, kind: str, tag: str, terms: Mapping[str, object], data: Frame, length: int = 0, refused: str = ""
     ) -> list[CollectiveMessage]:
         if not isinstance(tag, str):
             raise ConfigurationTypeError(received("tag", tag, "a str"))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,7 @@ __all__ = [
     "to_json",
 ]
 
-Array = npt.NDArray[Any]
+Array = npt.NDArray[np.float32 | np.float64 | np.int64 | np.bool_ | np.uint8]
 Frame = npt.NDArray[np.uint8]
 
 EMPTY: Frame = np.zeros(0, np.uint8)
@@ -65,7 +65,7 @@ class CollectiveMessage:
 
     kind: str
     tag: str
-    terms: dict[str, Any]
+    terms: Mapping[str, object]
     length: int
     refused: str
     data: Frame
@@ -91,13 +91,13 @@ def to_bytes(value: Array) -> Frame:
     return flat.view(np.uint8)
 
 
-def to_array(data: Frame, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
+def to_array(data: Frame, dtype: np.dtype[np.generic], shape: Sequence[int]) -> Array:
     """The inverse of `to_bytes`: a new array, writable, in the machine's byte order."""
     value: Array = data.view(dtype.newbyteorder("<")).astype(dtype.newbyteorder("="), copy=True)
     return value.reshape(shape)
 
 
-def to_json(obj: Any) -> Frame:
+def to_json(obj: object) -> Frame:
     """A JSON value as bytes; refuses anything else, naming its type."""
 
     def refuse(item: object) -> NoReturn:

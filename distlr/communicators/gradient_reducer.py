@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 from distlr.communicators.step_signals import StepSignals
 
-__all__ = ["GradientReducer"]
+__all__ = ["BooleanTensor", "Gradient", "GradientReducer"]
+
+Gradient: TypeAlias = object
+"""A gradient as TensorFlow gives it, which has no types: a tensor, `tf.IndexedSlices`, or None."""
+
+BooleanTensor: TypeAlias = object
+"""A boolean tensor of TensorFlow's."""
 
 
 class GradientReducer(abc.ABC):
@@ -29,7 +35,7 @@ class GradientReducer(abc.ABC):
         return ""
 
     @abc.abstractmethod
-    def average(self, gradients: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    def average(self, gradients: Sequence[Gradient], names: Sequence[str]) -> list[Gradient]:
         """The mean over the batch of each gradient, and all ranks' signals.
 
         Args:
@@ -38,5 +44,5 @@ class GradientReducer(abc.ABC):
         """
 
     @abc.abstractmethod
-    def all_true(self, flag: Any) -> Any:
+    def all_true(self, flag: BooleanTensor) -> BooleanTensor:
         """Whether a boolean tensor is true on every rank; the same on each."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import time
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +19,39 @@ __all__ = ["MpiCommunicator"]
 
 _AWAKE = 1.0  # seconds between two looks: what is longer is a suspension
 _FIRST_PAUSE, _LONGEST_PAUSE = 10e-6, 1e-3  # seconds
+
+
+class _Request(Protocol):
+    def Test(self) -> bool: ...
+
+
+class _Host(Protocol):
+    rank: int
+    size: int
+
+    def Free(self) -> None: ...
+
+
+class Intracommunicator(Protocol):
+    """The part of an `mpi4py.MPI.Intracomm` that is used; mpi4py itself is optional."""
+
+    rank: int
+    size: int
+
+    def Dup(self) -> Intracommunicator:
+        """See `MPI_Comm_dup`."""
+
+    def Split_type(self, split_type: int, key: int) -> _Host:
+        """See `MPI_Comm_split_type`."""
+
+    def Iallgather(self, sendbuf: object, recvbuf: object) -> _Request:
+        """See `MPI_Iallgather`."""
+
+    def Iallgatherv(self, sendbuf: object, recvbuf: object) -> _Request:
+        """See `MPI_Iallgatherv`."""
+
+    def Abort(self, errorcode: int) -> None:
+        """See `MPI_Abort`."""
 
 
 class MpiCommunicator(Communicator):
@@ -38,7 +72,7 @@ class MpiCommunicator(Communicator):
         DistributionError: mpi4py, or the MPI library under it, cannot be loaded.
     """
 
-    def __init__(self, communicator: Any = None, timeout: float = 600.0) -> None:
+    def __init__(self, communicator: Intracommunicator | None = None, timeout: float = 600.0) -> None:
         self.timeout = positive_real("timeout", timeout)
         mpi = _mpi()
         self._communicator = (mpi.COMM_WORLD if communicator is None else communicator).Dup()
@@ -46,7 +80,8 @@ class MpiCommunicator(Communicator):
         host = self._communicator.Split_type(mpi.COMM_TYPE_SHARED, key=place[0])  # who share this host's memory
         super().__init__("mpi", *place, int(host.rank), int(host.size))
         host.Free()
-        self._abandoned: list[Any] = []  # requests that nobody waits for any more, with their buffers
+        # Requests that nobody waits for any more, with their buffers.
+        self._abandoned: list[tuple[_Request, tuple[np.ndarray, ...]]] = []
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
         # In units of 8 bytes, so that MPI's 32-bit counts reach 16 GiB. The sizes are a collective of MPI's own.
@@ -59,7 +94,7 @@ class MpiCommunicator(Communicator):
         self._wait(request, (words, received), patience, label)
         return split(received.view(np.uint8), self.size, label)
 
-    def _wait(self, request: Any, buffers: tuple[np.ndarray, ...], patience: _Patience, label: str) -> None:
+    def _wait(self, request: _Request, buffers: tuple[np.ndarray, ...], patience: _Patience, label: str) -> None:
         pause = _FIRST_PAUSE
         while not request.Test():
             if patience.is_over():
@@ -72,7 +107,7 @@ class MpiCommunicator(Communicator):
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _abandon(self, request: Any, buffers: tuple[np.ndarray, ...]) -> None:
+    def _abandon(self, request: _Request, buffers: tuple[np.ndarray, ...]) -> None:
         """Ends the job as this process exits, and keeps the buffers until then: MPI may still write to them."""
         if not self._abandoned:
             atexit.register(self._abort)
@@ -100,7 +135,7 @@ class _Patience:
         return self._left < 0
 
 
-def _mpi() -> Any:
+def _mpi() -> ModuleType:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

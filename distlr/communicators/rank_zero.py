@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar, cast
 
 from distlr.communicators.bundles import Bundle, exchange_bundles
 from distlr.communicators.communicator import Communicator
@@ -11,15 +11,17 @@ from distlr.errors import DistlrError, DistributionError
 
 __all__ = ["bundle_from_root", "from_root"]
 
+_J = TypeVar("_J")  # a JSON value
+
 
 def from_root(
     communicator: Communicator,
-    make: Callable[[], Any],
+    make: Callable[[], _J],
     *,
     tag: str,
     what: str,
     raised: Sequence[type[DistlrError]] = (DistributionError,),
-) -> Any:
+) -> _J:
     """What rank 0 makes, on every rank; an error of rank 0's is one of all. Collective.
 
     >>> from distlr.communicators import run_ranks
@@ -36,7 +38,8 @@ def from_root(
     Raises:
         Exception: what `make` raised, on rank 0; on the others one of `raised`, with its text.
     """
-    return bundle_from_root(communicator, lambda: Bundle({}, note=make()), tag=tag, what=what, raised=raised).note
+    bundle = bundle_from_root(communicator, lambda: Bundle({}, note=make()), tag=tag, what=what, raised=raised)
+    return cast(_J, bundle.note)
 
 
 def bundle_from_root(
@@ -51,15 +54,16 @@ def bundle_from_root(
     bundle, failure = Bundle({}), None
     if communicator.is_root:
         try:
-            made = make()
-            bundle = Bundle(made.arrays, note={"made": made.note})
+            local = make()
+            bundle = Bundle(local.arrays, note={"made": local.note})
         except Exception as error:  # every rank must hear of it before this one raises, or the others wait
             failure = error
-            kind = next((i for i, each in enumerate(raised) if isinstance(error, each)), len(raised) - 1)
+            place = next((i for i, each in enumerate(raised) if isinstance(error, each)), len(raised) - 1)
             text = str(error) if isinstance(error, DistlrError) else f"{type(error).__name__}: {error}"
-            bundle = Bundle({}, note={"error": text, "kind": kind})
-    said = exchange_bundles(communicator, bundle, tag=tag)[0]
-    if "error" in said.note:
-        kind, text = said.note["kind"], said.note["error"]
-        raise failure or raised[kind](f"[rank {communicator.rank}] Rank 0 could not {what}: {text}")
-    return Bundle(said.arrays, said.note["made"])
+            bundle = Bundle({}, note={"error": text, "kind": place})
+    reply = exchange_bundles(communicator, bundle, tag=tag)[0]
+    if "error" in reply.fields:
+        kind = reply.fields["kind"]
+        assert isinstance(kind, int)
+        raise failure or raised[kind](f"[rank {communicator.rank}] Rank 0 could not {what}: {reply.fields['error']}")
+    return Bundle(reply.arrays, reply.fields["made"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 __all__ = ["KEPT", "Journal", "JournalEntry"]
 
@@ -47,9 +46,9 @@ class JournalEntry:
     reason: str
     by: str
     time: str
-    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The entry as an object of JSON, as it stands in `decisions.jsonl`."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         details = fields.pop("details")

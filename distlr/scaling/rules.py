@@ -10,7 +10,6 @@ import difflib
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
 
 from distlr._utils.checks import positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
@@ -128,7 +127,7 @@ def factor(rule: Rule, k: float) -> float:
     """
     function = _resolve(rule)
     ratio = _ratio(k)
-    result: Any = function(ratio)
+    result: object = function(ratio)
     argument = f"rule({ratio!r})"
     hint = f"let the rule {rule_name(rule)!r} return a float such as {float(ratio)!r}"
     return positive_real(argument, result, hint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
 from distlr._utils.checks import digits, integer, one_of
 from distlr.errors import ConfigurationError, DistributionError, received
@@ -27,6 +27,24 @@ _MULTI_WORKER = "multi-worker"
 
 ENGINES = ("horovod", "mpi", _MULTI_WORKER)
 """What `distlr.init(engine)` takes."""
+
+
+class _ClusterSpec(Protocol):
+    def as_dict(self) -> Mapping[str, list[str]]: ...
+
+
+class _ClusterResolver(Protocol):
+    task_type: str
+    task_id: int | None
+
+    def cluster_spec(self) -> _ClusterSpec: ...
+
+
+class Strategy(Protocol):
+    """The part of a `tf.distribute.Strategy` that the choice depends on."""
+
+    num_replicas_in_sync: int
+    cluster_resolver: _ClusterResolver | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +71,7 @@ class BackendSelection:
 def choose(
     engine: str | None = None,
     *,
-    strategy: Any = None,
+    strategy: Strategy | None = None,
     simulate: int | None = None,
     workers: Sequence[str] | None = None,
     environ: Mapping[str, str],
@@ -108,10 +126,12 @@ def choose(
     )
 
 
-def _addresses_of(strategy: Any) -> tuple[list[str], int]:
+def _addresses_of(strategy: Strategy) -> tuple[list[str], int]:
     """The addresses of a strategy's workers, a chief first, and this worker's place among them."""
     resolver = strategy.cluster_resolver
-    cluster = resolver.cluster_spec().as_dict() if resolver is not None else {}
+    if resolver is None:
+        return [], 0
+    cluster = resolver.cluster_spec().as_dict()
     found: list[str] = []
     starts: dict[str, int] = {}
     for kind in ("chief", "worker"):
@@ -120,7 +140,7 @@ def _addresses_of(strategy: Any) -> tuple[list[str], int]:
     return found, starts.get(resolver.task_type, 0) + (resolver.task_id or 0) if found else 0
 
 
-def _check_together(engine: str | None, strategy: Any, simulate: int | None, workers: Sequence[str] | None) -> None:
+def _check_together(engine: str | None, strategy: object, simulate: int | None, workers: Sequence[str] | None) -> None:
     """Refuses two answers to the same question."""
     if strategy is not None and simulate is not None:
         raise ConfigurationError(
@@ -136,7 +156,7 @@ def _check_together(engine: str | None, strategy: Any, simulate: int | None, wor
         raise ConfigurationError(received("workers", workers, "alone, or beside engine='multi-worker'", hint))
 
 
-def _check_launch(launch: LauncherInfo | None, strategy: Any, replicas: int | None) -> None:
+def _check_launch(launch: LauncherInfo | None, strategy: object, replicas: int | None) -> None:
     """Refuses what would be a training of its own in each process of a launcher."""
     if launch is None or (strategy is None and replicas is None):
         return

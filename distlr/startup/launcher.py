@@ -22,7 +22,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from distlr._utils.checks import digits
 from distlr.errors import ConfigurationError, shown
@@ -194,12 +194,13 @@ def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | Non
     cluster = _section(config, "cluster", text)
     everyone: list[str] = []
     starts: dict[str, int] = {}
+    counts: dict[str, int] = {}
     # Chief before workers, and 'master' as the old name of the chief: the order in which TensorFlow counts.
     for kind in ("chief", "master", "worker"):
         addresses = cluster.get(kind, [])
         if not isinstance(addresses, list) or not all(isinstance(item, str) for item in addresses):
             raise _bad_tf_config(text, f"cluster.{kind} must be a list of 'host:port'")
-        starts[kind] = len(everyone)
+        starts[kind], counts[kind] = len(everyone), len(addresses)
         everyone += addresses
     if not everyone:
         return None
@@ -211,7 +212,7 @@ def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | Non
         raise _bad_tf_config(text, f"task.type must be 'worker' or 'chief', not {role!r}")
     if cluster.get("ps"):
         raise _bad_tf_config(text, "parameter servers update the weights at different times on each worker")
-    count = len(cluster.get(role, []))
+    count = counts[role]
     if isinstance(index, str):
         index = digits(index)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
@@ -219,7 +220,7 @@ def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | Non
     return everyone, starts[role] + index
 
 
-def _section(config: Any, name: str, text: str) -> dict[str, Any]:
+def _section(config: object, name: str, text: str) -> dict[str, object]:
     section = config.get(name, {}) if isinstance(config, dict) else None
     if not isinstance(section, dict):
         raise _bad_tf_config(text, f"it must be an object whose {name!r} is an object")

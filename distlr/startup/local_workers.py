@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from distlr._utils.signal_names import signal_name
 from distlr.errors import ConfigurationError, DistributionError, received
@@ -80,7 +80,7 @@ def run_workers(count: int, words: Sequence[str], environ: Mapping[str, str], gr
     addresses = free_addresses(count)
     shared = {SECRET: secrets.token_hex(16), **environ, "DISTLR_ENGINE": "multi-worker"}
     ended: queue.Queue[tuple[int, int]] = queue.Queue()
-    processes: list[subprocess.Popen[Any]] = []
+    processes: list[subprocess.Popen[bytes]] = []
     before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         for rank in range(count):
@@ -113,5 +113,5 @@ def _wait(ended: queue.Queue[tuple[int, int]], count: int, grace: float) -> int:
     return status
 
 
-def _leave(number: int, _: Any) -> NoReturn:
+def _leave(number: int, _: object) -> NoReturn:
     sys.exit(128 + number)

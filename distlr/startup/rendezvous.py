@@ -19,10 +19,10 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 
 from distlr._utils.checks import digits
+from distlr._utils.json_types import JSON
 from distlr._utils.rank_names import name_ranks
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
 from distlr.startup.signed_messages import LONGEST, SECRET, Messenger
@@ -42,7 +42,7 @@ _ENDED = "rank 0 ended. Fix: look at what it said last."
 _Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-def check_addresses(workers: Any) -> list[str]:
+def check_addresses(workers: object) -> list[str]:
     """The list, refused where an entry is no "host:port" or stands twice."""
     if isinstance(workers, str) or not isinstance(workers, Sequence):
         raise ConfigurationTypeError(received("workers", workers, 'a list such as ["host1:12345", "host2:12345"]'))
@@ -125,7 +125,7 @@ def _close(connections: Mapping[int, socket.socket]) -> None:
         connection.close()
 
 
-def _run(coroutine: Coroutine[Any, Any, str]) -> str:
+def _run(coroutine: Coroutine[object, object, str]) -> str:
     """What a coroutine gives; beside the event loop of a notebook in a thread of its own."""
     try:
         asyncio.get_running_loop()
@@ -158,7 +158,7 @@ class _Worker:
         return max(0.0, self.deadline - time.monotonic())
 
     @contextlib.asynccontextmanager
-    async def _listening(self, handle: _Handler) -> Any:
+    async def _listening(self, handle: _Handler) -> AsyncIterator[None]:
         """Gives each connection to the handler, many at the same time, and closes it after that."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -245,22 +245,24 @@ class _FirstWorker(_Worker):
         nonce = secrets.token_hex(16)
         self.messenger.send(writer, {"nonce": nonce})
         hello = await self.messenger.receive(reader, min(_GRACE, self.seconds_left))
-        if hello is None or hello.get("nonce") != nonce or not isinstance(hello.get("token"), str):
+        token = None if hello is None else hello.get("token")
+        if hello is None or hello.get("nonce") != nonce or not isinstance(token, str):
             return  # a scan of the port, a worker that ended, a stranger
         self._trust(asyncio.current_task())
-        token = hello["token"]
         problem = self._problem or await self._check(hello)
         if problem:
             self._problem = self._problem or problem
             self._tell(writer, token)
             self._decided.set()
             return
-        self._came[hello["rank"]] = writer, token
+        rank = hello["rank"]
+        assert isinstance(rank, int)  # by `_check`
+        self._came[rank] = writer, token
         if len(self._came) == len(self.workers) - 1:
             self._decided.set()
         await reader.read()  # until the meeting is over
 
-    async def _check(self, hello: dict[str, Any]) -> str:
+    async def _check(self, hello: dict[str, JSON]) -> str:
         """What is wrong with a worker that has come; an empty text where nothing is."""
         rank = hello.get("rank")
         if hello.get("workers") != self.workers:

@@ -10,7 +10,8 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from typing import Any
+
+from distlr._utils.json_types import JSON
 
 __all__ = ["SECRET", "Messenger"]
 
@@ -38,12 +39,12 @@ class Messenger:
         self.refused = 0
         """How many messages were not signed with the secret."""
 
-    def encode(self, message: Mapping[str, Any]) -> bytes:
+    def encode(self, message: Mapping[str, object]) -> bytes:
         """A message as the line that is sent."""
         text = json.dumps(message)
         return json.dumps({_MAGIC: text, "signature": self._signature(text)}).encode() + b"\n"
 
-    def decode(self, line: bytes) -> dict[str, Any] | None:
+    def decode(self, line: bytes) -> dict[str, JSON] | None:
         """The message of a line; None where it is none, or is not signed with the secret.
 
         >>> ours, theirs = Messenger("secret"), Messenger("another")
@@ -63,14 +64,14 @@ class Messenger:
             return None
         return message if isinstance(message, dict) else None
 
-    async def receive(self, reader: asyncio.StreamReader, seconds: float) -> dict[str, Any] | None:
+    async def receive(self, reader: asyncio.StreamReader, seconds: float) -> dict[str, JSON] | None:
         """The next message of a connection; None where none comes in time, or something else."""
         try:
             return self.decode(await asyncio.wait_for(reader.readuntil(b"\n"), max(0.0, seconds)))
         except (asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
             return None
 
-    def send(self, writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
+    def send(self, writer: asyncio.StreamWriter, message: Mapping[str, object]) -> None:
         """Sends a message, for as long as the other side is there, which finds out itself when it is not."""
         if not writer.is_closing():
             writer.write(self.encode(message))
