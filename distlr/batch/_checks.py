@@ -13,14 +13,14 @@ from distlr.batch.duration import Duration
 from distlr.errors import ConfigurationError, received
 
 __all__ = [
-    "base_batch_of",
-    "epoch_of",
-    "local_replicas_of",
-    "needs_epoch",
-    "needs_run",
-    "per_replica_of",
+    "check_base_batch",
+    "check_duration",
+    "check_local_replicas",
+    "check_per_replica",
+    "check_samples_per_epoch",
+    "epoch_length_message",
     "refuse_unknown",
-    "run_of",
+    "run_length_message",
 ]
 
 _ARGUMENTS = (
@@ -45,7 +45,7 @@ def refuse_unknown(arguments: Mapping[str, object]) -> None:
             raise ConfigurationError(received(str(key), arguments[key], expected, hint))
 
 
-def base_batch_of(base_batch: object) -> int:
+def check_base_batch(base_batch: object) -> int:
     """The batch that the rate was tuned at, which has no default."""
     if base_batch is None:
         # A default would scale the rate of a script that nobody tuned at it, in silence.
@@ -60,7 +60,7 @@ def base_batch_of(base_batch: object) -> int:
     return positive_integer("base_batch", base_batch)
 
 
-def local_replicas_of(local_replicas: object, replicas: int) -> int:
+def check_local_replicas(local_replicas: object, replicas: int) -> int:
     """Replicas that one process feeds: all of them when left out."""
     local = replicas if local_replicas is None else positive_integer("local_replicas", local_replicas)
     if replicas % local:
@@ -75,7 +75,7 @@ def local_replicas_of(local_replicas: object, replicas: int) -> int:
     return local
 
 
-def per_replica_of(per_replica: object, total: object, replicas: int, accumulation: int) -> int:
+def check_per_replica(per_replica: object, total: object, replicas: int, accumulation: int) -> int:
     """Samples of one pass of one replica, from exactly one of `per_replica` and `total`."""
     if (per_replica is None) == (total is None):
         raise ConfigurationError(
@@ -101,7 +101,9 @@ def per_replica_of(per_replica: object, total: object, replicas: int, accumulati
     return each
 
 
-def epoch_of(samples_per_epoch: object, per_replica: int, replicas: int, accumulation: int) -> int | None:
+def check_samples_per_epoch(
+    samples_per_epoch: object, per_replica: int, replicas: int, accumulation: int
+) -> int | None:
     """Samples of an epoch, if given: at least a full update, and no more than the clock's int64 can hold."""
     if samples_per_epoch is None:
         return None
@@ -133,7 +135,7 @@ def epoch_of(samples_per_epoch: object, per_replica: int, replicas: int, accumul
     return samples
 
 
-def run_of(duration: Duration | str | None, samples_per_epoch: int | None) -> Duration | None:
+def check_duration(duration: Duration | str | None, samples_per_epoch: int | None) -> Duration | None:
     """The length of the run, if given: one that says something by itself."""
     if duration is None:
         return None
@@ -150,11 +152,11 @@ def run_of(duration: Duration | str | None, samples_per_epoch: int | None) -> Du
     if run.value == 0:
         raise ConfigurationError(received("duration", str(run), "above 0"))
     if run.unit == "ep" and samples_per_epoch is None:
-        raise ConfigurationError(needs_epoch("duration", run))
+        raise ConfigurationError(epoch_length_message("duration", run))
     return run
 
 
-def needs_epoch(argument: str, duration: Duration) -> str:
+def epoch_length_message(argument: str, duration: Duration) -> str:
     """The message for epochs of unknown length."""
     return received(
         argument,
@@ -164,7 +166,7 @@ def needs_epoch(argument: str, duration: Duration) -> str:
     )
 
 
-def needs_run(argument: str, duration: Duration) -> str:
+def run_length_message(argument: str, duration: Duration) -> str:
     """The message for a fraction of a run of unknown length."""
     return received(
         argument,

@@ -87,24 +87,24 @@ Fix: write '5ep' for 5 epochs, '5ba' for 5 updates or '5sp' for 5 samples.
             return value
         if not isinstance(value, str):
             raise ConfigurationTypeError(
-                received(argument, value, "a duration with a unit, as text", _write(_example(value)))
+                received(argument, value, "a duration with a unit, as text", _example_hint(_example_number(value)))
             )
         match = _TEXT.fullmatch(value)
         if match is None:
-            raise ConfigurationError(received(argument, value, "a duration: a number and a unit", _write("5")))
+            raise ConfigurationError(received(argument, value, "a duration: a number and a unit", _example_hint("5")))
         number, unit = match["number"].replace("_", ""), match["unit"].lower()
         if not unit:
-            raise ConfigurationError(received(argument, value, "a duration with a unit", _write(number)))
+            raise ConfigurationError(received(argument, value, "a duration with a unit", _example_hint(number)))
         if unit not in _UNITS:
             units = ", ".join(_UNITS)
             raise ConfigurationError(
-                received(argument, value, f"a duration with one of the units {units}", _write(number))
+                received(argument, value, f"a duration with one of the units {units}", _example_hint(number))
             )
         try:
             exact = Fraction(match["sign"] + number)
         except (ValueError, ZeroDivisionError):
             raise ConfigurationError(
-                received(argument, value, "a duration: a number and a unit", _write("5"))
+                received(argument, value, "a duration: a number and a unit", _example_hint("5"))
             ) from None
         return cls(_check_value(exact, unit, argument, value), unit)
 
@@ -153,7 +153,7 @@ def _check_value(value: Fraction, unit: object, argument: str, given: object) ->
     return value
 
 
-def _example(value: object) -> str:
+def _example_number(value: object) -> str:
     """A number for a hint: the one that came, where it is one."""
     number = integer(value)
     if number is None and isinstance(value, float) and math.isfinite(value):
@@ -161,7 +161,7 @@ def _example(value: object) -> str:
     return "5" if number is None else str(abs(number))
 
 
-def _write(number: str) -> str:
+def _example_hint(number: str) -> str:
     """The hint that shows a number in each unit."""
     epochs, updates, samples = (f"'{number}{unit}' for {number} {_UNITS[unit]}" for unit in ("ep", "ba", "sp"))
     return f"write {epochs}, {updates} or {samples}"

@@ -6,6 +6,7 @@ TensorFlow, Keras nor numpy; the clock's formulas work on TensorFlow's int64 ten
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -93,13 +94,13 @@ class GlobalBatch:
         duration: Duration | str | None = None,
         local_replicas: SupportsIndex | None = None,
     ) -> None:
-        base = checked.base_batch_of(base_batch)
+        base = checked.check_base_batch(base_batch)
         count = positive_integer("replicas", replicas)
         passes = positive_integer("accumulation", accumulation)
-        each = checked.per_replica_of(per_replica, total, count, passes)
-        local = checked.local_replicas_of(local_replicas, count)
-        epoch = checked.epoch_of(samples_per_epoch, each, count, passes)
-        run = checked.run_of(duration, epoch)
+        each = checked.check_per_replica(per_replica, total, count, passes)
+        local = checked.check_local_replicas(local_replicas, count)
+        epoch = checked.check_samples_per_epoch(samples_per_epoch, each, count, passes)
+        run = checked.check_duration(duration, epoch)
         put = object.__setattr__
         put(self, "per_replica", each)
         put(self, "replicas", count)
@@ -136,13 +137,20 @@ class GlobalBatch:
         return _number(Fraction(self.size, self.base_batch))
 
     @property
-    def feed(self) -> int:
+    def local_batch(self) -> int:
         """Samples of a step of one process, `per_replica * local_replicas`: for `.batch()`, `batch_size=`.
 
-        >>> GlobalBatch(64, replicas=8, base_batch=256, local_replicas=4).feed
+        >>> GlobalBatch(64, replicas=8, base_batch=256, local_replicas=4).local_batch
         256
         """
         return self.per_replica * self.local_replicas
+
+    @property
+    def feed(self) -> int:
+        """The old name of `local_batch`."""
+        text = "GlobalBatch.feed is called GlobalBatch.local_batch now, and the old name goes with the next release."
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return self.local_batch
 
     @property
     def updates_per_epoch(self) -> int:
@@ -409,10 +417,10 @@ class GlobalBatch:
             return parsed.value * self._per_update
         if parsed.unit == "ep":
             if self.samples_per_epoch is None:
-                raise ConfigurationError(checked.needs_epoch(argument, parsed))
+                raise ConfigurationError(checked.epoch_length_message(argument, parsed))
             return parsed.value * self.samples_per_epoch
         if self.duration is None:
-            raise ConfigurationError(checked.needs_run(argument, parsed))
+            raise ConfigurationError(checked.run_length_message(argument, parsed))
         return parsed.value * self._samples(self.duration, "duration")
 
 

@@ -39,7 +39,7 @@ from distlr.checkpoint.run_state import (
 )
 from distlr.checkpoint.store import CheckpointDirectory
 from distlr.communicators.bundles import Bundle
-from distlr.communicators.rank_zero import bundle_from_root, from_root
+from distlr.communicators.rank_zero import compute_bundle_on_root, compute_on_root
 from distlr.communicators.step_signals import StepSignal
 from distlr.errors import ConfigurationError, RanksChanged, StateError, received
 from distlr.optimizer import ScaledOptimizer, averages, formula_of, resume_line
@@ -202,7 +202,7 @@ class Checkpoint(JobCallback):
         if not self._begun:
             self._continue()
         else:
-            from_root(
+            compute_on_root(
                 self.communicator, self._take_back, tag="the weights to go on from", what="go on", raised=(StateError,)
             )
         self._begun = True
@@ -224,7 +224,7 @@ class Checkpoint(JobCallback):
 
     def _continue(self) -> None:
         """Rank 0 reads the newest checkpoint, and tells the others what is not in the model's variables."""
-        said = bundle_from_root(
+        said = compute_bundle_on_root(
             self.communicator,
             self._load,
             tag="the checkpoint to continue",

@@ -10,12 +10,12 @@ from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.stage import Stage
 from distlr.communicators.bundles import (
     Bundle,
+    bundle_numbers,
     exchange_bundles,
     exchange_together,
-    first_of,
+    first_numbers,
     mean_over,
-    number,
-    numbers,
+    to_number,
 )
 from distlr.sync.metrics import EagerMetrics, GraphMetrics, are_built
 from distlr.sync.metrics_check import MetricsCheck
@@ -109,8 +109,8 @@ class SyncMetrics(JobCallback):
             self._combine_validation(epoch, logs)
         else:
             self._end_whole_epoch(epoch, logs)
-        means = mean_over([numbers(rank) for rank in self._others])
-        logs.update({name: number(mean) for name, mean in means.items()})
+        means = mean_over([bundle_numbers(rank) for rank in self._others])
+        logs.update({name: to_number(mean) for name, mean in means.items()})
         self._in_fit = False
 
     def _end_whole_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
@@ -194,8 +194,8 @@ class SyncMetrics(JobCallback):
         self._hear([rank.fields for rank in all_ranks])
         validated = {} if metrics is None else {f"val_{name}": v for name, v in metrics.results(all_ranks).items()}
         if not all(rank.fields["has_metrics"] for rank in all_ranks):
-            results = exchange_bundles(self.communicator, numbers(validated), tag=f"{tag}, for who has none")
-            validated = first_of(results)
+            results = exchange_bundles(self.communicator, bundle_numbers(validated), tag=f"{tag}, for who has none")
+            validated = first_numbers(results)
         logs.update(validated)
 
     def _hear(self, notes: list[dict[str, Any]]) -> None:
@@ -206,10 +206,10 @@ class SyncMetrics(JobCallback):
     def _share_validation(self, epoch: int, logs: dict[str, Any], others: dict[str, float]) -> None:
         """The results of the validation, which a strategy has computed over all ranks, for those that had none."""
         if self._any_validates:
-            validated = numbers({name: value for name, value in logs.items() if name.startswith("val_")})
+            validated = bundle_numbers({name: value for name, value in logs.items() if name.startswith("val_")})
             tag = f"validation metrics of epoch {epoch + 1}"
             bundles = exchange_bundles(self.communicator, Bundle(validated.arrays, note=others), tag=tag)
-            logs.update(first_of(bundles))
+            logs.update(first_numbers(bundles))
             self._others = [rank.fields for rank in bundles]
 
     def _current(self) -> EagerMetrics | GraphMetrics:

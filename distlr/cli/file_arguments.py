@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from distlr.errors import ConfigurationError
 
-__all__ = ["refused"]
+__all__ = ["file_errors_in_one_line"]
 
 
 @contextlib.contextmanager
-def refused(what: str, to_mend: str) -> Iterator[None]:
+def file_errors_in_one_line(what: str, to_mend: str) -> Iterator[None]:
     """Turns what the file system refuses inside, and text that is none, into an error that is said in one line.
 
     Args:

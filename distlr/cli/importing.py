@@ -11,11 +11,11 @@ from typing import Any
 
 from distlr.errors import ConfigurationError, received
 
-__all__ = ["beside", "check_name", "imported"]
+__all__ = ["check_name", "import_object", "importable_working_directory"]
 
 
 @contextlib.contextmanager
-def beside() -> Iterator[None]:
+def importable_working_directory() -> Iterator[None]:
     """Lets modules of the working directory be imported inside, as `python -m` does."""
     here = os.getcwd()
     sys.path.insert(0, here)
@@ -38,7 +38,7 @@ def check_name(argument: str, text: str) -> tuple[str, str]:
     return module, name
 
 
-def imported(argument: str, text: str) -> Any:
+def import_object(argument: str, text: str) -> Any:
     """The object that `package.module:name` names; a name with dots is one in another.
 
     Raises:

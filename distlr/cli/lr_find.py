@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distlr.cli.bars import bars
-from distlr.cli.file_arguments import refused
-from distlr.cli.importing import beside, check_name, imported
+from distlr.cli.file_arguments import file_errors_in_one_line
+from distlr.cli.importing import check_name, import_object, importable_working_directory
 from distlr.errors import ConfigurationTypeError, received
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     from distlr.tools.lr_finder.search import find_lr
 
     job = init(simulate=args.n)  # before the script is imported, which may start TensorFlow
-    with beside():
-        made = _called(args.setup, job)
+    with importable_working_directory():
+        made = _call_setup(args.setup, job)
     shown = job.is_root and not args.quiet and sys.stderr.isatty()
     with _progress(args.steps, shown) as progress:
         found = find_lr(job, *made, low=args.low, high=args.high, steps=args.steps, progress=progress)
@@ -69,16 +69,16 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found.to_json(), indent=2, allow_nan=False))
     else:
-        print("\n".join([*([] if args.quiet else _chart(found)), found.explain(), *_use(found)]))
+        print("\n".join([*([] if args.quiet else _chart(found)), found.explain(), *_advise(found)]))
     if args.png is not None:
-        with refused("The curve cannot be drawn", "choose --png elsewhere"):
+        with file_errors_in_one_line("The curve cannot be drawn", "choose --png elsewhere"):
             found.draw(args.png)
     return 0
 
 
-def _called(text: str, job: object) -> tuple[object, object]:
+def _call_setup(text: str, job: object) -> tuple[object, object]:
     """What the script's function gives: the model and the data; it may give more."""
-    function = imported("setup", text)
+    function = import_object("setup", text)
     hint = "def setup(job): ...; return model, job.shard(train, batch)"
     if not callable(function):
         raise ConfigurationTypeError(received("setup", function, "a function that takes the job", hint))
@@ -125,7 +125,7 @@ def _chart(found: RangeTest) -> list[str]:
     return [*lines, " " * _MARGIN + "".join(marks), " " * _MARGIN + axis + "  rate", ""]
 
 
-def _use(found: RangeTest) -> list[str]:
+def _advise(found: RangeTest) -> list[str]:
     """One sentence on what to do with it."""
     rates = sorted({found.base(rate) for rate in (found.valley, found.steepest) if rate is not None})
     if not rates:

@@ -19,13 +19,13 @@ from distlr.errors import DistlrError, DistributionError
 __all__ = [
     "Bundle",
     "broadcast_arrays",
+    "bundle_numbers",
     "exchange_bundles",
     "exchange_together",
-    "first_of",
+    "first_numbers",
     "mean_over",
-    "number",
-    "numbers",
     "reduce_over",
+    "to_number",
 ]
 
 _LENGTH = struct.Struct("<Q")
@@ -119,20 +119,20 @@ def reduce_over(bundles: Iterable[Bundle], how: Mapping[str, str] | None = None)
     return result
 
 
-def numbers(values: Mapping[str, float]) -> Bundle:
+def bundle_numbers(values: Mapping[str, float]) -> Bundle:
     """A bundle of numbers by their names."""
     return Bundle({name: np.asarray(value, np.float64) for name, value in values.items()})
 
 
-def number(value: object) -> float:
+def to_number(value: object) -> float:
     """What a metric gives, as a float; an array where it is several values, as of `F1Score(average=None)`."""
     array = np.asarray(value)
     return float(array.item()) if array.size == 1 else cast(float, array)  # typed as it nearly always is
 
 
-def first_of(bundles: Iterable[Bundle]) -> dict[str, float]:
+def first_numbers(bundles: Iterable[Bundle]) -> dict[str, float]:
     """The numbers of the first rank that has any, in rank order; an array where there are several of one name."""
-    return next(({name: number(value) for name, value in b.arrays.items()} for b in bundles if b.arrays), {})
+    return next(({name: to_number(value) for name, value in b.arrays.items()} for b in bundles if b.arrays), {})
 
 
 def mean_over(bundles: list[Bundle]) -> dict[str, npt.NDArray[np.float64]]:

@@ -380,7 +380,7 @@ class Communicator(abc.ABC):
         if not 0 <= root < self.size:
             raise ConfigurationError(received("root", root, f"a rank in 0 to {self.size - 1}"))
 
-    def _take_updates(self) -> int:
+    def _pop_update_count(self) -> int:
         """How often this rank has averaged gradients since it was last asked.
 
         For an engine that averages them beside its collectives: a rank whose data has ended is in the next one while
@@ -403,7 +403,7 @@ class Communicator(abc.ABC):
             raise ConfigurationTypeError(received("tag", tag, "a str"))
         if not tag:
             raise ConfigurationError(received("tag", tag, "a name that is not empty"))
-        frame = encode(CollectiveMessage(kind, tag, terms, length, refused, data, self._take_updates()))
+        frame = encode(CollectiveMessage(kind, tag, terms, length, refused, data, self._pop_update_count()))
         self.log.enter(frame.size)
         label = f"{kind} {tag!r}"
         began = time.monotonic()

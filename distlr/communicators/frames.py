@@ -31,13 +31,13 @@ __all__ = [
     "Array",
     "CollectiveMessage",
     "Frame",
-    "by_rank",
     "check_same",
     "checked_array",
     "decode",
     "encode",
-    "filled",
-    "split",
+    "group_by_rank",
+    "pad_frame",
+    "split_frames",
     "to_array",
     "to_bytes",
     "to_json",
@@ -133,34 +133,34 @@ def encode(part: CollectiveMessage) -> Frame:
     return frame
 
 
-def filled(frame: Frame, unit: int) -> Frame:
+def pad_frame(frame: Frame, unit: int) -> Frame:
     """The frame with zeros behind it, up to a multiple of `unit` bytes.
 
-    >>> filled(np.ones(9, np.uint8), 8).size
+    >>> pad_frame(np.ones(9, np.uint8), 8).size
     16
     """
     return np.concatenate([frame, np.zeros(_padded(frame.size, unit) - frame.size, np.uint8)])
 
 
-def split(frames: Frame, count: int, label: str, unit: int = 8) -> list[Frame]:
+def split_frames(frames: Frame, count: int, label: str, unit: int = 8) -> list[Frame]:
     """Takes apart `count` frames that an engine has put one behind another; each says how long it is.
 
     Args:
         frames: one behind another.
         count: how many there are.
         label: the collective, for the message.
-        unit: what each was `filled` to.
+        unit: what each was padded to.
     """
     parts: list[Frame] = []
     start = 0
     for rank in range(count):
-        size = _size(frames[start:], rank, label)
+        size = _frame_size(frames[start:], rank, label)
         parts.append(frames[start : start + size])
         start += _padded(size, unit)
     return parts
 
 
-def _size(frame: Frame, rank: int, label: str) -> int:
+def _frame_size(frame: Frame, rank: int, label: str) -> int:
     """The length of the frame at the beginning of `frame`; refuses bytes that are no frame."""
     head = frame[: _HEADER.size].tobytes()
     magic, signed, size = _HEADER.unpack(head) if len(head) == _HEADER.size else (b"", 0, 0)
@@ -175,7 +175,7 @@ def _size(frame: Frame, rank: int, label: str) -> int:
 
 def decode(frame: Frame, rank: int, label: str) -> CollectiveMessage:
     """The part in the frame that `rank` sent; refuses bytes that are no frame."""
-    _size(frame, rank, label)
+    _frame_size(frame, rank, label)
     _, signed, size = _HEADER.unpack(frame[: _HEADER.size].tobytes())
     start = _HEADER.size + _padded(signed)
     kind, tag, terms, length, refused, updates = json.loads(frame[_HEADER.size : _HEADER.size + signed].tobytes())
@@ -204,7 +204,7 @@ def check_same(parts: Sequence[CollectiveMessage], rank: int) -> None:
             for label, part in zip(labels, parts, strict=True)
         ]
         raise CollectiveMismatchError(
-            f"The ranks are in different collectives ({here}): {by_rank(places, 'in')}. Every rank must "
+            f"The ranks are in different collectives ({here}): {group_by_rank(places, 'in')}. Every rank must "
             "call the same collectives in the same order: look for one that only some ranks reach, "
             "such as under `if is_root`."
         )
@@ -217,7 +217,7 @@ def check_same(parts: Sequence[CollectiveMessage], rank: int) -> None:
         said = [f"{part.updates} updates" for part in parts]
         fewest = [rank for rank, part in enumerate(parts) if part.updates == min(other.updates for other in parts)]
         raise DistributionError(
-            f"The ranks' data ended at different batches before {labels[0]} ({here}): {by_rank(said, 'after')}. "
+            f"The ranks' data ended at different batches before {labels[0]} ({here}): {group_by_rank(said, 'after')}. "
             "The weights are no longer those of one training. Fix: feed each rank with job.shard(data, "
             "batch), or give every rank the same number of steps. If their data is equally long, something on "
             f"{name_ranks(fewest)} alone ended the epoch, such as a callback that set model.stop_training: give the "
@@ -226,15 +226,15 @@ def check_same(parts: Sequence[CollectiveMessage], rank: int) -> None:
     if any(part.terms != parts[0].terms for part in parts):
         said = [", ".join(f"{key}={value!r}" for key, value in part.terms.items()) for part in parts]
         raise DistributionError(
-            f"The ranks disagree in {labels[0]} ({here}): {by_rank(said, 'with')}. Every rank must pass "
+            f"The ranks disagree in {labels[0]} ({here}): {group_by_rank(said, 'with')}. Every rank must pass "
             "the same of these."
         )
 
 
-def by_rank(texts: Sequence[str], verb: str) -> str:
+def group_by_rank(texts: Sequence[str], verb: str) -> str:
     """Groups ranks that say the same, so that a message stays short at 512 ranks.
 
-    >>> by_rank(["a 'x'", "b 'y'", "b 'y'"], "in")
+    >>> group_by_rank(["a 'x'", "b 'y'", "b 'y'"], "in")
     "rank 0 in a 'x'; ranks 1-2 in b 'y'"
     """
     groups: dict[str, list[int]] = {}

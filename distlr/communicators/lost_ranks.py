@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["lost_worker", "says_lost", "survivor_message"]
+__all__ = ["lost_worker", "says_rank_is_lost", "survivor_message"]
 
 _LOST = ("Horovod has been shut down", "Collective ops is aborted", "from remote target")
 _WORKER = re.compile(r"(?:from remote target|Task) /job:(chief|worker)/replica:\d+/task:(\d+)")
 
 
-def says_lost(message: str) -> bool:
+def says_rank_is_lost(message: str) -> bool:
     """Whether an engine's error says that a rank is lost, and not that something is wrong on this one.
 
     A message that names the rank that speaks is distlr's own, from further down.
 
-    >>> says_lost("Collective ops is aborted by: Socket closed"), says_lost("Incompatible shapes: [2] vs. [3]")
-    (True, False)
+    >>> says_rank_is_lost("Collective ops is aborted by: Socket closed")
+    True
+    >>> says_rank_is_lost("Incompatible shapes: [2] vs. [3]")
+    False
     """
     return "[rank " not in message and any(words in message for words in _LOST)
 

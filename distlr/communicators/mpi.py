@@ -12,7 +12,7 @@ import numpy as np
 
 from distlr._utils.checks import positive_real
 from distlr.communicators.communicator import Communicator
-from distlr.communicators.frames import Frame, split
+from distlr.communicators.frames import Frame, split_frames
 from distlr.errors import CollectiveTimeoutError, DistributionError
 
 __all__ = ["MpiCommunicator"]
@@ -92,7 +92,7 @@ class MpiCommunicator(Communicator):
         received = np.empty(int(sizes.sum()), np.int64)
         request = self._communicator.Iallgatherv(words, [received, sizes.tolist()])
         self._wait(request, (words, received), patience, label)
-        return split(received.view(np.uint8), self.size, label)
+        return split_frames(received.view(np.uint8), self.size, label)
 
     def _wait(self, request: _Request, buffers: tuple[np.ndarray, ...], patience: _Patience, label: str) -> None:
         pause = _FIRST_PAUSE

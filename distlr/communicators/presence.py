@@ -36,7 +36,7 @@ def watch_connections(connections: Mapping[int, socket.socket], on_lost: Callabl
         on_lost: ends what waits for that worker.
     """
     for connection in connections.values():
-        _ask_silent_host(connection)
+        _enable_keepalive(connection)
     if connections:
         arguments = dict(connections), on_lost
         threading.Thread(target=_watch, args=arguments, name="distlr presence", daemon=True).start()
@@ -71,7 +71,7 @@ def _first_lost(connections: Mapping[int, socket.socket]) -> int:
                     return int(key.data)
 
 
-def _ask_silent_host(connection: socket.socket) -> None:
+def _enable_keepalive(connection: socket.socket) -> None:
     connection.setblocking(True)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     # macOS calls the first of them otherwise.

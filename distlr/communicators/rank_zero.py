@@ -9,12 +9,12 @@ from distlr.communicators.bundles import Bundle, exchange_bundles
 from distlr.communicators.communicator import Communicator
 from distlr.errors import DistlrError, DistributionError
 
-__all__ = ["bundle_from_root", "from_root"]
+__all__ = ["compute_bundle_on_root", "compute_on_root"]
 
 _J = TypeVar("_J")  # a JSON value
 
 
-def from_root(
+def compute_on_root(
     communicator: Communicator,
     make: Callable[[], _J],
     *,
@@ -25,7 +25,7 @@ def from_root(
     """What rank 0 makes, on every rank; an error of rank 0's is one of all. Collective.
 
     >>> from distlr.communicators import run_ranks
-    >>> run_ranks(lambda comm: from_root(comm, lambda: [1, "a"], tag="t", what="choose"), 2)
+    >>> run_ranks(lambda comm: compute_on_root(comm, lambda: [1, "a"], tag="t", what="choose"), 2)
     [[1, 'a'], [1, 'a']]
 
     Args:
@@ -38,11 +38,11 @@ def from_root(
     Raises:
         Exception: what `make` raised, on rank 0; on the others one of `raised`, with its text.
     """
-    bundle = bundle_from_root(communicator, lambda: Bundle({}, note=make()), tag=tag, what=what, raised=raised)
+    bundle = compute_bundle_on_root(communicator, lambda: Bundle({}, note=make()), tag=tag, what=what, raised=raised)
     return cast(_J, bundle.note)
 
 
-def bundle_from_root(
+def compute_bundle_on_root(
     communicator: Communicator,
     make: Callable[[], Bundle],
     *,
@@ -50,7 +50,7 @@ def bundle_from_root(
     what: str,
     raised: Sequence[type[DistlrError]] = (DistributionError,),
 ) -> Bundle:
-    """As `from_root`, where `make` gives arrays as well. Collective."""
+    """As `compute_on_root`, where `make` gives arrays as well. Collective."""
     bundle, failure = Bundle({}), None
     if communicator.is_root:
         try:

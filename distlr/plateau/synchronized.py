@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from distlr.communicators import Communicator, alone
-from distlr.communicators.rank_zero import from_root
+from distlr.communicators import Communicator, single_process_communicator
+from distlr.communicators.rank_zero import compute_on_root
 from distlr.errors import ConfigurationError, DistributionError, NonFiniteMetricError, received
 from distlr.optimizer import handle
 from distlr.plateau.policy import Decision, PlateauPolicy, PlateauState
@@ -58,7 +58,7 @@ class Plateau:
     ) -> None:
         self.policy = PlateauPolicy(monitor, **arguments) if policy is None else policy
         if communicator is None:
-            communicator = alone(type(self).__name__, "pass communicator=job.communicator")
+            communicator = single_process_communicator(type(self).__name__, "pass communicator=job.communicator")
         self.communicator = communicator
         self.decisions: list[dict[str, Any]] = []
         self._handle = handle(optimizer)
@@ -92,7 +92,7 @@ class Plateau:
         """
         epoch = self._steps if epoch is None else epoch
         self._steps = epoch + 1
-        said = from_root(
+        said = compute_on_root(
             self.communicator,
             lambda: self._decide(value),
             tag=f"plateau {self.policy.key} {epoch}",

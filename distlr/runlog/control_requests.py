@@ -28,7 +28,7 @@ from distlr._utils.atomic_files import write_bytes
 from distlr.errors import ConfigurationError
 from distlr.runlog.request import ACTIONS, Request, is_change
 
-__all__ = ["ACTIONS", "ControlDirectory", "PendingRequest", "Request", "is_change", "trouble_with"]
+__all__ = ["ACTIONS", "ControlDirectory", "PendingRequest", "Request", "find_trust_problem", "is_change"]
 
 DIRECTORY = "control"
 _LONGEST = 4096  # bytes of a request
@@ -37,7 +37,7 @@ _READ = 100  # files that one look reads
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.json")
 _ASKED = re.compile(r"[0-9]{19}-[0-9]{1,10}\.json")  # a name that `ask` gives
 _TAKEN, _CANCELLED = ".taken", ".cancelled"
-_SETTLED = (".applied", ".refused")
+_ANSWERED = (".applied", ".refused")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +109,9 @@ class ControlDirectory:
             return False
         return True
 
-    def was_taken(self, name: str) -> bool:
+    def was_claimed(self, name: str) -> bool:
         """Whether a run has begun to do a request, or has answered it."""
-        return os.path.lexists(self.path / (name + _TAKEN)) or self.was_settled(name)
+        return os.path.lexists(self.path / (name + _TAKEN)) or self.was_answered(name)
 
     def waiting(self, most: int = _NAMES) -> list[PendingRequest]:
         """What has not been answered, in the order of names, for who wants to know: nothing is taken.
@@ -142,7 +142,7 @@ class ControlDirectory:
         """
         try:
             names = self._next_names()
-            trouble = trouble_with(os.lstat(self.path), directory=True)
+            trouble = find_trust_problem(os.lstat(self.path), directory=True)
         except OSError:
             self.close()
             return []
@@ -173,9 +173,9 @@ class ControlDirectory:
         self._claimed.add(found.name)
         return True
 
-    def settle(self, names: Iterable[str], *, applied: bool) -> None:
+    def mark_answered(self, names: Iterable[str], *, applied: bool) -> None:
         """Marks requests as answered, so that no later run takes them."""
-        suffix = _SETTLED[not applied]
+        suffix = _ANSWERED[not applied]
         for name in names:
             source = self.path / (name + _TAKEN if name in self._claimed else name)
             # With the suffix a long name may be too long.
@@ -189,11 +189,11 @@ class ControlDirectory:
                 self._claimed.discard(name)
                 break
 
-    def was_settled(self, name: str) -> bool:
+    def was_answered(self, name: str) -> bool:
         """Whether a file of this name was answered, so that one that waits now is another."""
-        return any(os.path.lexists(self.path / (name + suffix)) for suffix in _SETTLED)
+        return any(os.path.lexists(self.path / (name + suffix)) for suffix in _ANSWERED)
 
-    def take_back(self) -> set[str]:
+    def release_claimed(self) -> set[str]:
         """Lets requests wait again that a run had taken as it died, and gives their names.
 
         Those that it had done are in its decisions.
@@ -253,7 +253,7 @@ class ControlDirectory:
         found = PendingRequest(
             name, _user(about.st_uid), written=about.st_mtime_ns, came=about.st_ctime_ns, file=_identity(about)
         )
-        trouble = trouble_with(about)
+        trouble = find_trust_problem(about)
         if not _NAME.fullmatch(name):
             trouble = "has a name that no request has"
         if trouble:
@@ -268,7 +268,7 @@ def _contents(path: Path) -> bytes:
     """The bytes of a small file, which is looked at once more when it is open."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        trouble = trouble_with(os.fstat(file.fileno()))
+        trouble = find_trust_problem(os.fstat(file.fileno()))
         if trouble:
             raise ConfigurationError(f"It {trouble}.")
         return file.read(_LONGEST + 1)
@@ -280,11 +280,11 @@ def _identity(about: os.stat_result) -> tuple[int, int, int]:
 
 def _is_open(name: str) -> bool:
     """Whether a file has still to be looked at: it is not being written, and was not taken, answered or cancelled."""
-    ended = (*_SETTLED, _TAKEN, _CANCELLED)
+    ended = (*_ANSWERED, _TAKEN, _CANCELLED)
     return not (name.endswith(ended) or (name.startswith(".") and not name.endswith(".json")))
 
 
-def trouble_with(about: os.stat_result, *, directory: bool = False, longest: int = _LONGEST) -> str:
+def find_trust_problem(about: os.stat_result, *, directory: bool = False, longest: int = _LONGEST) -> str:
     """Why a file, or the directory, is not to be trusted; empty where it is."""
     if directory and not stat.S_ISDIR(about.st_mode):
         return "is no directory"

@@ -87,7 +87,7 @@ class RunDirectory:
         self.acquire()
         there = [self.path / name for name in (RUN, EPOCHS, DECISIONS) if os.path.lexists(self.path / name)]
         if there:
-            started = _started(self.path / RUN)
+            started = _start_name(self.path / RUN)
             place = self.path / EARLIER / started
             number = 1
             while place.exists():
@@ -98,7 +98,7 @@ class RunDirectory:
                 path.rename(place / path.name)
         write_json(self.path / RUN, dict(run))
 
-    def go_on(self, run: Mapping[str, Any], epoch: int, keep: Callable[[dict[str, Any]], bool]) -> None:
+    def resume(self, run: Mapping[str, Any], epoch: int, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Continues the run that is there: takes back the epochs that are trained again, and decisions.
 
         Args:
@@ -113,7 +113,7 @@ class RunDirectory:
                 started = _read_json(self.path / RUN).get("started", started)
             except ConfigurationError as error:
                 _log.warning(
-                    "%s When the run started is lost; the file as it was is %s.", error, _kept(self.path / RUN)
+                    "%s When the run started is lost; the file as it was is %s.", error, _copy_damaged(self.path / RUN)
                 )
         write_json(self.path / RUN, {**run, "started": started})
         self._filter(EPOCHS, lambda line: line["epoch"] < epoch)
@@ -203,7 +203,7 @@ class RunDirectory:
                 "%s is not what a run writes in %s, which this run leaves out. The file as it was is %s.",
                 path,
                 counted(damaged, "line"),
-                _kept(path),
+                _copy_damaged(path),
             )
         elif lines.unfinished:
             _log.info(
@@ -221,7 +221,7 @@ class RunDirectory:
             raise ConfigurationError(f"{self.path / name} cannot be read: {error}.") from error
 
 
-def _started(path: Path) -> str:
+def _start_name(path: Path) -> str:
     """When the run of a `run.json` started, as a name for a directory."""
     try:
         text = str(_read_json(path).get("started"))
@@ -242,7 +242,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _kept(path: Path) -> Path:
+def _copy_damaged(path: Path) -> Path:
     """A copy of a damaged file, which is about to be replaced; what cannot be copied gets another name itself."""
     names = itertools.chain(
         [f"{path.name}.damaged"], (f"{path.name}.damaged-{number}" for number in itertools.count(2))

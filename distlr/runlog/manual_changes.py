@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from distlr._utils.checks import counted
 from distlr._utils.json_lines import LONGEST_FILE, Lines
 from distlr.errors import ConfigurationError
-from distlr.runlog.control_requests import is_change, trouble_with
+from distlr.runlog.control_requests import find_trust_problem, is_change
 from distlr.runlog.directory import DECISIONS, RunDirectory
 
-__all__ = ["Moment", "Place", "again_from", "answers", "in_words", "read_changes"]
+__all__ = ["Moment", "Place", "changes_to_repeat", "describe_change", "read_answers", "read_changes"]
 
 _log = logging.getLogger("distlr")
 
@@ -55,7 +55,7 @@ def read_changes(run: RunDirectory) -> list[dict[str, Any]]:
     What cannot be read costs no training, but a warning: a change by hand that is not made again is another run.
     """
     path = run.path / DECISIONS
-    trouble = trouble_with(path.lstat(), longest=LONGEST_FILE) if os.path.lexists(path) else ""
+    trouble = find_trust_problem(path.lstat(), longest=LONGEST_FILE) if os.path.lexists(path) else ""
     try:
         lines = Lines([]) if trouble else run.decision_lines()
     except ConfigurationError as error:
@@ -76,7 +76,7 @@ def read_changes(run: RunDirectory) -> list[dict[str, Any]]:
     return sorted(whole, key=Place.of)
 
 
-def answers(run: RunDirectory) -> dict[str, str]:
+def read_answers(run: RunDirectory) -> dict[str, str]:
     """What the run's decisions say of each request, by its name: "asked" while it waits, "control" or "refused"."""
     try:
         lines = run.decisions()
@@ -86,11 +86,11 @@ def answers(run: RunDirectory) -> dict[str, str]:
     return {str(line.get("id")): line["kind"] for line in lines if line.get("kind") in kinds}
 
 
-def again_from(changes: Sequence[Mapping[str, Any]], last: Place, made: int) -> list[dict[str, Any]]:
+def changes_to_repeat(changes: Sequence[Mapping[str, Any]], last: Place, made: int) -> list[dict[str, Any]]:
     """What is made again by a run that goes on where it has had all changes up to `last`, and so many of those there.
 
     >>> three = [{"clock": 8, "moment": 0, "action": "stop", "multiplier": None, "by": who} for who in "abc"]
-    >>> [change["by"] for change in again_from(three, Place(8, 0), 1)], again_from(three, Place(8, 1), 0)
+    >>> [change["by"] for change in changes_to_repeat(three, Place(8, 0), 1)], changes_to_repeat(three, Place(8, 1), 0)
     (['b', 'c'], [])
 
     Args:
@@ -106,7 +106,7 @@ def again_from(changes: Sequence[Mapping[str, Any]], last: Place, made: int) -> 
     ]
 
 
-def in_words(change: Mapping[str, Any]) -> str:
+def describe_change(change: Mapping[str, Any]) -> str:
     """Who did what."""
     did = _DID.get(change["action"]) or f"multiplied the rate by {change['multiplier']:.6g}"
     return f"{change['by']} {did}"

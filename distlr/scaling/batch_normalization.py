@@ -46,8 +46,8 @@ def scale_moving_averages(
         raise ConfigurationTypeError(received("model", model, "a Keras model"))
     k = batch.ratio / batch.accumulation
     found: dict[str, tuple[float, float]] = {}
-    for layer, attribute in [*averaging_layers(model), *_named(model, layers or {})]:
-        base = _bases(layer).setdefault(attribute, float(getattr(layer, attribute)))
+    for layer, attribute in [*averaging_layers(model), *_named_layers(model, layers or {})]:
+        base = _base_momenta(layer).setdefault(attribute, float(getattr(layer, attribute)))
         setattr(layer, attribute, rules.moving_average(base, k))
         found[f"{layer.name}.{attribute}"] = (base, getattr(layer, attribute))
     for name in ("train_function", "test_function", "predict_function"):
@@ -67,7 +67,7 @@ def is_scaled(layer: Any) -> bool:
     return _BASE in layer.__dict__
 
 
-def _bases(layer: Any) -> dict[str, float]:
+def _base_momenta(layer: Any) -> dict[str, float]:
     """The layer's momenta at the base batch; from then on its config, and so a saved model, holds these."""
     if _BASE not in layer.__dict__:
         bases: dict[str, float] = {}
@@ -89,7 +89,7 @@ def _config_at_base(layer: Any, bases: Mapping[str, float]) -> dict[str, Any]:
     return config
 
 
-def _named(model: Any, layers: Mapping[str, str]) -> Iterator[tuple[Any, str]]:
+def _named_layers(model: Any, layers: Mapping[str, str]) -> Iterator[tuple[Any, str]]:
     known = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
     for name, attribute in layers.items():
         if name not in known:

@@ -126,7 +126,7 @@ def factor(rule: Rule, k: float) -> float:
         2.5
     """
     function = _resolve(rule)
-    ratio = _ratio(k)
+    ratio = _check_ratio(k)
     result: object = function(ratio)
     argument = f"rule({ratio!r})"
     hint = f"let the rule {rule_name(rule)!r} return a float such as {float(ratio)!r}"
@@ -248,7 +248,7 @@ def _resolve(rule: Rule) -> Callable[[float], float]:
     raise ConfigurationTypeError(received("rule", rule, expected, hint))
 
 
-def _ratio(k: object) -> int | float:
+def _check_ratio(k: object) -> int | float:
     """`k` as a Python number, checked; whole types stay whole."""
     hint = "k is the global batch divided by the base batch"
     if isinstance(k, bool) or not isinstance(k, numbers.Real):

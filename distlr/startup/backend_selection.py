@@ -12,10 +12,10 @@ from typing import Protocol
 
 from distlr._utils.checks import digits, integer, one_of
 from distlr.errors import ConfigurationError, DistributionError, received
-from distlr.startup.launcher import LauncherInfo, detect, place_on_host, tf_config_workers
+from distlr.startup.launcher import LauncherInfo, detect, rank_on_host, tf_config_workers
 from distlr.startup.rendezvous import check_addresses
 
-__all__ = ["ENGINE", "ENGINES", "SIMULATE", "BackendSelection", "choose"]
+__all__ = ["ENGINE", "ENGINES", "SIMULATE", "BackendSelection", "choose_backend"]
 
 SIMULATE = "DISTLR_SIMULATE"
 """The environment variable that asks for simulated replicas."""
@@ -55,7 +55,7 @@ class BackendSelection:
         backend: as `Job.backend`.
         reason: why, in a sentence for a person.
         launch: what the launcher says about this process; None for a process on its own.
-        replicas: copies of the model in the whole job, where each host has the GPUs that `choose` was told of.
+        replicas: copies of the model in the whole job, where each host has the GPUs that `choose_backend` was told of.
         addresses: "host:port" of each worker of a multi-worker strategy; none where TensorFlow reads them from Slurm.
         rank: this worker's place among them.
     """
@@ -68,7 +68,7 @@ class BackendSelection:
     rank: int = 0
 
 
-def choose(
+def choose_backend(
     engine: str | None = None,
     *,
     strategy: Strategy | None = None,
@@ -79,7 +79,7 @@ def choose(
 ) -> BackendSelection:
     """Chooses as `distlr.init` does; see there for the order, the arguments and what is raised.
 
-    >>> choose(environ={"DISTLR_SIMULATE": "4"}).backend
+    >>> choose_backend(environ={"DISTLR_SIMULATE": "4"}).backend
     'simulated'
 
     Args:
@@ -89,7 +89,7 @@ def choose(
             finds it out when it acts, and it changes `replicas` and `reason` alone.
     """
     _check_together(engine, strategy, simulate, workers)
-    replicas = _asked_replicas(simulate, environ)
+    replicas = _requested_replicas(simulate, environ)
     launch = detect(environ)
     if strategy is not None:
         everyone, rank = _addresses_of(strategy)
@@ -105,12 +105,12 @@ def choose(
     by_tf_config = launch is not None and launch.launcher == "tf_config"
     if workers is not None or engine == _MULTI_WORKER or (by_tf_config and engine is None):
         _check_launch(launch, strategy, simulating)
-        return _of_workers(launch, workers, environ, gpus)
+        return _select_multi_worker(launch, workers, environ, gpus)
     launched = launch is not None and (launch.size > 1 or launch.launcher == "horovodrun")
     if engine is not None or launched:
         _check_launch(launch, strategy, simulating)
         parts = [asked] if engine is not None else []
-        parts += ["no launcher started this process" if launch is None else _said(launch)]
+        parts += ["no launcher started this process" if launch is None else _describe_launch(launch)]
         size = 1 if launch is None else launch.size
         return BackendSelection(engine or "horovod", f"{', and '.join(parts)}.", launch, size)
     if strategy is not None:
@@ -168,18 +168,18 @@ def _check_launch(launch: LauncherInfo | None, strategy: object, replicas: int |
     )
 
 
-def _of_workers(
+def _select_multi_worker(
     launch: LauncherInfo | None, workers: Sequence[str] | None, environ: Mapping[str, str], gpus: int
 ) -> BackendSelection:
     """A multi-worker strategy of the workers that the caller, TF_CONFIG or Slurm names."""
     if workers is not None:
         addresses = check_addresses(workers)
-        rank, who = _own_place(addresses, launch), "`workers`"
+        rank, who = _own_rank(addresses, launch), "`workers`"
     elif (named := tf_config_workers(environ)) is not None:  # also where srun starts the processes
         addresses, rank, who = check_addresses(named[0]), named[1], "TF_CONFIG"
     elif launch is not None and launch.launcher == "srun":
         each = max(1, gpus) if launch.local_size == 1 else 1
-        reason = f"A multi-worker strategy is asked for, and {_said(launch)}."
+        reason = f"A multi-worker strategy is asked for, and {_describe_launch(launch)}."
         return BackendSelection(_MULTI_WORKER, reason, launch, launch.size * each, (), launch.rank)
     else:
         raise DistributionError(
@@ -187,12 +187,12 @@ def _of_workers(
             'Fix: start the script with launch/tf_config.sh -n 2, or write distlr.init(workers=["host1:12345", ...]).'
         )
     # Alone on its host a worker has all of the host's GPUs.
-    each = max(1, gpus) if place_on_host(addresses, rank)[1] == 1 else 1
+    each = max(1, gpus) if rank_on_host(addresses, rank)[1] == 1 else 1
     reason = f"{who} names {len(addresses)} workers, and this process is worker {rank}."
     return BackendSelection(_MULTI_WORKER, reason, launch, len(addresses) * each, tuple(addresses), rank)
 
 
-def _own_place(addresses: list[str], launch: LauncherInfo | None) -> int:
+def _own_rank(addresses: list[str], launch: LauncherInfo | None) -> int:
     if launch is not None and launch.size == len(addresses):
         return launch.rank
     if launch is not None:
@@ -212,7 +212,7 @@ def _own_place(addresses: list[str], launch: LauncherInfo | None) -> int:
     return own[0]
 
 
-def _asked_replicas(simulate: int | None, environ: Mapping[str, str]) -> int | None:
+def _requested_replicas(simulate: int | None, environ: Mapping[str, str]) -> int | None:
     name, value = ("simulate", simulate) if simulate is not None else (SIMULATE, environ.get(SIMULATE) or None)
     if value is None:
         return None
@@ -223,7 +223,7 @@ def _asked_replicas(simulate: int | None, environ: Mapping[str, str]) -> int | N
     return replicas
 
 
-def _said(launch: LauncherInfo) -> str:
+def _describe_launch(launch: LauncherInfo) -> str:
     started = "TF_CONFIG names" if launch.launcher == "tf_config" else f"{launch.launcher} started"
     processes = f"{launch.size} process{'es' if launch.size > 1 else ''}"
     return f"{started} {processes}, of which this is rank {launch.rank}"

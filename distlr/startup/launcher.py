@@ -27,7 +27,7 @@ from typing import Literal
 from distlr._utils.checks import digits
 from distlr.errors import ConfigurationError, shown
 
-__all__ = ["LauncherInfo", "detect", "place_on_host", "tf_config_workers"]
+__all__ = ["LauncherInfo", "detect", "rank_on_host", "tf_config_workers"]
 
 Launcher = Literal["horovodrun", "mpirun", "pmi", "srun", "tf_config"]
 
@@ -74,21 +74,21 @@ def detect(environ: Mapping[str, str]) -> LauncherInfo | None:
     """
     if "HOROVOD_RANK" in environ:
         names = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
-        return _launch("horovodrun", environ, names)
+        return _from_variables("horovodrun", environ, names)
     if "OMPI_COMM_WORLD_RANK" in environ:
         prefix = "OMPI_COMM_WORLD_"
         names = (f"{prefix}RANK", f"{prefix}SIZE", f"{prefix}LOCAL_RANK", f"{prefix}LOCAL_SIZE")
-        return _launch("mpirun", environ, names)
+        return _from_variables("mpirun", environ, names)
     if "PMI_RANK" in environ and _number(environ, "PMI_SIZE") != 1:
         by_srun = "MPI_LOCALRANKID" not in environ and _in_slurm_step(environ)
         if not by_srun:
-            return _launch("pmi", environ, ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"))
+            return _from_variables("pmi", environ, ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"))
     if _in_slurm_step(environ):
         return _from_slurm(environ)
     return _from_tf_config(environ)
 
 
-def _launch(launcher: Launcher, environ: Mapping[str, str], names: tuple[str, str, str, str]) -> LauncherInfo:
+def _from_variables(launcher: Launcher, environ: Mapping[str, str], names: tuple[str, str, str, str]) -> LauncherInfo:
     rank, size, local_rank, local_size = (_number(environ, name) for name in names)
     _check_below(names[0], rank, names[1], size)
     _check_below(names[2], local_rank, names[3], local_size)
@@ -165,13 +165,13 @@ def _from_tf_config(environ: Mapping[str, str]) -> LauncherInfo | None:
     if found is None or len(found[0]) <= 1:
         return None
     everyone, rank = found
-    return LauncherInfo("tf_config", rank, len(everyone), *place_on_host(everyone, rank))
+    return LauncherInfo("tf_config", rank, len(everyone), *rank_on_host(everyone, rank))
 
 
-def place_on_host(addresses: Sequence[str], rank: int) -> tuple[int, int]:
+def rank_on_host(addresses: Sequence[str], rank: int) -> tuple[int, int]:
     """A worker's number among those of its host, and how many these are, from the "host:port" of all.
 
-    >>> place_on_host(["a:1", "a:2", "b:1"], 1)
+    >>> rank_on_host(["a:1", "a:2", "b:1"], 1)
     (1, 2)
     """
     hosts = [address.rpartition(":")[0] or address for address in addresses]

@@ -26,9 +26,9 @@ from distlr._utils.json_types import JSON
 from distlr._utils.rank_names import name_ranks
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
 from distlr.startup.signed_messages import LONGEST, SECRET, Messenger
-from distlr.startup.start_guard import guarded
+from distlr.startup.start_guard import guard_start
 
-__all__ = ["check_addresses", "is_on_this_machine", "meet", "meeting"]
+__all__ = ["check_addresses", "connected_workers", "is_on_this_machine", "wait_for_workers"]
 
 _RETRY = 0.1  # seconds between two attempts to connect
 _GRACE = 10.0  # seconds in which somebody who has connected must speak
@@ -73,7 +73,7 @@ def is_on_this_machine(workers: Sequence[str]) -> bool:
     return all(_is_loopback(_host(address)) for address in workers)
 
 
-def meet(workers: Sequence[str], rank: int, timeout: float, secret: str = "") -> None:
+def wait_for_workers(workers: Sequence[str], rank: int, timeout: float, secret: str = "") -> None:
     """Returns once all workers have come, with the same list, and each can be reached where the list says.
 
     Rank 0 listens; the others come to it, and it calls each back at its own address. Everything is closed again then.
@@ -88,35 +88,38 @@ def meet(workers: Sequence[str], rank: int, timeout: float, secret: str = "") ->
         DistributionError: on every worker that has come: which workers are missing, have another list, cannot be
             reached, or take themselves for another.
     """
-    _close(_meet(workers, rank, timeout, secret))
+    _close(_connect_workers(workers, rank, timeout, secret))
 
 
 @contextlib.contextmanager
-def meeting(workers: Sequence[str], rank: int, timeout: float, secret: str = "") -> Iterator[dict[int, socket.socket]]:
-    """As `meet`; and while what stands in the context starts TensorFlow, a worker that ends is noticed by the others.
+def connected_workers(
+    workers: Sequence[str], rank: int, timeout: float, secret: str = ""
+) -> Iterator[dict[int, socket.socket]]:
+    """Waits as `wait_for_workers` does, and then watches the workers while the body of the context starts TensorFlow.
 
-    TensorFlow would wait for it, deaf to signals, so that their processes are ended, with a message that names it.
-    TensorFlow takes the same ports; the connections of the meeting are given, and stay open (`presence`).
+    TensorFlow would wait for a worker that has ended, deaf to signals. So the processes of the other workers are ended
+    instead, with a message that names it. TensorFlow listens at the same ports; the connections between the workers are
+    the value of the context, and stay open (`presence`).
     """
-    connections = _meet(workers, rank, timeout, secret)
+    connections = _connect_workers(workers, rank, timeout, secret)
     try:
-        with guarded(connections, rank, timeout):
+        with guard_start(connections, rank, timeout):
             yield connections
     except BaseException:
         _close(connections)
         raise
 
 
-def _meet(workers: Sequence[str], rank: int, timeout: float, secret: str) -> dict[int, socket.socket]:
+def _connect_workers(workers: Sequence[str], rank: int, timeout: float, secret: str) -> dict[int, socket.socket]:
     """The open connection to rank 0, or on rank 0 to each other rank, by rank."""
     if len(workers) == 1:
         return {}
     place = _FirstWorker if rank == 0 else _OtherWorker
     worker = place(workers, rank, time.monotonic() + timeout, Messenger(secret))
-    problem = _run(worker.meet())
+    problem = _run(worker.wait_for_workers())
     if problem:
         _close(worker.connections)
-        raise DistributionError(f"[rank {rank}] The workers did not meet: {problem}")
+        raise DistributionError(f"[rank {rank}] The workers could not connect: {problem}")
     return worker.connections
 
 
@@ -142,7 +145,7 @@ class _Worker:
     """One worker at the meeting: it listens at its own address.
 
     Args:
-        workers: see `meet`; likewise `rank`.
+        workers: see `wait_for_workers`; likewise `rank`.
         deadline: until when it waits for the others, by the monotonic clock.
         messenger: reads and writes the job's messages.
     """
@@ -224,7 +227,7 @@ class _FirstWorker(_Worker):
         self._problem = ""
         self._decided = asyncio.Event()
 
-    async def meet(self) -> str:
+    async def wait_for_workers(self) -> str:
         """What is wrong, on all that have come; an empty text where all may start."""
         async with self._listening(self._greet):
             with contextlib.suppress(asyncio.TimeoutError):
@@ -312,7 +315,7 @@ class _OtherWorker(_Worker):
         super().__init__(workers, rank, deadline, messenger)
         self._token = secrets.token_hex(16)
 
-    async def meet(self) -> str:
+    async def wait_for_workers(self) -> str:
         """What is wrong; an empty text where all may start."""
         problem: str | None = None
         async with self._listening(self._answer):

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
-__all__ = ["ENDED", "guarded"]
+__all__ = ["ENDED", "guard_start"]
 
 _STARTED = b"started"
 """What a worker sends to the others, and to its guard, once TensorFlow has started."""
@@ -27,7 +27,7 @@ ENDED = b"ended "
 
 
 @contextlib.contextmanager
-def guarded(connections: Mapping[int, socket.socket], rank: int, timeout: float) -> Iterator[None]:
+def guard_start(connections: Mapping[int, socket.socket], rank: int, timeout: float) -> Iterator[None]:
     """Ends this process, with a message, if a worker ends before TensorFlow has started on it, or too late.
 
     Args:

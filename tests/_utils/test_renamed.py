@@ -14,6 +14,7 @@ RENAMED = [
     ("distlr.callbacks", "Scalars", "TensorBoardScalars"),
     ("distlr.callbacks", "Steering", "ManualControl"),
     ("distlr.communicators", "Launch", "LauncherInfo"),
+    ("distlr.communicators", "alone", "single_process_communicator"),
 ]
 
 

@@ -47,7 +47,7 @@ MNIST = batch(64, 60_000, replicas=8, duration="90ep")
 )
 def test_sizes(arguments: Any, size: int, ratio: float, feed: int, updates: int, steps: int) -> None:
     made = GlobalBatch(**arguments, base_batch=256, samples_per_epoch=60_000)
-    found = (made.size, made.ratio, made.feed, made.updates_per_epoch, made.steps_per_epoch)
+    found = (made.size, made.ratio, made.local_batch, made.updates_per_epoch, made.steps_per_epoch)
     assert found == (size, ratio, feed, updates, steps)
     assert [type(number) for number in found] == [int, type(ratio), int, int, int]
 
@@ -490,7 +490,7 @@ def test_equality_is_of_the_numbers() -> None:
 )
 def test_replace(made: GlobalBatch, changes: dict[str, Any], per_replica: int, size: int, feed: int) -> None:
     changed = made.replace(**changes)
-    assert (changed.per_replica, changed.size, changed.feed) == (per_replica, size, feed)
+    assert (changed.per_replica, changed.size, changed.local_batch) == (per_replica, size, feed)
     assert (changed.base_batch, changed.samples_per_epoch) == (made.base_batch, made.samples_per_epoch)
 
 

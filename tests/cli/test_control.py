@@ -160,7 +160,7 @@ def test_requests_are_listed_and_cancelled(run, capsys) -> None:
     assert capsys.readouterr().out == f"cancelled: {first}; no run will do it\n"
     assert main(["control", run, "cancel", first]) == 1
     assert "it was cancelled before, or never asked" in capsys.readouterr().out
-    directory.settle([done], applied=True)
+    directory.mark_answered([done], applied=True)
     assert main(["control", run, "cancel", done]) == 1
     assert "was answered already, and cannot be cancelled. control: done" in capsys.readouterr().out
 

@@ -9,11 +9,11 @@ from distlr.communicators import run_ranks
 from distlr.communicators.bundles import (
     Bundle,
     broadcast_arrays,
+    bundle_numbers,
     exchange_bundles,
     exchange_together,
-    first_of,
+    first_numbers,
     mean_over,
-    numbers,
     reduce_over,
 )
 from distlr.errors import ConfigurationTypeError, DistlrError, DistributionError
@@ -89,8 +89,8 @@ def test_a_refusal_on_one_rank_is_told_to_all(bad) -> None:
 
 def test_the_first_ranks_numbers_are_floats_and_arrays_where_there_are_several() -> None:
     values = {"loss": 0.5, "of one class": np.array([0.25]), "f1": np.array([0.5, 1.0])}
-    bundles, _ = exchanged(lambda rank: numbers(values) if rank else Bundle({}))[0]
-    found = first_of(bundles)
+    bundles, _ = exchanged(lambda rank: bundle_numbers(values) if rank else Bundle({}))[0]
+    found = first_numbers(bundles)
     assert (found["loss"], found["of one class"], found["f1"].tolist()) == (0.5, 0.25, [0.5, 1.0])
     assert type(found["loss"]) is type(found["of one class"]) is float
 

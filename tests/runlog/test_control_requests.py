@@ -33,7 +33,7 @@ def test_a_request_is_found_once_as_it_was_asked(tmp_path, request_, words) -> N
     assert (found.name, found.request, found.refused) == (name, request_, "")
     assert str(request_) == words
     assert run.look() == []
-    run.settle([name], applied=True)
+    run.mark_answered([name], applied=True)
     assert ControlDirectory(tmp_path).look() == []
     assert [path.name for path in (tmp_path / "control").iterdir()] == [f"{name}.applied"]
     assert (tmp_path / "control" / f"{name}.applied").stat().st_mode & 0o777 == 0o600
@@ -55,7 +55,7 @@ def test_a_request_that_was_cancelled_is_not_there_any_more(tmp_path) -> None:
     assert directory.claim(two)
     assert not ControlDirectory(tmp_path).cancel(second)
     assert ControlDirectory(tmp_path).look() == []
-    directory.settle([second], applied=True)
+    directory.mark_answered([second], applied=True)
     names = sorted(path.name for path in directory.path.iterdir())
     assert names == [f"{first}.cancelled", f"{second}.applied"]
 
@@ -76,10 +76,10 @@ def test_what_a_run_had_taken_as_it_died_waits_again(tmp_path) -> None:
     directory = ControlDirectory(tmp_path)
     name = directory.ask(Request("stop"))
     assert directory.claim(directory.look()[0])
-    assert directory.take_back() == set()  # the one that has it keeps it
+    assert directory.release_claimed() == set()  # the one that has it keeps it
     other = ControlDirectory(tmp_path)
     assert other.look() == []
-    assert other.take_back() == {name}
+    assert other.release_claimed() == {name}
     assert [found.name for found in other.look()] == [name]
 
 
@@ -123,7 +123,7 @@ def test_a_thousand_files_with_long_names_do_not_starve_a_request(tmp_path, rena
         looks += 1
         found += looked
         if renamed:
-            directory.settle([each.name for each in looked], applied=False)
+            directory.mark_answered([each.name for each in looked], applied=False)
     assert found[0].name == asked  # at the first look
     assert {each.name for each in found[1:]} == junk | {"zzz.json"}  # each once
     assert looks == 11
@@ -144,7 +144,7 @@ def test_a_look_goes_over_a_bounded_number_of_names(tmp_path, monkeypatch) -> No
         found = []
         for _ in range(2 * 5 + 1):  # at most one look that has passed its place, and two rounds
             found += directory.look()
-            directory.settle([each.name for each in found], applied=True)
+            directory.mark_answered([each.name for each in found], applied=True)
         assert [each.name for each in found] == [names[-1]]
     directory.close()
 
@@ -172,7 +172,7 @@ def test_every_hostile_file_is_refused_once(tmp_path, hostile) -> None:
     assert {name for name, each in found.items() if each.request is not None} == judged
     assert all(found[name].refused for name in set(names) - judged)
     assert directory.look() == []
-    directory.settle(names, applied=False)
+    directory.mark_answered(names, applied=False)
     assert ControlDirectory(tmp_path).look() == []
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from distlr.runlog import directory
 from distlr.runlog.directory import RunDirectory
-from distlr.runlog.manual_changes import Moment, Place, again_from, in_words, read_changes
+from distlr.runlog.manual_changes import Moment, Place, changes_to_repeat, describe_change, read_changes
 
 CHANGE = {"kind": "control", "clock": 8, "moment": 0, "action": "set-lr", "multiplier": 0.5, "by": "ada"}
 
@@ -81,7 +81,7 @@ def test_a_run_without_decisions_has_none(tmp_path) -> None:
 )
 def test_what_is_made_again(last, made, again) -> None:
     changes = [{**CHANGE, "by": by, "moment": moment, "id": by} for by, moment in (("a", 0), ("b", 0), ("c", 1))]
-    found = again_from(changes, Place(*last), made)
+    found = changes_to_repeat(changes, Place(*last), made)
     assert [change["by"] for change in found] == list(again)
     assert all(set(change) == {"clock", "moment", "action", "multiplier", "by"} for change in found)
 
@@ -91,10 +91,10 @@ def test_places_go_on_with_the_data_where_the_clock_stands_still(tmp_path) -> No
     end, first = {**CHANGE, "by": "end", "moment": 1, "drawn": 8}, {**CHANGE, "by": "first", "drawn": 12}
     found = read(tmp_path, first, end)
     assert [entry["by"] for entry in found] == ["end", "first"]
-    assert [(entry["by"], entry["clock"]) for entry in again_from(found, Place(8, 1), 1)] == [("first", 12)]
-    assert again_from(found, Place(12, 0), 1) == []
+    assert [(entry["by"], entry["clock"]) for entry in changes_to_repeat(found, Place(8, 1), 1)] == [("first", 12)]
+    assert changes_to_repeat(found, Place(12, 0), 1) == []
 
 
 def test_in_words() -> None:
-    assert in_words(CHANGE) == "ada multiplied the rate by 0.5"
-    assert in_words({**CHANGE, "action": "stop"}) == "ada stopped the training"
+    assert describe_change(CHANGE) == "ada multiplied the rate by 0.5"
+    assert describe_change({**CHANGE, "action": "stop"}) == "ada stopped the training"

@@ -15,10 +15,10 @@ import numpy as np
 
 from distlr._utils.checks import not_negative_real
 from distlr.communicators.communicator import Communicator
-from distlr.communicators.frames import Frame, filled, split
+from distlr.communicators.frames import Frame, pad_frame, split_frames
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.horovod.gradients import HorovodGradients
-from distlr.communicators.horovod.participation import HorovodUpdates, different
+from distlr.communicators.horovod.participation import HorovodUpdates, distinct_zero
 from distlr.errors import CollectiveTimeoutError, ConfigurationError, DistributionError, received
 
 __all__ = ["HorovodCommunicator"]
@@ -38,7 +38,7 @@ class HorovodCommunicator(Communicator):
     Every collective is one Horovod allgather of int64 words, of a size of its own on each rank: Horovod pairs eager
     calls by their order, whatever their names, so all being of one kind they always meet, and the frames
     tell whether they mean the same. Beside the first one after updates the rank takes part in the updates of the others
-    until all have come (`HorovodUpdates.wait`): one whose data has ended comes here while others still average.
+    until all have come (`HorovodUpdates.participate`): one whose data has ended comes here while others still average.
 
     Args:
         timeout: seconds after which Horovod ends a job in which some ranks wait for others, if the variable
@@ -74,9 +74,9 @@ class HorovodCommunicator(Communicator):
         """Has the next collective take part in updates that other ranks still make; see `Communicator`."""
         self._ended = reducer.updates if isinstance(reducer, HorovodGradients) else None
 
-    def _take_updates(self) -> int:
+    def _pop_update_count(self) -> int:
         ended, self._ended = self._ended, None
-        counts = {updates: updates.take() for updates, _ in self._reducers}
+        counts = {updates: updates.pop_count() for updates, _ in self._reducers}
         # Told of once more after their optimizer is gone: Python collects it on each rank when it likes, and a rank
         # that has it yet would wait here for one that has not.
         self._reducers = [(updates, of) for updates, of in self._reducers if counts[updates] or of() is not None]
@@ -93,11 +93,11 @@ class HorovodCommunicator(Communicator):
         updated, self._updated = self._updated, []
         with self._explaining(label, _STILL_TRAINED if updated else ""):
             with tf.device("/CPU:0"):
-                own = tf.constant(filled(frame, _UNIT).view(np.int64))
-            everyone = self._meet(updated, own) if updated else self._gathered(own)
-        return split(everyone.numpy().view(np.uint8), self.size, label, _UNIT)
+                own = tf.constant(pad_frame(frame, _UNIT).view(np.int64))
+            everyone = self._gather_while_participating(updated, own) if updated else self._gather(own)
+        return split_frames(everyone.numpy().view(np.uint8), self.size, label, _UNIT)
 
-    def _meet(self, updated: Sequence[HorovodUpdates], own: Any) -> Any:
+    def _gather_while_participating(self, updated: Sequence[HorovodUpdates], own: Any) -> Any:
         """Gathers frames and takes part in the other ranks' updates until all are here.
 
         Both at once where the updates are in a graph, because one after the other takes a round of Horovod's more: 5 ms
@@ -108,24 +108,24 @@ class HorovodCommunicator(Communicator):
         zero = tf.constant(0.0)
         for updates in updated:
             if updates.eager:
-                updates.wait(zero)
+                updates.participate(zero)
         updated = [updates for updates in updated if not updates.eager]
         if not updated:
-            return self._gathered(own)
-        meetings = updated[0].meetings
+            return self._gather(own)
+        graphs = updated[0].graphs
         key = tuple((updates, updates.signature) for updates in updated)
-        if key not in meetings:
+        if key not in graphs:
 
-            def meet(own: Any, zero: Any) -> Any:
-                waits = [updates.wait(different(zero, place)) for place, updates in enumerate(updated)]
-                return self._gathered(own), waits
+            def gather_and_participate(own: Any, zero: Any) -> Any:
+                waits = [updates.participate(distinct_zero(zero, place)) for place, updates in enumerate(updated)]
+                return self._gather(own), waits
 
-            meetings[key] = tf.function(meet, autograph=False).get_concrete_function(
+            graphs[key] = tf.function(gather_and_participate, autograph=False).get_concrete_function(
                 tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.float32)
             )
-        return meetings[key](own, zero)[0]
+        return graphs[key](own, zero)[0]
 
-    def _gathered(self, own: Any) -> Any:
+    def _gather(self, own: Any) -> Any:
         import tensorflow as tf
 
         with tf.device("/CPU:0"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from distlr._utils.checks import one_of
 from distlr.communicators.gradient_reducer import GradientReducer
-from distlr.communicators.horovod.participation import HorovodUpdates, flat
+from distlr.communicators.horovod.participation import HorovodUpdates, flatten_name
 
 __all__ = ["COMPRESSIONS", "HorovodGradients", "check_compression"]
 
@@ -60,12 +60,12 @@ class HorovodGradients(GradientReducer):
         with tf.control_dependencies([before, *first]):
             sent = tf.identity(self.signals.sent)
             if not self.updates.gated:
-                self.updates.begin()
-        self.updates.record()
-        received = self.updates.mean(sent, "signals")
+                self.updates.count_update()
+        self.updates.start_recording()
+        received = self.updates.average(sent, "signals")
         with tf.control_dependencies([before]):
             means = [
-                gradient if gradient is None else self._average(gradient, flat(name))
+                gradient if gradient is None else self._average(gradient, flatten_name(name))
                 for gradient, name in zip(gradients, names, strict=True)
             ]
         with tf.control_dependencies(tf.nest.flatten(means, expand_composites=True)):
@@ -86,14 +86,14 @@ class HorovodGradients(GradientReducer):
 
         self.updates.gated, self.updates.eager = True, tf.executing_eagerly()
         with tf.control_dependencies([flag, self._update_before()]):
-            self.updates.begin()
-        return self.updates.mean(tf.cast(flag, tf.float32), "finite") >= 1.0
+            self.updates.count_update()
+        return self.updates.average(tf.cast(flag, tf.float32), "finite") >= 1.0
 
     def _average(self, gradient: Any, name: str) -> Any:
         import tensorflow as tf
 
         if not isinstance(gradient, tf.IndexedSlices):
-            return self.updates.gradient(gradient, name)
-        values = self.updates.rows(gradient.values, f"{name}.values")
-        indices = self.updates.rows(gradient.indices, f"{name}.indices")
+            return self.updates.average_gradient(gradient, name)
+        values = self.updates.gather_rows(gradient.values, f"{name}.values")
+        indices = self.updates.gather_rows(gradient.indices, f"{name}.indices")
         return tf.IndexedSlices(values / self._hvd.size(), indices, gradient.dense_shape)

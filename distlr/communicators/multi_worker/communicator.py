@@ -13,7 +13,7 @@ from distlr.communicators.frames import Frame
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.lost_ranks import lost_worker
 from distlr.errors import CollectiveTimeoutError
-from distlr.startup.launcher import place_on_host
+from distlr.startup.launcher import rank_on_host
 
 __all__ = ["StrategyCommunicator"]
 
@@ -39,7 +39,7 @@ class StrategyCommunicator(Communicator):
     exchanges_gradients = True
 
     def __init__(self, strategy: Any, addresses: Sequence[str], rank: int, timeout: float) -> None:
-        super().__init__("multi-worker", rank, len(addresses), *place_on_host(addresses, rank))
+        super().__init__("multi-worker", rank, len(addresses), *rank_on_host(addresses, rank))
         from distlr.strategies.watchdog import bound
 
         self.timeout = timeout
