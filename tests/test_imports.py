@@ -377,7 +377,7 @@ def test_a_name_is_that_of_one_file():
         stem = path.parent.name if path.name == "__init__.py" else path.stem
         if module.count(".") > 0 and not re.match(r"distlr\.(callbacks|cli)\.", module):
             names.setdefault(stem, []).append(module)
-    assert {name: found for name, found in names.items() if len(found) > 1 and name not in SHARED_NAMES} == {}
+    assert {name: modules for name, modules in names.items() if len(modules) > 1 and name not in SHARED_NAMES} == {}
 
 
 def test_schedules_know_no_rank_and_no_optimizer():
@@ -391,30 +391,30 @@ def test_schedules_know_no_rank_and_no_optimizer():
         "distlr.strategies",
     )
     for module in modules:
-        found = {name for name in _imports(module) | _reaches(module).keys() if _is_or_under(name, barred)}
-        assert not found, module
+        offenders = {name for name in _imports(module) | _reaches(module).keys() if _is_or_under(name, barred)}
+        assert not offenders, module
 
 
 def test_callbacks_know_no_backend():
     modules = _under("distlr.callbacks")
     assert modules
     for module in modules:
-        found = {
+        offenders = {
             name for name in _imports(module) if name.startswith("distlr.communicators.") and name not in NO_BACKENDS
         }
-        assert not found, module
+        assert not offenders, module
         assert not _top(_imports(module)) & {"horovod", "mpi4py"}, module
 
 
 def test_only_the_optimizer_touches_what_keras_keeps_private_in_its_optimizers():
     outside = [module for module in MODULES if not _is_or_under(module, ["distlr.optimizer"])]
-    found = {
+    offenders = {
         f"{MODULES[module].relative_to(ROOT)}:{line}": name
         for module in outside
         for line, name in _attributes(_tree(module))
         if name in OPTIMIZER_INTERNALS or name.startswith(OPTIMIZER_PREFIXES)
     }
-    assert not found
+    assert not offenders
 
 
 def _attributes(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -435,17 +435,17 @@ def test_horovod_is_imported_by_its_backend_and_its_drop_in_alone():
 
 
 def test_nothing_turns_data_into_code():
-    found = []
+    offenders = []
     for module in MODULES:
-        found += [f"{module} imports {name}" for name in sorted(_top(_imports(module)) & CODE_FROM_DATA)]
+        offenders += [f"{module} imports {name}" for name in sorted(_top(_imports(module)) & CODE_FROM_DATA)]
         for node in ast.walk(_tree(module)):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
                 and node.func.id in ("compile", "eval", "exec")
             ):
-                found.append(f"{module}:{node.lineno} calls {node.func.id}")
-    assert not found
+                offenders.append(f"{module}:{node.lineno} calls {node.func.id}")
+    assert not offenders
 
 
 def test_the_reader_of_imports_reads_them(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ class DirectoryLock:
             return
         self._close()
         seconds = WAIT if timeout is None else min(WAIT, timeout / 2)
-        deadline, told = time.monotonic() + seconds, False
+        deadline, has_warned = time.monotonic() + seconds, False
         while not (self._take_over() or self._try()):
             holder = f"{self.path.parent} is in use by another job: {self._holder()}"
             if time.monotonic() >= deadline:
@@ -94,8 +94,8 @@ class DirectoryLock:
                     f"{holder}, which has not ended within {seconds:g} s. Fix: end that job, or give this one a "
                     "directory of its own."
                 )
-            if not told:
-                told = True
+            if not has_warned:
+                has_warned = True
                 _log.warning("%s. This job waits up to %g s for it to end.", holder, seconds)
             time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
 

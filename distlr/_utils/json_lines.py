@@ -49,8 +49,8 @@ def parse_json(text: bytes | str) -> Any:
         ValueError: it is not UTF-8, not JSON, nested too deeply, or has a number that is not finite.
     """
     try:
-        whole = text if isinstance(text, str) else text.decode("utf-8")
-        return json.loads(whole, parse_constant=_no_number, parse_float=_finite)
+        decoded = text if isinstance(text, str) else text.decode("utf-8")
+        return json.loads(decoded, parse_constant=_no_number, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -79,12 +79,12 @@ def read_lines(path: Path) -> Lines:
         data = read_file(path)
     except FileNotFoundError:
         return Lines([])
-    *whole, rest = data.split(b"\n")
-    objects = [_object(line) for line in whole if line.strip()]
-    good = [value for value in objects if value is not None]
-    damaged = len(objects) - len(good)
-    last = _object(rest)  # all of an object is there, or it is none
-    return Lines(good if last is None else [*good, last], damaged, bool(rest))
+    *lines, unfinished = data.split(b"\n")
+    objects = [_object(line) for line in lines if line.strip()]
+    readable = [value for value in objects if value is not None]
+    damaged = len(objects) - len(readable)
+    last = _object(unfinished)  # all of an object is there, or it is none
+    return Lines(readable if last is None else [*readable, last], damaged, bool(unfinished))
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

@@ -87,9 +87,9 @@ def check_per_replica(per_replica: object, total: object, replicas: int, accumul
         return positive_integer("per_replica", per_replica)
     size = positive_integer("total", total)
     unit = replicas * accumulation
-    each, rest = divmod(size, unit)
-    if rest:
-        near = " or ".join(f"total={n * unit}" for n in (each, each + 1) if n)
+    quotient, remainder = divmod(size, unit)
+    if remainder:
+        near = " or ".join(f"total={n * unit}" for n in (quotient, quotient + 1) if n)
         raise ConfigurationError(
             received(
                 "total",
@@ -98,7 +98,7 @@ def check_per_replica(per_replica: object, total: object, replicas: int, accumul
                 f"write {near}",
             )
         )
-    return each
+    return quotient
 
 
 def check_samples_per_epoch(

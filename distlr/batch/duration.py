@@ -136,19 +136,19 @@ def _fraction(value: object) -> Fraction:
     return Fraction(repr(float(value)))
 
 
-def _check_value(value: Fraction, unit: object, argument: str, given: object) -> Fraction:
+def _check_value(value: Fraction, unit: object, argument: str, original: object) -> Fraction:
     """Refuses an unknown unit, and a value outside what its unit can hold."""
     if not isinstance(unit, str):
         raise ConfigurationTypeError(received("unit", unit, f"one of {', '.join(_UNITS)}"))
     if unit not in _UNITS:
         raise ConfigurationError(received("unit", unit, f"one of {', '.join(_UNITS)}"))
     if value < 0:
-        raise ConfigurationError(received(argument, given, "0 or more"))
+        raise ConfigurationError(received(argument, original, "0 or more"))
     if value >= INT64_END:
-        raise ConfigurationError(received(argument, given, "below 2**63"))
+        raise ConfigurationError(received(argument, original, "below 2**63"))
     if unit == "dur" and value > 1:
         raise ConfigurationError(
-            received(argument, given, "a fraction of the run, at most 1dur", "write 'ep' for epochs")
+            received(argument, original, "a fraction of the run, at most 1dur", "write 'ep' for epochs")
         )
     return value
 

@@ -109,9 +109,9 @@ def _answer(directory: RunDirectory, name: str, seconds: float) -> dict[str, Any
     """What the run has said about a request."""
     deadline = time.monotonic() + seconds
     while True:
-        found = [entry for entry in directory.decisions() if entry.get("id") == name]
-        if found:
-            return found[-1]
+        entries = [entry for entry in directory.decisions() if entry.get("id") == name]
+        if entries:
+            return entries[-1]
         if time.monotonic() > deadline:
             return None
         time.sleep(_PAUSE)
@@ -123,27 +123,27 @@ def _print_answer(answer: dict[str, Any]) -> int:
 
 
 def _print_pending(args: argparse.Namespace, requests: ControlDirectory, name: str) -> None:
-    said = f"no answer to {name} in {args.wait:g} s; is the run under way?"
-    there = [found for found in requests.waiting() if found.name == name]
-    if there:
-        said += (
-            f" The request still waits, {_expiry(there[0])}: a run that looks before then does it. To take it back: "
+    message = f"no answer to {name} in {args.wait:g} s; is the run under way?"
+    pending = [request for request in requests.waiting() if request.name == name]
+    if pending:
+        message += (
+            f" The request still waits, {_expiry(pending[0])}: a run that looks before then does it. To take it back: "
             f"distlr control {args.run_dir} cancel {name}"
         )
     else:
-        said += " A run has taken the request, and will answer in its decisions."
-    print(said, file=sys.stderr)
+        message += " A run has taken the request, and will answer in its decisions."
+    print(message, file=sys.stderr)
 
 
 def _list(directory: RunDirectory, requests: ControlDirectory) -> int:
     with file_errors_in_one_line("The requests cannot be read", "ask as the user whose run it is"):
         waiting = requests.waiting()
-    answered = read_answers(directory)
-    open_ones = [each for each in waiting if answered.get(each.name, "asked") == "asked"]
+    answers = read_answers(directory)
+    open_ones = [each for each in waiting if answers.get(each.name, "asked") == "asked"]
     for each in open_ones:
         if each.request is None:
             what, state = "no request", f"it will be refused: {each.refused}"
-        elif each.name in answered:
+        elif each.name in answers:
             what, state = str(each.request), "accepted, and waits for its epoch"
         else:
             what, state = str(each.request), f"not taken yet, {_expiry(each)}"
@@ -172,8 +172,8 @@ def _cancel(directory: RunDirectory, requests: ControlDirectory, name: str) -> i
     return REFUSED
 
 
-def _expiry(found: PendingRequest) -> str:
-    return "without a limit" if found.expires is None else f"until {_local_time(found.expires / 1e9)}"
+def _expiry(request: PendingRequest) -> str:
+    return "without a limit" if request.expires is None else f"until {_local_time(request.expires / 1e9)}"
 
 
 def _local_time(seconds: float) -> str:

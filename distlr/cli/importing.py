@@ -17,13 +17,13 @@ __all__ = ["check_name", "import_object", "importable_working_directory"]
 @contextlib.contextmanager
 def importable_working_directory() -> Iterator[None]:
     """Lets modules of the working directory be imported inside, as `python -m` does."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
+    directory = os.getcwd()
+    sys.path.insert(0, directory)
     try:
         yield
     finally:
-        if here in sys.path:
-            sys.path.remove(here)
+        if directory in sys.path:
+            sys.path.remove(directory)
 
 
 def check_name(argument: str, text: str) -> tuple[str, str]:
@@ -46,9 +46,9 @@ def import_object(argument: str, text: str) -> Any:
     """
     module, name = check_name(argument, text)
     try:
-        found: Any = importlib.import_module(module)
+        value: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
+            value = getattr(value, part)
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"`{argument}` cannot be imported: {error}. Received: {argument}={text!r}.") from error
-    return found
+    return value

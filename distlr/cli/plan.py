@@ -103,14 +103,14 @@ def _schedule(text: str, batch: GlobalBatch) -> Any:
         hint = "write package.module:name, or a schedule as JSON"
         raise ConfigurationError(received("schedule", text, "an importable object, JSON, or a file of it", hint))
     with importable_working_directory():
-        found = import_object("schedule", text)
+        value = import_object("schedule", text)
     import keras
 
     from distlr.optimizer import schedule_of
 
-    if isinstance(found, keras.optimizers.Optimizer):
-        found = schedule_of(found)
-    return schedules.get(found) if isinstance(found, (int, float)) else found
+    if isinstance(value, keras.optimizers.Optimizer):
+        value = schedule_of(value)
+    return schedules.get(value) if isinstance(value, (int, float)) else value
 
 
 def _number(text: str) -> float | None:

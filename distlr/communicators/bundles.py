@@ -51,8 +51,8 @@ def exchange_bundles(communicator: Communicator, bundle: Bundle, *, tag: str) ->
 
     >>> from distlr.communicators import run_ranks
     >>> def rank(comm):
-    ...     mine = Bundle({"total": np.ones(2)} if comm.is_root else {}, note=comm.rank)
-    ...     return [(sorted(b.arrays), b.note) for b in exchange_bundles(comm, mine, tag="metrics")]
+    ...     local = Bundle({"total": np.ones(2)} if comm.is_root else {}, note=comm.rank)
+    ...     return [(sorted(b.arrays), b.note) for b in exchange_bundles(comm, local, tag="metrics")]
     >>> run_ranks(rank, 2)[0]
     [(['total'], 0), ([], 1)]
     """
@@ -73,23 +73,23 @@ def exchange_together(communicator: Communicator, parts: Mapping[str, Bundle], *
 
     >>> from distlr.communicators import run_ranks
     >>> def rank(comm):
-    ...     mine = {"loss": Bundle({"total": np.ones(2)}), "plan": Bundle({}, note=comm.rank)}
-    ...     said = exchange_together(comm, mine, tag="epoch")
-    ...     return sorted(said["loss"][1].arrays), [plan.note for plan in said["plan"]]
+    ...     local = {"loss": Bundle({"total": np.ones(2)}), "plan": Bundle({}, note=comm.rank)}
+    ...     replies = exchange_together(comm, local, tag="epoch")
+    ...     return sorted(replies["loss"][1].arrays), [plan.note for plan in replies["plan"]]
     >>> run_ranks(rank, 2)[0]
     (['total'], [0, 1])
     """
-    arrays = {f"{part}/{name}": array for part, own in parts.items() for name, array in own.arrays.items()}
-    notes = {part: own.note for part, own in parts.items()}
-    everyone = exchange_bundles(communicator, Bundle(arrays, note=notes), tag=tag)
+    arrays = {f"{part}/{name}": array for part, bundle in parts.items() for name, array in bundle.arrays.items()}
+    notes = {part: bundle.note for part, bundle in parts.items()}
+    all_ranks = exchange_bundles(communicator, Bundle(arrays, note=notes), tag=tag)
 
-    def of(part: str, said: Bundle) -> Bundle:
-        """What a rank said in this part."""
+    def extract(part: str, whole: Bundle) -> Bundle:
+        """One rank's bundle of this name, from all that it sent."""
         start = f"{part}/"
-        named = {name[len(start) :]: array for name, array in said.arrays.items() if name.startswith(start)}
-        return Bundle(named, note=said.fields[part])
+        arrays = {name[len(start) :]: array for name, array in whole.arrays.items() if name.startswith(start)}
+        return Bundle(arrays, note=whole.fields[part])
 
-    return {part: [of(part, said) for said in everyone] for part in parts}
+    return {part: [extract(part, whole) for whole in all_ranks] for part in parts}
 
 
 def reduce_over(bundles: Iterable[Bundle], how: Mapping[str, str] | None = None) -> dict[str, Array]:
@@ -106,16 +106,16 @@ def reduce_over(bundles: Iterable[Bundle], how: Mapping[str, str] | None = None)
     result: dict[str, Array] = {}
     for rank, bundle in enumerate(bundles):
         for name, array in bundle.arrays.items():
-            wide: Array = array.astype(np.float64) if array.dtype.kind == "f" else array.astype(np.int64)
+            widened: Array = array.astype(np.float64) if array.dtype.kind == "f" else array.astype(np.int64)
             if name not in result:
-                result[name] = wide
-            elif result[name].shape != wide.shape:
+                result[name] = widened
+            elif result[name].shape != widened.shape:
                 raise DistributionError(
-                    f"'{name}' has shape {wide.shape} on rank {rank} and {result[name].shape} on a rank before it. "
+                    f"'{name}' has shape {widened.shape} on rank {rank} and {result[name].shape} on a rank before it. "
                     "Fix: build the same model, with the same metrics, on every rank."
                 )
             else:
-                result[name] = np.asarray(REDUCERS[how.get(name, "sum")](result[name], wide))
+                result[name] = np.asarray(REDUCERS[how.get(name, "sum")](result[name], widened))
     return result
 
 
@@ -151,11 +151,11 @@ def broadcast_arrays(communicator: Communicator, arrays: list[Array], *, tag: st
         arrays: the same number, dtypes and shapes on every rank; of any dtype that has a fixed size.
         tag: names the call; the same on all ranks.
     """
-    flat = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
-    own = np.concatenate(flat) if flat else np.zeros(0, np.uint8)
+    byte_views = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays]
+    local_bytes = np.concatenate(byte_views) if byte_views else np.zeros(0, np.uint8)
     chunks = [
-        communicator.broadcast(own[start : start + _CHUNK], tag=f"{tag} at byte {start}")
-        for start in range(0, max(own.size, 1), _CHUNK)
+        communicator.broadcast(local_bytes[start : start + _CHUNK], tag=f"{tag} at byte {start}")
+        for start in range(0, max(local_bytes.size, 1), _CHUNK)
     ]
     data, results, start = np.concatenate(chunks), [], 0
     for array in arrays:
@@ -174,9 +174,9 @@ def _pack(bundle: Bundle) -> Frame:
 def _unpack(data: Frame) -> Bundle:
     (length,) = _LENGTH.unpack(data[: _LENGTH.size].tobytes())
     start = _LENGTH.size + length
-    named, note = json.loads(data[_LENGTH.size : start].tobytes())
+    layout, note = json.loads(data[_LENGTH.size : start].tobytes())
     arrays: dict[str, Array] = {}
-    for name, dtype, shape in named:
+    for name, dtype, shape in layout:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         arrays[name] = to_array(data[start : start + size], np.dtype(dtype), shape)
         start += size

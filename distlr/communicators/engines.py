@@ -55,8 +55,10 @@ def connect(engine: str, launch: LauncherInfo | None, timeout: float = 600.0) ->
 def _start(engine: str, launch: LauncherInfo | None, timeout: float) -> Communicator:
     try:
         module, name = _CONNECTED[engine]
-        made: Communicator = getattr(importlib.import_module(f"distlr.communicators.{module}"), name)(timeout=timeout)
-        return made
+        communicator: Communicator = getattr(importlib.import_module(f"distlr.communicators.{module}"), name)(
+            timeout=timeout
+        )
+        return communicator
     except DistributionError as error:
         if launch is None or launch.size == 1:
             raise

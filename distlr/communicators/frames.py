@@ -164,13 +164,13 @@ def _frame_size(frame: Frame, rank: int, label: str) -> int:
     """The length of the frame at the beginning of `frame`; refuses bytes that are no frame."""
     head = frame[: _HEADER.size].tobytes()
     magic, signed, size = _HEADER.unpack(head) if len(head) == _HEADER.size else (b"", 0, 0)
-    whole = _HEADER.size + _padded(signed) + _padded(size)
-    if magic != _MAGIC or whole > frame.size:
+    total = _HEADER.size + _padded(signed) + _padded(size)
+    if magic != _MAGIC or total > frame.size:
         raise DistributionError(
             f"Rank {rank} sent something else than a distlr collective while this rank was in {label}: "
             "another library's collective, or another version of distlr."
         )
-    return int(whole)
+    return int(total)
 
 
 def decode(frame: Frame, rank: int, label: str) -> CollectiveMessage:
@@ -195,7 +195,7 @@ def check_same(parts: Sequence[CollectiveMessage], rank: int) -> None:
         CollectiveMismatchError: they are in different collectives.
         DistributionError: a rank refused its argument, has made another number of updates, or passed other terms.
     """
-    here = f"this is rank {rank} of {len(parts)}"
+    this_rank = f"this is rank {rank} of {len(parts)}"
     labels = [f"{part.kind} {part.tag!r}" for part in parts]
     equal_updates = len({part.updates for part in parts}) == 1
     if len(set(labels)) > 1:
@@ -204,29 +204,29 @@ def check_same(parts: Sequence[CollectiveMessage], rank: int) -> None:
             for label, part in zip(labels, parts, strict=True)
         ]
         raise CollectiveMismatchError(
-            f"The ranks are in different collectives ({here}): {group_by_rank(places, 'in')}. Every rank must "
+            f"The ranks are in different collectives ({this_rank}): {group_by_rank(places, 'in')}. Every rank must "
             "call the same collectives in the same order: look for one that only some ranks reach, "
             "such as under `if is_root`."
         )
     refusals = [f"{other}: {part.refused}" for other, part in enumerate(parts) if part.refused]
     if refusals:
         raise DistributionError(
-            f"A rank refused its argument in {labels[0]} ({here}). On rank {' On rank '.join(refusals)}"
+            f"A rank refused its argument in {labels[0]} ({this_rank}). On rank {' On rank '.join(refusals)}"
         )
     if not equal_updates:
-        said = [f"{part.updates} updates" for part in parts]
+        texts = [f"{part.updates} updates" for part in parts]
         fewest = [rank for rank, part in enumerate(parts) if part.updates == min(other.updates for other in parts)]
         raise DistributionError(
-            f"The ranks' data ended at different batches before {labels[0]} ({here}): {group_by_rank(said, 'after')}. "
-            "The weights are no longer those of one training. Fix: feed each rank with job.shard(data, "
-            "batch), or give every rank the same number of steps. If their data is equally long, something on "
+            f"The ranks' data ended at different batches before {labels[0]} ({this_rank}): "
+            f"{group_by_rank(texts, 'after')}. The weights are no longer those of one training. "
+            "Fix: feed each rank with job.shard(data, batch), or give every rank the same number of steps. If their data is equally long, something on "
             f"{name_ranks(fewest)} alone ended the epoch, such as a callback that set model.stop_training: give the "
             "callbacks to job.callbacks, which lets all ranks stop together."
         )
     if any(part.terms != parts[0].terms for part in parts):
-        said = [", ".join(f"{key}={value!r}" for key, value in part.terms.items()) for part in parts]
+        texts = [", ".join(f"{key}={value!r}" for key, value in part.terms.items()) for part in parts]
         raise DistributionError(
-            f"The ranks disagree in {labels[0]} ({here}): {group_by_rank(said, 'with')}. Every rank must pass "
+            f"The ranks disagree in {labels[0]} ({this_rank}): {group_by_rank(texts, 'with')}. Every rank must pass "
             "the same of these."
         )
 

@@ -87,10 +87,10 @@ class MpiCommunicator(Communicator):
         # In units of 8 bytes, so that MPI's 32-bit counts reach 16 GiB. The sizes are a collective of MPI's own.
         patience = _Patience(float(self.timeout or 0.0))
         words = frame.view(np.int64)
-        own, sizes = np.array([words.size], np.int64), np.empty(self.size, np.int64)
-        self._wait(self._communicator.Iallgather(own, sizes), (own, sizes), patience, label)
-        received = np.empty(int(sizes.sum()), np.int64)
-        request = self._communicator.Iallgatherv(words, [received, sizes.tolist()])
+        local_count, counts = np.array([words.size], np.int64), np.empty(self.size, np.int64)
+        self._wait(self._communicator.Iallgather(local_count, counts), (local_count, counts), patience, label)
+        received = np.empty(int(counts.sum()), np.int64)
+        request = self._communicator.Iallgatherv(words, [received, counts.tolist()])
         self._wait(request, (words, received), patience, label)
         return split_frames(received.view(np.uint8), self.size, label)
 

@@ -164,9 +164,9 @@ class Decision:
         missing = [key for key in keys if key not in data]
         unknown = [key for key in data if key not in keys]
         if missing or unknown:
-            found = f"{expected} (missing: {missing}, unknown: {unknown})"
+            problem = f"{expected} (missing: {missing}, unknown: {unknown})"
             raise ConfigurationError(
-                received("decision", dict(data), found, "run the same version of distlr on every rank")
+                received("decision", dict(data), problem, "run the same version of distlr on every rank")
             )
         multiplier, reason, improved = data["multiplier"], data["reason"], data["improved"]
         if type(multiplier) not in (int, float):  # stricter than the constructor: JSON has no other numbers

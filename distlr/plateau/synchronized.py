@@ -92,17 +92,17 @@ class Plateau:
         """
         epoch = self._steps if epoch is None else epoch
         self._steps = epoch + 1
-        said = compute_on_root(
+        reply = compute_on_root(
             self.communicator,
             lambda: self._decide(value),
             tag=f"plateau {self.policy.key} {epoch}",
             what="decide",
             raised=(NonFiniteMetricError, DistributionError),
         )
-        if "skipped" in said:
-            return Decision(1.0, said["skipped"], improved=False)
-        decision = Decision.from_dict(said["decision"])
-        state = PlateauState.from_vector(said["state"])
+        if "skipped" in reply:
+            return Decision(1.0, reply["skipped"], improved=False)
+        decision = Decision.from_dict(reply["decision"])
+        state = PlateauState.from_vector(reply["state"])
         self._handle.write(self._name, state.as_vector())
         if decision.cut:
             before = self._handle.rate

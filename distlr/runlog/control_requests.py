@@ -127,7 +127,7 @@ class ControlDirectory:
                 names = sorted(islice((entry.name for entry in entries if _is_open(entry.name)), most))
         except FileNotFoundError:
             return []
-        return [found for name in names if (found := self._read(name)) is not None]
+        return [request for name in names if (request := self._read(name)) is not None]
 
     # -- the run -------------------------------------------------------------------------------------
 
@@ -154,23 +154,23 @@ class ControlDirectory:
             return [PendingRequest(DIRECTORY, "?", refused=f"{self.path} {trouble}")]
         new = sorted((not _ASKED.fullmatch(name), name) for name in names if name not in self._seen)
         chosen = [name for _, name in new[:_READ]]
-        found = [each for name in chosen if (each := self._read(name)) is not None]
-        self._seen.update(each.name for each in found)
-        return found
+        requests = [each for name in chosen if (each := self._read(name)) is not None]
+        self._seen.update(each.name for each in requests)
+        return requests
 
-    def claim(self, found: PendingRequest) -> bool:
+    def claim(self, request: PendingRequest) -> bool:
         """Takes a request to do it now, and says whether it is still there: from here on nobody can cancel it."""
-        path = self.path / found.name
+        path = self.path / request.name
         try:
-            if _identity(os.lstat(path)) != found.file:
+            if _identity(os.lstat(path)) != request.file:
                 raise FileNotFoundError
-            path.rename(path.with_name(found.name + _TAKEN))
+            path.rename(path.with_name(request.name + _TAKEN))
         except FileNotFoundError:
-            self._seen.discard(found.name)
+            self._seen.discard(request.name)
             return False
         except OSError:
             return True  # it cannot be renamed, so that nobody can cancel it either
-        self._claimed.add(found.name)
+        self._claimed.add(request.name)
         return True
 
     def mark_answered(self, names: Iterable[str], *, applied: bool) -> None:
@@ -198,12 +198,12 @@ class ControlDirectory:
 
         Those that it had done are in its decisions.
         """
-        back: set[str] = set()
+        released: set[str] = set()
         try:
             with os.scandir(self.path) as entries:
                 names = list(islice((entry.name for entry in entries if entry.name.endswith(_TAKEN)), _NAMES))
         except OSError:
-            return back
+            return released
         for name in names:
             path = self.path / name.removesuffix(_TAKEN)
             if _NAME.fullmatch(path.name) and path.name not in self._claimed and not os.path.lexists(path):
@@ -211,8 +211,8 @@ class ControlDirectory:
                     (self.path / name).rename(path)
                 except OSError:
                     continue
-                back.add(path.name)
-        return back
+                released.add(path.name)
+        return released
 
     def file_time(self) -> int:
         """Now, in ns, by the clock that stamps the files here: that of a file server, which no host need agree with."""
@@ -247,21 +247,21 @@ class ControlDirectory:
     def _read(self, name: str) -> PendingRequest | None:
         """What a file is; None where it has gone."""
         try:
-            about = os.lstat(self.path / name)
+            status = os.lstat(self.path / name)
         except OSError:
             return None
-        found = PendingRequest(
-            name, _user(about.st_uid), written=about.st_mtime_ns, came=about.st_ctime_ns, file=_identity(about)
+        pending = PendingRequest(
+            name, _user(status.st_uid), written=status.st_mtime_ns, came=status.st_ctime_ns, file=_identity(status)
         )
-        trouble = find_trust_problem(about)
+        trouble = find_trust_problem(status)
         if not _NAME.fullmatch(name):
             trouble = "has a name that no request has"
         if trouble:
-            return dataclasses.replace(found, refused=f"It {trouble}.")
+            return dataclasses.replace(pending, refused=f"It {trouble}.")
         try:
-            return dataclasses.replace(found, request=Request.parse(_contents(self.path / name)))
+            return dataclasses.replace(pending, request=Request.parse(_contents(self.path / name)))
         except (ConfigurationError, OSError) as error:
-            return dataclasses.replace(found, refused=str(error))
+            return dataclasses.replace(pending, refused=str(error))
 
 
 def _contents(path: Path) -> bytes:
@@ -274,8 +274,8 @@ def _contents(path: Path) -> bytes:
         return file.read(_LONGEST + 1)
 
 
-def _identity(about: os.stat_result) -> tuple[int, int, int]:
-    return about.st_dev, about.st_ino, about.st_mtime_ns
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _is_open(name: str) -> bool:
@@ -284,20 +284,20 @@ def _is_open(name: str) -> bool:
     return not (name.endswith(ended) or (name.startswith(".") and not name.endswith(".json")))
 
 
-def find_trust_problem(about: os.stat_result, *, directory: bool = False, longest: int = _LONGEST) -> str:
+def find_trust_problem(status: os.stat_result, *, directory: bool = False, longest: int = _LONGEST) -> str:
     """Why a file, or the directory, is not to be trusted; empty where it is."""
-    if directory and not stat.S_ISDIR(about.st_mode):
+    if directory and not stat.S_ISDIR(status.st_mode):
         return "is no directory"
-    if not directory and not stat.S_ISREG(about.st_mode):
+    if not directory and not stat.S_ISREG(status.st_mode):
         return "is no plain file"
-    if about.st_uid != os.geteuid():
-        return f"belongs to {_user(about.st_uid)}, and the run to {_user(os.geteuid())}"
-    if about.st_mode & 0o022:
-        return f"can be written by others (mode {stat.S_IMODE(about.st_mode):03o}). Fix: chmod go-w"
-    if not directory and about.st_nlink != 1:
+    if status.st_uid != os.geteuid():
+        return f"belongs to {_user(status.st_uid)}, and the run to {_user(os.geteuid())}"
+    if status.st_mode & 0o022:
+        return f"can be written by others (mode {stat.S_IMODE(status.st_mode):03o}). Fix: chmod go-w"
+    if not directory and status.st_nlink != 1:
         return "has another name elsewhere"
-    if not directory and about.st_size > longest:
-        return f"has {about.st_size} bytes, and at most {longest} are read"
+    if not directory and status.st_size > longest:
+        return f"has {status.st_size} bytes, and at most {longest} are read"
     return ""
 
 

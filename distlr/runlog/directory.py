@@ -85,8 +85,8 @@ class RunDirectory:
     def begin(self, run: Mapping[str, Any]) -> None:
         """Begins a run. What an earlier one left goes to `earlier/`, under the time at which that one started."""
         self.acquire()
-        there = [self.path / name for name in (RUN, EPOCHS, DECISIONS) if os.path.lexists(self.path / name)]
-        if there:
+        existing = [self.path / name for name in (RUN, EPOCHS, DECISIONS) if os.path.lexists(self.path / name)]
+        if existing:
             started = _start_name(self.path / RUN)
             place = self.path / EARLIER / started
             number = 1
@@ -94,7 +94,7 @@ class RunDirectory:
                 number += 1
                 place = self.path / EARLIER / f"{started}-{number}"
             place.mkdir(parents=True)
-            for path in there:
+            for path in existing:
                 path.rename(place / path.name)
         write_json(self.path / RUN, dict(run))
 
@@ -153,14 +153,14 @@ class RunDirectory:
         if not (self.path / RUN).is_file():
             hint = "write job.callbacks([...], run_dir=...) in the script"
             raise ConfigurationError(received("run_dir", str(self.path), f"a directory with a {RUN}", hint))
-        found = {name: self._lines(name) for name in (EPOCHS, DECISIONS)}
+        lines_by_file = {name: self._lines(name) for name in (EPOCHS, DECISIONS)}
         damage = tuple(
             f"{name} cannot be read in {counted(lines.damaged, 'line')}."
-            for name, lines in found.items()
+            for name, lines in lines_by_file.items()
             if lines.damaged
         )
         run, name = _read_json(self.path / RUN), self.path.resolve().name
-        return Run(name, run, found[EPOCHS].objects, found[DECISIONS].objects, damage)
+        return Run(name, run, lines_by_file[EPOCHS].objects, lines_by_file[DECISIONS].objects, damage)
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         self._check_lock()
@@ -192,10 +192,10 @@ class RunDirectory:
     def _filter(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Leaves in a file what is to be kept, and says what of it could not be read."""
         path, lines = self.path / name, self._lines(name)
-        damaged, kept = lines.damaged, []
+        damaged, remaining = lines.damaged, []
         for line in lines.objects:
             try:
-                kept += [line] if keep(line) else []
+                remaining += [line] if keep(line) else []
             except (KeyError, TypeError):
                 damaged += 1
         if damaged:
@@ -209,8 +209,8 @@ class RunDirectory:
             _log.info(
                 "The last line of %s was not finished, as a crash leaves it; where it is half it is cut off.", path
             )
-        if damaged or lines.unfinished or kept != lines.objects:
-            text = "".join(json.dumps(line) + "\n" for line in kept)
+        if damaged or lines.unfinished or remaining != lines.objects:
+            text = "".join(json.dumps(line) + "\n" for line in remaining)
             write_bytes(path, text.encode(), mode=MODE)
 
     def _lines(self, name: str) -> Lines:

@@ -69,11 +69,11 @@ def read_changes(run: RunDirectory) -> list[dict[str, Any]]:
             path,
             counted(lines.damaged, "line"),
         )
-    found = [entry for entry in lines.objects if entry.get("kind") == "control"]
-    whole = [entry for entry in found if is_change(entry) and _has_place(entry)]
-    if len(whole) < len(found):
-        _log.warning("%s: %d lines are no changes by hand, and are left out.", path, len(found) - len(whole))
-    return sorted(whole, key=Place.of)
+    entries = [entry for entry in lines.objects if entry.get("kind") == "control"]
+    changes = [entry for entry in entries if is_change(entry) and _has_place(entry)]
+    if len(changes) < len(entries):
+        _log.warning("%s: %d lines are no changes by hand, and are left out.", path, len(entries) - len(changes))
+    return sorted(changes, key=Place.of)
 
 
 def read_answers(run: RunDirectory) -> dict[str, str]:
@@ -86,7 +86,7 @@ def read_answers(run: RunDirectory) -> dict[str, str]:
     return {str(line.get("id")): line["kind"] for line in lines if line.get("kind") in kinds}
 
 
-def changes_to_repeat(changes: Sequence[Mapping[str, Any]], last: Place, made: int) -> list[dict[str, Any]]:
+def changes_to_repeat(changes: Sequence[Mapping[str, Any]], last: Place, already_made: int) -> list[dict[str, Any]]:
     """What is made again by a run that goes on where it has had all changes up to `last`, and so many of those there.
 
     >>> three = [{"clock": 8, "moment": 0, "action": "stop", "multiplier": None, "by": who} for who in "abc"]
@@ -99,17 +99,19 @@ def changes_to_repeat(changes: Sequence[Mapping[str, Any]], last: Place, made: i
         made: how many of those at that place it has had.
     """
     later = [entry for entry in changes if Place.of(entry) >= last]
-    had = [entry for entry in later if Place.of(entry) == last][:made]
+    past = [entry for entry in later if Place.of(entry) == last][:already_made]
     names = ("moment", "action", "multiplier", "by")
     return [
-        {"clock": Place.of(entry).clock, **{name: entry[name] for name in names}} for entry in later if entry not in had
+        {"clock": Place.of(entry).clock, **{name: entry[name] for name in names}}
+        for entry in later
+        if entry not in past
     ]
 
 
 def describe_change(change: Mapping[str, Any]) -> str:
     """Who did what."""
-    did = _DID.get(change["action"]) or f"multiplied the rate by {change['multiplier']:.6g}"
-    return f"{change['by']} {did}"
+    action = _DID.get(change["action"]) or f"multiplied the rate by {change['multiplier']:.6g}"
+    return f"{change['by']} {action}"
 
 
 def _has_place(entry: Mapping[str, Any]) -> bool:

@@ -51,8 +51,8 @@ class Request:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is not None and not (number and 0 < value <= float(10**12) and math.isfinite(value)):
                 raise ConfigurationError(received(name, value, "a finite number above 0"))
-        given = (self.multiply is not None) + (self.to is not None)
-        if given != (self.action == "set-lr"):
+        count = (self.multiply is not None) + (self.to is not None)
+        if count != (self.action == "set-lr"):
             expected = "one of multiply and to" if self.action == "set-lr" else "neither multiply nor to"
             raise ConfigurationError(
                 f"{self.action!r} takes {expected}. Received: multiply={self.multiply!r}, to={self.to!r}."

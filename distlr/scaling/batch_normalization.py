@@ -45,14 +45,14 @@ def scale_moving_averages(
     if not isinstance(model, keras.Model):
         raise ConfigurationTypeError(received("model", model, "a Keras model"))
     k = batch.ratio / batch.accumulation
-    found: dict[str, tuple[float, float]] = {}
+    momenta: dict[str, tuple[float, float]] = {}
     for layer, attribute in [*averaging_layers(model), *_named_layers(model, layers or {})]:
         base = _base_momenta(layer).setdefault(attribute, float(getattr(layer, attribute)))
         setattr(layer, attribute, rules.moving_average(base, k))
-        found[f"{layer.name}.{attribute}"] = (base, getattr(layer, attribute))
+        momenta[f"{layer.name}.{attribute}"] = (base, getattr(layer, attribute))
     for name in ("train_function", "test_function", "predict_function"):
         setattr(model, name, None)  # a traced one holds the momentum that was
-    return found
+    return momenta
 
 
 def averaging_layers(model: Any) -> Iterator[tuple[Any, str]]:
@@ -74,8 +74,8 @@ def _base_momenta(layer: Any) -> dict[str, float]:
         # Past Keras' own attribute tracking, which is closed on a layer that is built.
         layer.__dict__[_BASE] = bases
         layer.__dict__["get_config"] = lambda: _config_at_base(layer, bases)
-    own: dict[str, float] = layer.__dict__[_BASE]
-    return own
+    momenta: dict[str, float] = layer.__dict__[_BASE]
+    return momenta
 
 
 def _config_at_base(layer: Any, bases: Mapping[str, float]) -> dict[str, Any]:
@@ -90,12 +90,12 @@ def _config_at_base(layer: Any, bases: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _named_layers(model: Any, layers: Mapping[str, str]) -> Iterator[tuple[Any, str]]:
-    known = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
+    layers_by_name = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
     for name, attribute in layers.items():
-        if name not in known:
-            raise ConfigurationError(received("layers", name, f"named after layers: {', '.join(known)}"))
-        value = getattr(known[name], attribute, None)
+        if name not in layers_by_name:
+            raise ConfigurationError(received("layers", name, f"named after layers: {', '.join(layers_by_name)}"))
+        value = getattr(layers_by_name[name], attribute, None)
         if not isinstance(value, float) or not 0 <= value <= 1:
             expected = f"attributes that are a momentum in [0, 1]; {name}.{attribute} is {value!r}"
             raise ConfigurationError(received("layers", {name: attribute}, expected))
-        yield known[name], attribute
+        yield layers_by_name[name], attribute

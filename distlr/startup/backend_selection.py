@@ -92,13 +92,13 @@ def choose_backend(
     replicas = _requested_replicas(simulate, environ)
     launch = detect(environ)
     if strategy is not None:
-        everyone, rank = _addresses_of(strategy)
+        addresses, rank = _addresses_of(strategy)
         total = int(strategy.num_replicas_in_sync)
-        if len(everyone) > 1:
-            reason = f"The `strategy` given spans {len(everyone)} workers, and this process is worker {rank}."
-            return BackendSelection(_MULTI_WORKER, reason, launch, total, tuple(everyone), rank)
+        if len(addresses) > 1:
+            reason = f"The `strategy` given spans {len(addresses)} workers, and this process is worker {rank}."
+            return BackendSelection(_MULTI_WORKER, reason, launch, total, tuple(addresses), rank)
     simulating = replicas if engine is None else None
-    asked = "`engine` asks for it" if engine is not None else f"{ENGINE} asks for it"
+    engine_reason = "`engine` asks for it" if engine is not None else f"{ENGINE} asks for it"
     engine = engine or (None if strategy is not None else environ.get(ENGINE) or None)
     if engine is not None:
         one_of("engine", engine, ENGINES)
@@ -109,7 +109,7 @@ def choose_backend(
     launched = launch is not None and (launch.size > 1 or launch.launcher == "horovodrun")
     if engine is not None or launched:
         _check_launch(launch, strategy, simulating)
-        parts = [asked] if engine is not None else []
+        parts = [engine_reason] if engine is not None else []
         parts += ["no launcher started this process" if launch is None else _describe_launch(launch)]
         size = 1 if launch is None else launch.size
         return BackendSelection(engine or "horovod", f"{', and '.join(parts)}.", launch, size)
@@ -132,12 +132,12 @@ def _addresses_of(strategy: Strategy) -> tuple[list[str], int]:
     if resolver is None:
         return [], 0
     cluster = resolver.cluster_spec().as_dict()
-    found: list[str] = []
+    addresses: list[str] = []
     starts: dict[str, int] = {}
     for kind in ("chief", "worker"):
-        starts[kind] = len(found)
-        found += cluster.get(kind, [])
-    return found, starts.get(resolver.task_type, 0) + (resolver.task_id or 0) if found else 0
+        starts[kind] = len(addresses)
+        addresses += cluster.get(kind, [])
+    return addresses, starts.get(resolver.task_type, 0) + (resolver.task_id or 0) if addresses else 0
 
 
 def _check_together(engine: str | None, strategy: object, simulate: int | None, workers: Sequence[str] | None) -> None:
@@ -174,22 +174,22 @@ def _select_multi_worker(
     """A multi-worker strategy of the workers that the caller, TF_CONFIG or Slurm names."""
     if workers is not None:
         addresses = check_addresses(workers)
-        rank, who = _own_rank(addresses, launch), "`workers`"
-    elif (named := tf_config_workers(environ)) is not None:  # also where srun starts the processes
-        addresses, rank, who = check_addresses(named[0]), named[1], "TF_CONFIG"
+        rank, source = _own_rank(addresses, launch), "`workers`"
+    elif (by_tf_config := tf_config_workers(environ)) is not None:  # also where srun starts the processes
+        addresses, rank, source = check_addresses(by_tf_config[0]), by_tf_config[1], "TF_CONFIG"
     elif launch is not None and launch.launcher == "srun":
-        each = max(1, gpus) if launch.local_size == 1 else 1
+        replicas_each = max(1, gpus) if launch.local_size == 1 else 1
         reason = f"A multi-worker strategy is asked for, and {_describe_launch(launch)}."
-        return BackendSelection(_MULTI_WORKER, reason, launch, launch.size * each, (), launch.rank)
+        return BackendSelection(_MULTI_WORKER, reason, launch, launch.size * replicas_each, (), launch.rank)
     else:
         raise DistributionError(
             "A multi-worker strategy needs to know its workers, and neither TF_CONFIG nor Slurm names them. "
             'Fix: start the script with launch/tf_config.sh -n 2, or write distlr.init(workers=["host1:12345", ...]).'
         )
     # Alone on its host a worker has all of the host's GPUs.
-    each = max(1, gpus) if rank_on_host(addresses, rank)[1] == 1 else 1
-    reason = f"{who} names {len(addresses)} workers, and this process is worker {rank}."
-    return BackendSelection(_MULTI_WORKER, reason, launch, len(addresses) * each, tuple(addresses), rank)
+    replicas_each = max(1, gpus) if rank_on_host(addresses, rank)[1] == 1 else 1
+    reason = f"{source} names {len(addresses)} workers, and this process is worker {rank}."
+    return BackendSelection(_MULTI_WORKER, reason, launch, len(addresses) * replicas_each, tuple(addresses), rank)
 
 
 def _own_rank(addresses: list[str], launch: LauncherInfo | None) -> int:
@@ -201,15 +201,15 @@ def _own_rank(addresses: list[str], launch: LauncherInfo | None) -> int:
             f"{len(addresses)}. Fix: give as many addresses as processes."
         )
     names = {socket.gethostname(), socket.getfqdn()}
-    own = [i for i, address in enumerate(addresses) if address.rpartition(":")[0] in names]
+    places = [i for i, address in enumerate(addresses) if address.rpartition(":")[0] in names]
     if len(addresses) == 1:
         return 0
-    if len(own) != 1:
+    if len(places) != 1:
         raise DistributionError(
-            f"Which worker is this process? {len(own)} of {addresses} have the name of this machine, {sorted(names)}. "
-            "Fix: start the processes with srun or launch/tf_config.sh, or name each host once."
+            f"Which worker is this process? {len(places)} of {addresses} have the name of this machine, "
+            f"{sorted(names)}. Fix: start the processes with srun or launch/tf_config.sh, or name each host once."
         )
-    return own[0]
+    return places[0]
 
 
 def _requested_replicas(simulate: int | None, environ: Mapping[str, str]) -> int | None:

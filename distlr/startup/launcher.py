@@ -161,11 +161,11 @@ def _tasks_per_node(environ: Mapping[str, str], size: int) -> list[int]:
 
 
 def _from_tf_config(environ: Mapping[str, str]) -> LauncherInfo | None:
-    found = tf_config_workers(environ)
-    if found is None or len(found[0]) <= 1:
+    workers = tf_config_workers(environ)
+    if workers is None or len(workers[0]) <= 1:
         return None
-    everyone, rank = found
-    return LauncherInfo("tf_config", rank, len(everyone), *rank_on_host(everyone, rank))
+    addresses, rank = workers
+    return LauncherInfo("tf_config", rank, len(addresses), *rank_on_host(addresses, rank))
 
 
 def rank_on_host(addresses: Sequence[str], rank: int) -> tuple[int, int]:
@@ -192,7 +192,7 @@ def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | Non
     except (ValueError, RecursionError) as error:
         raise _bad_tf_config(text, f"it must be JSON ({error})") from error
     cluster = _section(config, "cluster", text)
-    everyone: list[str] = []
+    workers: list[str] = []
     starts: dict[str, int] = {}
     counts: dict[str, int] = {}
     # Chief before workers, and 'master' as the old name of the chief: the order in which TensorFlow counts.
@@ -200,9 +200,9 @@ def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | Non
         addresses = cluster.get(kind, [])
         if not isinstance(addresses, list) or not all(isinstance(item, str) for item in addresses):
             raise _bad_tf_config(text, f"cluster.{kind} must be a list of 'host:port'")
-        starts[kind], counts[kind] = len(everyone), len(addresses)
-        everyone += addresses
-    if not everyone:
+        starts[kind], counts[kind] = len(workers), len(addresses)
+        workers += addresses
+    if not workers:
         return None
     task = _section(config, "task", text)
     role, index = task.get("type"), task.get("index")
@@ -217,7 +217,7 @@ def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | Non
         index = digits(index)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
         raise _bad_tf_config(text, f"task.index must be an int below the {count} of cluster.{role}")
-    return everyone, starts[role] + index
+    return workers, starts[role] + index
 
 
 def _section(config: object, name: str, text: str) -> dict[str, object]:

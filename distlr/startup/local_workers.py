@@ -57,8 +57,8 @@ def build_command(n: int, backend: str, script: str, arguments: list[str]) -> tu
     if backend == "multi-worker":
         return words, variables
     # Beside this interpreter first: that Horovod is the one the script imports.
-    own = Path(sys.executable).with_name("horovodrun")
-    horovodrun = str(own) if own.is_file() else shutil.which("horovodrun")
+    sibling = Path(sys.executable).with_name("horovodrun")
+    horovodrun = str(sibling) if sibling.is_file() else shutil.which("horovodrun")
     if horovodrun is None:
         raise DistributionError(
             "horovodrun is not installed. Fix: build Horovod with docker/build-horovod.sh (`make horovod` in a "

@@ -55,11 +55,11 @@ def check_addresses(workers: object) -> list[str]:
             raise ConfigurationError(received("workers", address, expected, 'write "host1:12345"'))
     if not workers:
         raise ConfigurationError(received("workers", workers, "at least one address"))
-    twice = sorted({address for address in workers if list(workers).count(address) > 1})
-    if twice:
+    duplicates = sorted({address for address in workers if list(workers).count(address) > 1})
+    if duplicates:
         hint = "give each worker a port of its own"
         raise ConfigurationError(
-            received("workers", twice, "different addresses, and each of these stands twice", hint)
+            received("workers", duplicates, "different addresses, and each of these stands twice", hint)
         )
     return list(workers)
 

@@ -20,10 +20,10 @@ RENAMED = [
 
 @pytest.mark.parametrize(("module", "old", "new"), RENAMED)
 def test_an_old_name_warns_and_gives_the_new_one(module, old, new):
-    found = importlib.import_module(module)
+    namespace = importlib.import_module(module)
     with pytest.warns(DeprecationWarning, match=rf"{old} is called {module}\.{new} now") as warned:
-        value = getattr(found, old)
-    assert value is getattr(found, new)
+        value = getattr(namespace, old)
+    assert value is getattr(namespace, new)
     assert warned[0].filename == __file__
 
 

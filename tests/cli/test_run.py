@@ -58,10 +58,10 @@ time.sleep(60)
     start = time.monotonic()
     assert run_workers(3, [sys.executable, "-c", code], os.environ, grace=1) == 7
     assert time.monotonic() - start < 20
-    said = capfd.readouterr()
-    assert sorted(said.out.split("\n")[:-1]) == [f"worker {rank} multi-worker" for rank in range(3)]
-    assert "process rank 1 ended with status 7" in said.err
-    assert "the others did not end and are killed" in said.err
+    output = capfd.readouterr()
+    assert sorted(output.out.split("\n")[:-1]) == [f"worker {rank} multi-worker" for rank in range(3)]
+    assert "process rank 1 ended with status 7" in output.err
+    assert "the others did not end and are killed" in output.err
 
 
 @pytest.mark.processes

@@ -48,8 +48,8 @@ def test_what_must_not_differ(different, kind, words):
 def test_frames_one_behind_another_are_taken_apart(unit):
     data = [np.arange(size, dtype=np.uint8) for size in (0, 1, 8, 200, 0)]
     frames = [
-        pad_frame(encode(CollectiveMessage("allgather", "t" * rank, {}, rank, "", own)), unit)
-        for rank, own in enumerate(data)
+        pad_frame(encode(CollectiveMessage("allgather", "t" * rank, {}, rank, "", payload)), unit)
+        for rank, payload in enumerate(data)
     ]
     assert all(frame.size % unit == 0 for frame in frames)
     for rank, frame in enumerate(split_frames(np.concatenate(frames), len(frames), "allgather 't'", unit)):

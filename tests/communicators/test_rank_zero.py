@@ -34,14 +34,14 @@ def raised(make, size=3, **options):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_every_rank_gets_what_rank_0_makes_in_one_collective(size) -> None:
-    made = []
+    calls = []
 
     def rank(comm):
-        value = compute_on_root(comm, lambda: made.append(comm.rank) or {"a": (1, None)}, tag="t", what="make")
+        value = compute_on_root(comm, lambda: calls.append(comm.rank) or {"a": (1, None)}, tag="t", what="make")
         return value, comm.log.total
 
     assert run_ranks(rank, size, timeout=5.0) == [({"a": [1, None]}, 1)] * size
-    assert made == [0]
+    assert calls == [0]
 
 
 def test_arrays_come_with_a_value() -> None:

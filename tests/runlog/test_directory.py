@@ -79,7 +79,7 @@ def test_a_line_for_which_there_is_no_room_leaves_nothing_behind(tmp_path, room)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{", "is not what a run writes"),
         ("", "is not what a run writes"),
@@ -89,10 +89,10 @@ def test_a_line_for_which_there_is_no_room_leaves_nothing_behind(tmp_path, room)
         ("\udcff", "is not what a run writes"),
     ],
 )
-def test_a_run_that_does_not_say_what_it_is(tmp_path, text, said) -> None:
+def test_a_run_that_does_not_say_what_it_is(tmp_path, text, message) -> None:
     directory = _written(tmp_path)
     (directory.path / "run.json").write_text(text, errors="surrogateescape")
-    with pytest.raises(ConfigurationError, match=said):
+    with pytest.raises(ConfigurationError, match=message):
         directory.read()
 
 

@@ -81,7 +81,7 @@ def test_the_workers_and_this_process_place_among_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "environ", "error", "said"),
+    ("options", "environ", "error", "text"),
     [
         ({}, {ENGINE: "gloo"}, ConfigurationError, "`engine` must be one of"),
         ({}, {SIMULATE: "many"}, ConfigurationError, "DISTLR_SIMULATE"),
@@ -97,8 +97,8 @@ def test_the_workers_and_this_process_place_among_them() -> None:
         ({"workers": WORKERS, "simulate": 2}, {}, ConfigurationError, "leave the others out"),
     ],
 )
-def test_what_cannot_be_is_refused(options, environ, error, said) -> None:
-    with pytest.raises(error, match=said):
+def test_what_cannot_be_is_refused(options, environ, error, text) -> None:
+    with pytest.raises(error, match=text):
         choose_backend(**options, environ=environ)
 
 

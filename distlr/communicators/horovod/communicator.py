@@ -93,11 +93,13 @@ class HorovodCommunicator(Communicator):
         updated, self._updated = self._updated, []
         with self._explaining(label, _STILL_TRAINED if updated else ""):
             with tf.device("/CPU:0"):
-                own = tf.constant(pad_frame(frame, _UNIT).view(np.int64))
-            everyone = self._gather_while_participating(updated, own) if updated else self._gather(own)
-        return split_frames(everyone.numpy().view(np.uint8), self.size, label, _UNIT)
+                local_frame = tf.constant(pad_frame(frame, _UNIT).view(np.int64))
+            all_frames = (
+                self._gather_while_participating(updated, local_frame) if updated else self._gather(local_frame)
+            )
+        return split_frames(all_frames.numpy().view(np.uint8), self.size, label, _UNIT)
 
-    def _gather_while_participating(self, updated: Sequence[HorovodUpdates], own: Any) -> Any:
+    def _gather_while_participating(self, updated: Sequence[HorovodUpdates], local_frame: Any) -> Any:
         """Gathers frames and takes part in the other ranks' updates until all are here.
 
         Both at once where the updates are in a graph, because one after the other takes a round of Horovod's more: 5 ms
@@ -111,25 +113,25 @@ class HorovodCommunicator(Communicator):
                 updates.participate(zero)
         updated = [updates for updates in updated if not updates.eager]
         if not updated:
-            return self._gather(own)
+            return self._gather(local_frame)
         graphs = updated[0].graphs
         key = tuple((updates, updates.signature) for updates in updated)
         if key not in graphs:
 
-            def gather_and_participate(own: Any, zero: Any) -> Any:
+            def gather_and_participate(local_frame: Any, zero: Any) -> Any:
                 waits = [updates.participate(distinct_zero(zero, place)) for place, updates in enumerate(updated)]
-                return self._gather(own), waits
+                return self._gather(local_frame), waits
 
             graphs[key] = tf.function(gather_and_participate, autograph=False).get_concrete_function(
                 tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.float32)
             )
-        return graphs[key](own, zero)[0]
+        return graphs[key](local_frame, zero)[0]
 
-    def _gather(self, own: Any) -> Any:
+    def _gather(self, local_frame: Any) -> Any:
         import tensorflow as tf
 
         with tf.device("/CPU:0"):
-            return self._hvd.allgather(own, name="HorovodAllgather.distlr", ignore_name_scope=True)
+            return self._hvd.allgather(local_frame, name="HorovodAllgather.distlr", ignore_name_scope=True)
 
     @contextlib.contextmanager
     def _explaining(self, label: str, hint: str) -> Iterator[None]:

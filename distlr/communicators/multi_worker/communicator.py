@@ -83,11 +83,11 @@ class StrategyCommunicator(Communicator):
                 lengths = self._gather(np.array([len(words)], np.int64))
                 padded = np.zeros(int(lengths.max()), np.int64)
                 padded[: len(words)] = words
-                everyone = self._gather(padded).reshape(self.size, -1)
+                all_words = self._gather(padded).reshape(self.size, -1)
         except tf.errors.OpError as error:
             text = self.survivor_message(label, error.message)
             raise CollectiveTimeoutError(f"{text} TensorFlow says: {error.message.strip()}") from error
-        return [row[:length].view(np.uint8) for row, length in zip(everyone, lengths, strict=True)]
+        return [row[:length].view(np.uint8) for row, length in zip(all_words, lengths, strict=True)]
 
     def _gather(self, words: np.ndarray) -> np.ndarray:
         import tensorflow as tf
