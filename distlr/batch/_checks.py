@@ -36,7 +36,7 @@ _ARGUMENTS = (
 
 
 def refuse_unknown(arguments: Mapping[str, object]) -> None:
-    """Refuses what the constructor does not take, before Python does so with less to say."""
+    """Refuses an unknown argument, with a hint that Python's own error lacks."""
     for key in arguments:
         if key not in _ARGUMENTS:
             close = difflib.get_close_matches(str(key), _ARGUMENTS, n=1)
@@ -46,9 +46,9 @@ def refuse_unknown(arguments: Mapping[str, object]) -> None:
 
 
 def check_base_batch(base_batch: object) -> int:
-    """The batch that the rate was tuned at, which has no default."""
+    """Validates `base_batch`, which has no default."""
     if base_batch is None:
-        # A default would scale the rate of a script that nobody tuned at it, in silence.
+        # With a default, the rate of a script that was tuned at another batch would be scaled without a word.
         raise ConfigurationError(
             received(
                 "base_batch",
@@ -61,7 +61,7 @@ def check_base_batch(base_batch: object) -> int:
 
 
 def check_local_replicas(local_replicas: object, replicas: int) -> int:
-    """Replicas that one process feeds: all of them when left out."""
+    """Validates `local_replicas`, the replicas that one process feeds; by default all of them."""
     local = replicas if local_replicas is None else positive_integer("local_replicas", local_replicas)
     if replicas % local:
         raise ConfigurationError(
@@ -76,7 +76,7 @@ def check_local_replicas(local_replicas: object, replicas: int) -> int:
 
 
 def check_per_replica(per_replica: object, total: object, replicas: int, accumulation: int) -> int:
-    """Samples of one pass of one replica, from exactly one of `per_replica` and `total`."""
+    """Returns the samples of one pass of one replica, from exactly one of `per_replica` and `total`."""
     if (per_replica is None) == (total is None):
         raise ConfigurationError(
             "Exactly one of `per_replica` and `total` must be given. "
@@ -104,7 +104,7 @@ def check_per_replica(per_replica: object, total: object, replicas: int, accumul
 def check_samples_per_epoch(
     samples_per_epoch: object, per_replica: int, replicas: int, accumulation: int
 ) -> int | None:
-    """Samples of an epoch, if given: at least a full update, and no more than the clock's int64 can hold."""
+    """Validates `samples_per_epoch`: at least a full update, and no more than the clock's int64 can hold."""
     if samples_per_epoch is None:
         return None
     samples = positive_integer("samples_per_epoch", samples_per_epoch)
@@ -136,7 +136,7 @@ def check_samples_per_epoch(
 
 
 def check_duration(duration: Duration | str | None, samples_per_epoch: int | None) -> Duration | None:
-    """The length of the run, if given: one that says something by itself."""
+    """Validates `duration`, the length of the run: above 0, and no fraction of itself."""
     if duration is None:
         return None
     run = Duration.parse(duration, "duration")

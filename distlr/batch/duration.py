@@ -64,7 +64,7 @@ class Duration:
 
         Args:
             value: A number and a unit, such as "5ep", "0.5ep", "1e4sp", "60_000sp" or "1/3dur".
-            argument: The name of the argument that it came in by, for messages.
+            argument: The name of the argument, for messages.
 
         Returns:
             The duration.
@@ -117,7 +117,7 @@ Fix: write '5ep' for 5 epochs, '5ba' for 5 updates or '5sp' for 5 samples.
         return f"{_decimal(self.value)}{self.unit}"
 
     def __repr__(self) -> str:
-        """The call that makes an equal one."""
+        """A call that returns an equal duration."""
         return f"Duration.parse({str(self)!r})"
 
 
@@ -154,7 +154,7 @@ def _check_value(value: Fraction, unit: object, argument: str, original: object)
 
 
 def _example_number(value: object) -> str:
-    """A number for a hint: the one that came, where it is one."""
+    """A number for a hint: `value` without its sign, where it is a number."""
     number = integer(value)
     if number is None and isinstance(value, float) and math.isfinite(value):
         return f"{abs(value):g}"

@@ -23,7 +23,7 @@ HOW_TO_MAKE = "make it with job.batch(per_replica=..., base_batch=...)"
 
 
 class _Arithmetic(Protocol):
-    """What the clock needs of a number: a Python int and a TensorFlow int64 tensor both have it."""
+    """The arithmetic that the clock needs. A Python int and a TensorFlow int64 tensor both have it."""
 
     def __add__(self: _T, other: _T | int, /) -> _T: ...
     def __sub__(self: _T, other: _T | int, /) -> _T: ...
@@ -45,7 +45,7 @@ class GlobalBatch:
     written with `per_replica` or `total`.
 
     Args:
-        per_replica: Samples that one replica takes in one forward and backward pass. Exactly one of this and
+        per_replica: Samples that one replica processes in one forward and backward pass. Exactly one of this and
             `total`.
         total: Samples of one optimizer update, `size`; it stays the same under `replace(replicas=...)`.
         replicas: Replicas that train together, over all processes.
@@ -78,7 +78,7 @@ class GlobalBatch:
     samples_per_epoch: int | None
     duration: Duration | None
     local_replicas: int
-    # How it was written, which `replace` and `to_dict` keep.
+    # How the batch was written; `replace` and `to_dict` keep it.
     _by_total: bool = field(compare=False, init=False)
     _local_given: bool = field(compare=False, init=False)
 
@@ -113,7 +113,7 @@ class GlobalBatch:
         put(self, "_local_given", local_replicas is not None)
 
     def __repr__(self) -> str:
-        """The call that makes an equal one."""
+        """A call that returns an equal batch."""
         return f"GlobalBatch({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
 
     # -- sizes ---------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ class GlobalBatch:
 
         Args:
             duration: A `Duration` or its text.
-            argument: The name of the argument that it came in by, for messages.
+            argument: The name of the argument, for messages.
 
         Returns:
             An int when exact, otherwise a float.
@@ -331,8 +331,8 @@ class GlobalBatch:
     def replace(self, **changes: object) -> GlobalBatch:
         """A copy with some of the constructor's arguments changed.
 
-        `per_replica` takes the place of a `total` and the other way round; what was written as `total` keeps
-        the total when `replicas` or `accumulation` changes.
+        `per_replica` replaces a `total` and the other way round. A batch that was written with `total` keeps it
+        when `replicas` or `accumulation` changes.
 
         Raises:
             ConfigurationError: An argument is unknown, or the result cannot be right.
@@ -396,7 +396,7 @@ class GlobalBatch:
         return Fraction(self.samples_per_epoch, self.updates_per_epoch)
 
     def _epoch(self, user: str) -> int:
-        """`samples_per_epoch`, which `user` cannot do without."""
+        """Returns `samples_per_epoch`; refuses, naming `user`, where it was not given."""
         if self.samples_per_epoch is None:
             raise ConfigurationError(
                 received(
@@ -430,6 +430,6 @@ def _number(value: Fraction) -> int | float:
 
 
 def check_batch(batch: object, hint: str = HOW_TO_MAKE) -> None:
-    """Refuses what is no `GlobalBatch`."""
+    """Refuses anything but a `GlobalBatch`."""
     if not isinstance(batch, GlobalBatch):
         raise ConfigurationTypeError(received("batch", batch, "a GlobalBatch", hint))

@@ -1,4 +1,4 @@
-"""Communicators: what the ranks of a job say to each other, one backend a file.
+"""Communicators: the communication between the ranks of a job, one backend a file.
 
 Importing this package imports neither TensorFlow nor an engine.
 """

@@ -29,12 +29,12 @@ __all__ = [
 ]
 
 _LENGTH = struct.Struct("<Q")
-_CHUNK = 64 * 2**20  # bytes a collective when a whole model is sent: bounds the copies that are held at a time
+_CHUNK = 64 * 2**20  # bytes of a collective where a whole model is sent; limits the copies in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """What one rank says: named arrays, which another rank may lack, and a JSON value beside them."""
+    """One rank's contribution: named arrays, which another rank may lack, and a JSON value beside them."""
 
     arrays: Mapping[str, Array]
     note: object = None
@@ -96,7 +96,7 @@ def reduce_over(bundles: Iterable[Bundle], how: Mapping[str, str] | None = None)
     """Each array reduced over the ranks that have it, in rank order: floats in float64, integers in int64.
 
     Args:
-        bundles: what `exchange_bundles` gave.
+        bundles: the result of `exchange_bundles`.
         how: "max" or "min" by the name of an array; every other one is summed.
 
     Raises:
@@ -125,7 +125,7 @@ def bundle_numbers(values: Mapping[str, float]) -> Bundle:
 
 
 def to_number(value: object) -> float:
-    """What a metric gives, as a float; an array where it is several values, as of `F1Score(average=None)`."""
+    """Converts a metric's result to a float; to an array where it has several values: `F1Score(average=None)`."""
     array = np.asarray(value)
     return float(array.item()) if array.size == 1 else cast(float, array)  # typed as it nearly always is
 

@@ -28,11 +28,11 @@ def connect(engine: str, launch: LauncherInfo | None, timeout: float = 600.0) ->
 
     Args:
         engine: "horovod" or "mpi"; a strategy of several workers brings its communicator.
-        launch: what `detect` found.
+        launch: the result of `detect`.
         timeout: seconds that a rank waits for the others.
 
     Raises:
-        ConfigurationError: it is none of these.
+        ConfigurationError: the engine is unknown.
         DistributionError: it cannot be loaded, or sees another number of ranks than the launcher started; then
             each of them would train alone.
 

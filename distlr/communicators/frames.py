@@ -143,10 +143,10 @@ def pad_frame(frame: Frame, unit: int) -> Frame:
 
 
 def split_frames(frames: Frame, count: int, label: str, unit: int = 8) -> list[Frame]:
-    """Takes apart `count` frames that an engine has put one behind another; each says how long it is.
+    """Splits `count` frames that an engine has concatenated; each holds its own length.
 
     Args:
-        frames: one behind another.
+        frames: concatenated.
         count: how many there are.
         label: the collective, for the message.
         unit: what each was padded to.
@@ -174,7 +174,7 @@ def _frame_size(frame: Frame, rank: int, label: str) -> int:
 
 
 def decode(frame: Frame, rank: int, label: str) -> CollectiveMessage:
-    """The part in the frame that `rank` sent; refuses bytes that are no frame."""
+    """Decodes the frame that `rank` sent; refuses bytes that are no frame."""
     _frame_size(frame, rank, label)
     _, signed, size = _HEADER.unpack(frame[: _HEADER.size].tobytes())
     start = _HEADER.size + _padded(signed)
@@ -183,7 +183,7 @@ def decode(frame: Frame, rank: int, label: str) -> CollectiveMessage:
 
 
 def check_same(parts: Sequence[CollectiveMessage], rank: int) -> None:
-    """Raises where the ranks' parts are not of one collective with the same terms, or one rank refuses its own.
+    """Raises where the ranks' parts belong to different collectives or have different terms, or a rank refuses.
 
     Every rank sees the same parts, so all come to the same verdict and all raise or none does.
 
@@ -219,7 +219,8 @@ def check_same(parts: Sequence[CollectiveMessage], rank: int) -> None:
         raise DistributionError(
             f"The ranks' data ended at different batches before {labels[0]} ({this_rank}): "
             f"{group_by_rank(texts, 'after')}. The weights are no longer those of one training. "
-            "Fix: feed each rank with job.shard(data, batch), or give every rank the same number of steps. If their data is equally long, something on "
+            "Fix: feed each rank with job.shard(data, batch), or give every rank the same number of steps. If their "
+            "data is equally long, something on "
             f"{name_ranks(fewest)} alone ended the epoch, such as a callback that set model.stop_training: give the "
             "callbacks to job.callbacks, which lets all ranks stop together."
         )
@@ -232,7 +233,7 @@ def check_same(parts: Sequence[CollectiveMessage], rank: int) -> None:
 
 
 def group_by_rank(texts: Sequence[str], verb: str) -> str:
-    """Groups ranks that say the same, so that a message stays short at 512 ranks.
+    """Groups ranks that have the same text, so that a message stays short at 512 ranks.
 
     >>> group_by_rank(["a 'x'", "b 'y'", "b 'y'"], "in")
     "rank 0 in a 'x'; ranks 1-2 in b 'y'"

@@ -1,4 +1,4 @@
-"""The contract of what makes one gradient of those of all ranks, in the graph of an update."""
+"""The contract of gradient reducers, which combine the gradients of all ranks in the graph of an update."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GradientReducer(abc.ABC):
     Its methods are called while an update is traced or runs, on every rank, in the same order.
 
     Attributes:
-        signals: what this rank tells the others; they travel with the gradients.
+        signals: this rank's signals to the others, which travel with the gradients.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class GradientReducer(abc.ABC):
 
     @property
     def terms(self) -> str:
-        """What must be equal on all ranks: the optimizer's place among those of the job, and what is sent."""
+        """A text that must be equal on all ranks: the optimizer's place in the job, and how gradients are sent."""
         return ""
 
     @abc.abstractmethod

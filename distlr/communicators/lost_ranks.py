@@ -13,7 +13,7 @@ _WORKER = re.compile(r"(?:from remote target|Task) /job:(chief|worker)/replica:\
 def says_rank_is_lost(message: str) -> bool:
     """Whether an engine's error says that a rank is lost, and not that something is wrong on this one.
 
-    A message that names the rank that speaks is distlr's own, from further down.
+    A message that begins with a rank is distlr's own, which another layer has raised.
 
     >>> says_rank_is_lost("Collective ops is aborted by: Socket closed")
     True
@@ -40,13 +40,13 @@ def lost_worker(message: str, chiefs: int = 0) -> int | None:
 
 
 def survivor_message(rank: int, size: int, what: str, timeout: float | None, lost: int | None = None) -> str:
-    """What a rank says that is left, before what its engine says.
+    """The error text of a rank that is left, which stands before its engine's message.
 
     >>> print(survivor_message(0, 2, "An update", 600, lost=1))
     [rank 0] An update ended because rank 1 of 2 ended, or cannot be reached. Fix: look at what the others said last.
 
     Args:
-        rank: who speaks.
+        rank: this rank.
         size: number of ranks.
         what: what ended.
         timeout: seconds that the engine waits, or None where it has no bound.

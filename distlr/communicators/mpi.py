@@ -17,7 +17,7 @@ from distlr.errors import CollectiveTimeoutError, DistributionError
 
 __all__ = ["MpiCommunicator"]
 
-_AWAKE = 1.0  # seconds between two looks: what is longer is a suspension
+_AWAKE = 1.0  # seconds between two polls: after a longer pause the process was suspended
 _FIRST_PAUSE, _LONGEST_PAUSE = 10e-6, 1e-3  # seconds
 
 
@@ -57,10 +57,10 @@ class Intracommunicator(Protocol):
 class MpiCommunicator(Communicator):
     """The ranks of an mpi4py communicator: `COMM_WORLD`, `COMM_SELF`, or a part that `Split` made.
 
-    For control alone: gradients do not pass through it. It works on a duplicate of the communicator, so
-    that messages of other libraries cannot be taken for its own; making it is collective.
+    It is for control alone: gradients do not pass through it. It works on a duplicate of the communicator,
+    so that it never receives messages of other libraries; its construction is collective.
 
-    A rank waits by asking now and then, so that hundreds of ranks can share a few cores, and no longer than
+    A waiting rank polls, so that hundreds of ranks can share a few cores, and waits no longer than
     `timeout`. After that the MPI job cannot go on: this process then ends all of it as it exits
     (`MPI_Abort`), or MPI would wait at the end for ever.
 
@@ -118,7 +118,7 @@ class MpiCommunicator(Communicator):
 
 
 class _Patience:
-    """The time that a rank waits, of which it counts what it was awake for: the others are suspended when it is.
+    """The time that a rank waits, without the time in which it was suspended: the others are suspended then, too.
 
     Args:
         seconds: how long.
@@ -128,7 +128,7 @@ class _Patience:
         self._left, self._looked = seconds, time.monotonic()
 
     def is_over(self) -> bool:
-        """Whether the time has passed; to be asked all the time."""
+        """Whether the time has passed; must be called in short intervals."""
         now = time.monotonic()
         self._left -= min(now - self._looked, _AWAKE)
         self._looked = now

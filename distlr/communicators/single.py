@@ -29,11 +29,11 @@ class SingleCommunicator(Communicator):
 
 
 def single_process_communicator(who: str, hint: str) -> SingleCommunicator:
-    """The communicator of what was told of no other ranks; refused where a launcher says that there are some.
+    """Returns the communicator of a single process; refuses where a launcher started several.
 
     Args:
-        who: what would take itself for the only rank.
-        hint: how to tell it of the others.
+        who: the caller's name, for the message.
+        hint: how the caller can be given the job's communicator.
 
     Raises:
         DistributionError: a launcher started several processes.

@@ -12,7 +12,7 @@ __all__ = ["StepSignal", "StepSignals"]
 
 
 class StepSignal(enum.Enum):
-    """What a rank can tell all ranks with the gradients of an update."""
+    """A message of one rank to all ranks, with the gradients of an update."""
 
     STOP = "stop"
     """End the training."""

@@ -25,14 +25,14 @@ T = TypeVar("T")
 
 
 class _Round:
-    """One collective in the making: who is here with what, and, once all are, the frames."""
+    """One collective: the frames of the ranks that have arrived, and all frames once all have."""
 
     def __init__(self) -> None:
         self.arrived: dict[int, tuple[Frame, str]] = {}
         self.frames: list[Frame] | None = None
 
     def waiting(self) -> str:
-        """Says which ranks wait, and where."""
+        """Names the ranks that wait, and where."""
         places: dict[str, list[int]] = {}
         for rank, (_, label) in sorted(self.arrived.items()):
             places.setdefault(label, []).append(rank)
@@ -44,7 +44,7 @@ class _Round:
 
 
 class ThreadGroup:
-    """The meeting point of `size` ranks that are threads of this process.
+    """Connects `size` ranks that are threads of this process.
 
     Once a collective has failed the group stays broken, as a real job would: every later collective raises
     the same reason.
@@ -97,18 +97,18 @@ class ThreadGroup:
             self._break(lambda: DistributionError(reason))
 
     def finish(self, rank: int) -> None:
-        """Notes that `rank` ended in peace. A collective that waits for it, now or later, fails at once."""
+        """Notes that `rank` ended without an error. A collective that waits for it, now or later, fails at once."""
         with self._changed:
             self._ended.add(rank)
             self._check_ended()
 
     def exchange(self, rank: int, frame: Frame, label: str) -> list[Frame]:
-        """Meets the other ranks: the primitive behind `ThreadCommunicator`.
+        """Exchanges frames with the other ranks: the primitive behind `ThreadCommunicator`.
 
         Args:
-            rank: who comes.
-            frame: what it brings.
-            label: what to call the collective in messages.
+            rank: the calling rank.
+            frame: its frame.
+            label: the collective's name in messages.
 
         Returns:
             Every rank's frame, in rank order.
@@ -166,8 +166,8 @@ class ThreadCommunicator(Communicator):
     """One rank of a `ThreadGroup`. All its ranks are on one host.
 
     Args:
-        group: where it meets the others.
-        rank: its number; its own thread's alone.
+        group: connects it with the others.
+        rank: its number; only one thread may use it.
 
     >>> run_ranks(lambda comm: (comm.name, comm.rank, comm.size), 2)
     [('threads', 0, 2), ('threads', 1, 2)]

@@ -68,14 +68,14 @@ class Plateau:
                 f"write mode='min' or mode='max': nothing tells whether '{self.policy.monitor}' is better low or high"
             )
             raise ConfigurationError(received("mode", self.policy.mode, "'min' or 'max' for this metric", hint))
-        # Made on every rank now: in the scope of a strategy that spans them a variable is made by all together.
+        # Every rank creates the variable now: under a strategy that spans the ranks all must create it together.
         self._handle.read(self._name, self.policy.initial_state().as_vector())
 
     def step(self, value: float | None, *, epoch: int | None = None) -> Decision:
         """Decides and applies, at an epoch's end. Collective: every rank calls it.
 
         Args:
-            value: the global metric, or None where there is none. What counts is rank 0's.
+            value: the global metric, or None where there is none. Only rank 0's counts.
             epoch: the epoch's number, for the record; counted from 0 by default.
 
         Returns:
@@ -126,7 +126,7 @@ class Plateau:
         return f"plateau/{self.policy.key}"
 
     def _decide(self, value: float | None) -> dict[str, Any]:
-        """Rank 0: raises what is wrong with the state, the metric, or the user's schedule."""
+        """Decides, on rank 0; raises where the state, the metric or the user's schedule is wrong."""
         if value is None:
             return {"skipped": f"{self.policy.monitor} is not there"}
         if self._handle.paused:

@@ -27,12 +27,12 @@ def scale_moving_averages(
     steps, and a moving average that forgets by the step then lags behind the weights by k times as many
     samples; in large batches that costs more accuracy than anything else.
 
-    The base momentum is what a saved model holds, and what is scaled however often this is called.
+    A saved model holds the base momentum, and this function scales from it, however often it is called.
 
     Args:
         model: before it is trained.
-        batch: what `job.batch` gave.
-        layers: the attribute that is a momentum, by the name of the layer, of layers of your own.
+        batch: the result of `job.batch`.
+        layers: for layers of your own, the name of the momentum's attribute by the layer's name.
 
     Returns:
         (base, scaled) by "layer.attribute".
@@ -51,7 +51,7 @@ def scale_moving_averages(
         setattr(layer, attribute, rules.moving_average(base, k))
         momenta[f"{layer.name}.{attribute}"] = (base, getattr(layer, attribute))
     for name in ("train_function", "test_function", "predict_function"):
-        setattr(model, name, None)  # a traced one holds the momentum that was
+        setattr(model, name, None)  # a function that was traced before holds the old momentum
     return momenta
 
 
@@ -79,9 +79,9 @@ def _base_momenta(layer: Any) -> dict[str, float]:
 
 
 def _config_at_base(layer: Any, bases: Mapping[str, float]) -> dict[str, Any]:
-    """What the layer's own `get_config` gives at the base, under whatever name it has the momentum there.
+    """The layer's own config with its momenta at the base batch, under the names that its `get_config` uses.
 
-    Asked of another object with the same attributes: the layer itself may be in use meanwhile.
+    It is the config of a copy, because the layer itself may be in use meanwhile.
     """
     plain: Any = object.__new__(type(layer))
     update_copy(plain, layer, "get_config", dict(bases))

@@ -32,8 +32,8 @@ __all__ = [
 def linear(k: float) -> float:
     """Linear scaling: `factor = k`.
 
-    Of SGD with momentum: one step at `k` times the batch and `k` times the rate is close to `k` steps
-    at the base batch, as long as the gradient changes little in between. It wants a warmup when `k` is large.
+    For SGD with momentum, one step at `k` times the batch and `k` times the rate is close to `k` steps
+    at the base batch, as long as the gradient changes little in between. It needs a warmup when `k` is large.
 
     Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", arXiv 1706.02677, section 2.1.
 
@@ -158,9 +158,11 @@ def rule_name(rule: Rule) -> str:
 
 
 def adam_beta(beta: float, k: float, argument: str = "beta") -> float:
-    """A decay rate of Adam's moments at k times the batch: `1 - k (1 - beta)`, so that a moment forgets by the sample.
+    """A decay rate of Adam's moments at k times the batch: `1 - k (1 - beta)`, so that a moment forgets per sample.
 
-    Goes with the `sqrt` rule for the rate and `adam_epsilon`. Source: Malladi et al. 2022, arXiv 2205.10287, section 5.
+    It belongs with the `sqrt` rule for the rate and `adam_epsilon`.
+
+    Source: Malladi et al. 2022, arXiv 2205.10287, section 5.
 
     Args:
         beta: at the base batch, in [0, 1).
@@ -200,7 +202,7 @@ def adam_epsilon(epsilon: float, k: float) -> float:
 def weight_decay(decay: float, k: float, factor: float) -> float:
     """Decoupled weight decay at k times the batch: `decay * k / factor`.
 
-    What is kept constant is the decay of a weight by the sample, hence by the epoch: an update multiplies a weight by
+    The decay of a weight per sample, hence per epoch, stays constant: an update multiplies a weight by
     `1 - rate * decay`, the rate is `factor` times as large, and there are k times fewer updates. Under linear scaling
     nothing changes. Decoupled: Loshchilov and Hutter 2019, arXiv 1711.05101.
 
@@ -217,10 +219,11 @@ def weight_decay(decay: float, k: float, factor: float) -> float:
 
 
 def moving_average(momentum: float, k: float) -> float:
-    """The momentum of a moving average at k times the batch: `momentum^k`, so that it forgets by the sample.
+    """The momentum of a moving average at k times the batch: `momentum^k`, so that it forgets per sample.
 
-    Batch normalization's statistics, a model's averaged weights. Source: Busbridge et al. 2023, "How to Scale Your
-    EMA", arXiv 2307.13813, section 3.
+    It is for batch normalization's statistics and a model's averaged weights.
+
+    Source: Busbridge et al. 2023, "How to Scale Your EMA", arXiv 2307.13813, section 3.
 
     Args:
         momentum: at the base batch, in [0, 1].
@@ -249,7 +252,7 @@ def _resolve(rule: Rule) -> Callable[[float], float]:
 
 
 def _check_ratio(k: object) -> int | float:
-    """`k` as a Python number, checked; whole types stay whole."""
+    """Validates `k` and returns it as a Python number; an integer stays an integer."""
     hint = "k is the global batch divided by the base batch"
     if isinstance(k, bool) or not isinstance(k, numbers.Real):
         raise ConfigurationTypeError(received("k", k, "a finite number above 0", hint))

@@ -1,4 +1,4 @@
-"""What `distlr.init()` chooses, and why. It is only decided here: nothing is started, and TensorFlow is not imported.
+"""Chooses the backend for `distlr.init()`, with the reason. Nothing is started, and TensorFlow is not imported.
 
 `init` acts on it, and `distlr doctor` shows it.
 """
@@ -26,7 +26,7 @@ ENGINE = "DISTLR_ENGINE"
 _MULTI_WORKER = "multi-worker"
 
 ENGINES = ("horovod", "mpi", _MULTI_WORKER)
-"""What `distlr.init(engine)` takes."""
+"""The values of `distlr.init(engine)`."""
 
 
 class _ClusterSpec(Protocol):
@@ -54,7 +54,7 @@ class BackendSelection:
     Attributes:
         backend: as `Job.backend`.
         reason: why, in a sentence for a person.
-        launch: what the launcher says about this process; None for a process on its own.
+        launch: the launcher's description of this process; None for a process on its own.
         replicas: copies of the model in the whole job, where each host has the GPUs that `choose_backend` was told of.
         addresses: "host:port" of each worker of a multi-worker strategy; none where TensorFlow reads them from Slurm.
         rank: this worker's place among them.
@@ -77,16 +77,16 @@ def choose_backend(
     environ: Mapping[str, str],
     gpus: int = 0,
 ) -> BackendSelection:
-    """Chooses as `distlr.init` does; see there for the order, the arguments and what is raised.
+    """Chooses as `distlr.init` does; see there for the order, the arguments and the errors.
 
     >>> choose_backend(environ={"DISTLR_SIMULATE": "4"}).backend
     'simulated'
 
     Args:
-        engine: see `distlr.init`; likewise `strategy`, `simulate` and `workers`.
+        engine, strategy, simulate, workers: see `distlr.init`.
         environ: the environment. It is only read.
-        gpus: how many this machine has. It is not asked for before it must be, since asking starts TensorFlow: `init`
-            finds it out when it acts, and it changes `replicas` and `reason` alone.
+        gpus: the number of GPUs of this machine. It changes `replicas` and `reason` alone. `init` counts them after
+            the choice, because counting starts TensorFlow.
     """
     _check_together(engine, strategy, simulate, workers)
     replicas = _requested_replicas(simulate, environ)
@@ -141,7 +141,7 @@ def _addresses_of(strategy: Strategy) -> tuple[list[str], int]:
 
 
 def _check_together(engine: str | None, strategy: object, simulate: int | None, workers: Sequence[str] | None) -> None:
-    """Refuses two answers to the same question."""
+    """Refuses arguments that exclude each other."""
     if strategy is not None and simulate is not None:
         raise ConfigurationError(
             f"One of `strategy` and `simulate` can be given. Received: strategy={type(strategy).__name__} and "
@@ -157,7 +157,7 @@ def _check_together(engine: str | None, strategy: object, simulate: int | None, 
 
 
 def _check_launch(launch: LauncherInfo | None, strategy: object, replicas: int | None) -> None:
-    """Refuses what would be a training of its own in each process of a launcher."""
+    """Refuses a choice with which each process of a launcher would train on its own."""
     if launch is None or (strategy is None and replicas is None):
         return
     what = f"simulate {replicas} replicas in each" if replicas else "train with a strategy of its own"
@@ -171,7 +171,7 @@ def _check_launch(launch: LauncherInfo | None, strategy: object, replicas: int |
 def _select_multi_worker(
     launch: LauncherInfo | None, workers: Sequence[str] | None, environ: Mapping[str, str], gpus: int
 ) -> BackendSelection:
-    """A multi-worker strategy of the workers that the caller, TF_CONFIG or Slurm names."""
+    """Selects a multi-worker strategy over the workers that the caller, TF_CONFIG or Slurm names."""
     if workers is not None:
         addresses = check_addresses(workers)
         rank, source = _own_rank(addresses, launch), "`workers`"

@@ -1,13 +1,13 @@
 """Which launcher started this process: read from an environment that is passed in, never changed.
 
-The first of these that speaks wins; the order is the order of how surely it means *this* process:
+The first of these that is set wins. They are ordered by how surely they describe *this* process:
 
 1. Horovod's own variables. `horovodrun` also runs inside Slurm allocations and on clusters that set
    TF_CONFIG, and those variables then describe something else.
 2. Open MPI's. `mpirun` in a Slurm allocation starts its daemons with `srun`, so that every rank also sees
    the Slurm variables of a step of one task a node.
 3. PMI's (MPICH, Intel MPI), for the same reason before Slurm's. `srun` with PMI-2 sets some of them too,
-   without the local rank: then the Slurm step is asked.
+   without the local rank: then the Slurm step is read.
 4. Slurm's, only inside a step of several tasks. SLURM_NTASKS and SLURM_PROCID alone are also there in
    the shell of `salloc` and in a batch script, which are one process.
 5. TF_CONFIG, last: it is set by hand or by a platform for a whole job and outlives what it describes.
@@ -34,7 +34,7 @@ Launcher = Literal["horovodrun", "mpirun", "pmi", "srun", "tf_config"]
 
 @dataclasses.dataclass(frozen=True)
 class LauncherInfo:
-    """What the launcher says about this process. In an elastic job: what it said at the start.
+    """The launcher's description of this process. In an elastic job it is that of the start.
 
     Attributes:
         launcher: the family of variables that was found.
@@ -57,7 +57,7 @@ class LauncherInfo:
 
 
 def detect(environ: Mapping[str, str]) -> LauncherInfo | None:
-    """Says which launcher started this process, and where in the job it stands.
+    """Detects which launcher started this process, and the place of the process in the job.
 
     >>> detect({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2",
     ...         "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"})
@@ -179,7 +179,7 @@ def rank_on_host(addresses: Sequence[str], rank: int) -> tuple[int, int]:
 
 
 def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | None:
-    """The workers that TF_CONFIG names, a chief first, and this process' place; None for none, and for an evaluator.
+    """Reads the workers from TF_CONFIG, a chief first, and this process' place; None for an evaluator or no workers.
 
     Raises:
         ConfigurationError: it is malformed.
@@ -195,7 +195,7 @@ def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | Non
     workers: list[str] = []
     starts: dict[str, int] = {}
     counts: dict[str, int] = {}
-    # Chief before workers, and 'master' as the old name of the chief: the order in which TensorFlow counts.
+    # TensorFlow counts the chief before the workers; 'master' is the old name of the chief.
     for kind in ("chief", "master", "worker"):
         addresses = cluster.get(kind, [])
         if not isinstance(addresses, list) or not all(isinstance(item, str) for item in addresses):

@@ -25,20 +25,20 @@ from distlr.startup.signed_messages import SECRET
 __all__ = ["BACKENDS", "GRACE", "build_command", "find_free_addresses", "run_workers"]
 
 BACKENDS = ("tf", "horovod", "multi-worker")
-"""What `distlr run` can start a script on."""
+"""The backends of `distlr run`."""
 
 GRACE = 30.0  # seconds in which the others may end by themselves, with an error of their own
 
 
 def find_free_addresses(count: int) -> list[str]:
-    """`count` addresses of this machine with ports that are free now."""
+    """Finds `count` addresses of this machine whose ports are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
         return [f"localhost:{each.getsockname()[1]}" for each in sockets]
 
 
 def build_command(n: int, backend: str, script: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The words of the command and the variables that are set for it.
+    """Builds the words of the command, and the environment variables to set for it.
 
     Raises:
         ConfigurationError: `n` is below 1, or there is no such script.
@@ -56,7 +56,7 @@ def build_command(n: int, backend: str, script: str, arguments: list[str]) -> tu
     variables = {name: value for name, value in variables.items() if name not in os.environ}
     if backend == "multi-worker":
         return words, variables
-    # Beside this interpreter first: that Horovod is the one the script imports.
+    # Prefer the one beside this interpreter: it belongs to the Horovod that the script imports.
     sibling = Path(sys.executable).with_name("horovodrun")
     horovodrun = str(sibling) if sibling.is_file() else shutil.which("horovodrun")
     if horovodrun is None:

@@ -1,6 +1,6 @@
 """The communicator over Horovod, and the exchange of gradients that it hands to the optimizer.
 
-Of what trains, this alone imports Horovod, with `elastic.py` and the drop-in.
+No other module of the training imports Horovod, except `elastic.py` and the drop-in.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _STILL_TRAINED = (
 class HorovodCommunicator(Communicator):
     """The ranks that `horovodrun`, `mpirun` or `srun` started, over Horovod's own controller (gloo or MPI).
 
-    Every collective is one Horovod allgather of int64 words, of a size of its own on each rank: Horovod pairs eager
-    calls by their order, whatever their names, so all being of one kind they always meet, and the frames
-    tell whether they mean the same. Beside the first one after updates the rank takes part in the updates of the others
-    until all have come (`HorovodUpdates.participate`): one whose data has ended comes here while others still average.
+    Every collective is one Horovod allgather of int64 words, of a size of its own on each rank. Horovod pairs eager
+    calls by their order, whatever their names. As all of them are allgathers they always pair, and the frames show
+    whether the ranks are in the same collective. In the first one after updates the rank also takes part in the others'
+    updates until all have arrived (`HorovodUpdates.participate`): one whose data has ended is here while others average.
 
     Args:
         timeout: seconds after which Horovod ends a job in which some ranks wait for others, if the variable
@@ -61,24 +61,24 @@ class HorovodCommunicator(Communicator):
         hvd.init()
         super().__init__("horovod", hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
         self._reducers: list[tuple[HorovodUpdates, weakref.ref[HorovodGradients]]] = []
-        self._updated: list[HorovodUpdates] = []  # which there have been since the collective before
-        self._ended: HorovodUpdates | None = None  # whose data has ended on this rank, perhaps not on others
+        self._updated: list[HorovodUpdates] = []  # those with updates since the last collective
+        self._ended: HorovodUpdates | None = None  # of the optimizer whose data has ended on this rank
 
     def gradients(self, prefix: str, compression: str = "none") -> HorovodGradients:
-        """What reduces the gradients of one optimizer; see `HorovodGradients`."""
+        """Creates the gradient reducer of one optimizer; see `HorovodGradients`."""
         reducer = HorovodGradients(self._hvd, prefix, compression)
         self._reducers.append((reducer.updates, weakref.ref(reducer)))
         return reducer
 
     def data_ended(self, reducer: GradientReducer | None) -> None:
-        """Has the next collective take part in updates that other ranks still make; see `Communicator`."""
+        """Lets the next collective take part in updates that other ranks still make; see `Communicator`."""
         self._ended = reducer.updates if isinstance(reducer, HorovodGradients) else None
 
     def _pop_update_count(self) -> int:
         ended, self._ended = self._ended, None
         counts = {updates: updates.pop_count() for updates, _ in self._reducers}
-        # Told of once more after their optimizer is gone: Python collects it on each rank when it likes, and a rank
-        # that has it yet would wait here for one that has not.
+        # Kept for one more report after their optimizer is gone: Python collects it at another time on each rank, and
+        # a rank that still has it would wait here for one that has not.
         self._reducers = [(updates, of) for updates, of in self._reducers if counts[updates] or of() is not None]
         self._updated = [
             updates
@@ -102,8 +102,8 @@ class HorovodCommunicator(Communicator):
     def _gather_while_participating(self, updated: Sequence[HorovodUpdates], local_frame: Any) -> Any:
         """Gathers frames and takes part in the other ranks' updates until all are here.
 
-        Both at once where the updates are in a graph, because one after the other takes a round of Horovod's more: 5 ms
-        of an epoch's end of 48, on 4 ranks of 2 cores.
+        It does both at once where the updates are in a graph, because one after the other needs a further round of
+        Horovod: 5 ms of an epoch's end of 48, on 4 ranks of 2 cores.
         """
         import tensorflow as tf
 
@@ -135,7 +135,7 @@ class HorovodCommunicator(Communicator):
 
     @contextlib.contextmanager
     def _explaining(self, label: str, hint: str) -> Iterator[None]:
-        """Says what Horovod's error means."""
+        """Explains Horovod's error."""
         import tensorflow as tf
 
         try:

@@ -28,8 +28,8 @@ class HorovodGradients(GradientReducer):
     wants reaches all of them at the same update at no collective's cost.
 
     Attributes:
-        updates: what is known of the updates between collectives. The optimizer has this object, and takes it along
-            when it goes; the communicator has the updates until it has told the other ranks of them.
+        updates: the state of the updates between collectives. It outlives this object, which is collected with the
+            optimizer: the communicator keeps it until it has reported the updates to the other ranks.
 
     Args:
         hvd: the module `horovod.tensorflow`, started.
@@ -46,7 +46,7 @@ class HorovodGradients(GradientReducer):
 
     @property
     def terms(self) -> str:
-        """Which optimizer's it is, and as what it is sent."""
+        """The optimizer's prefix and the compression; see `GradientReducer`."""
         return self._named
 
     def average(self, gradients: Sequence[Any], names: Sequence[str]) -> list[Any]:
@@ -54,8 +54,8 @@ class HorovodGradients(GradientReducer):
         import tensorflow as tf
 
         before = self._update_before()
-        # Not before a gradient is there: at the end of data of unknown length Keras runs one more step, which fails,
-        # and what does not wait for the data would be sent all the same and meet nothing.
+        # Wait for a gradient: at the end of data of unknown length Keras runs one more step, which fails, and an
+        # operation that does not wait for the data would be sent all the same, with no counterpart on other ranks.
         first = [gradient for gradient in gradients if gradient is not None][:1]
         with tf.control_dependencies([before, *first]):
             sent = tf.identity(self.signals.sent)

@@ -13,7 +13,7 @@ _ALLREDUCE, _ALLGATHER = "HorovodAllreduce.distlr", "HorovodAllgather.distlr"
 
 
 class _Sent(NamedTuple):
-    """One tensor that an update sends: to be averaged, or, of a sparse gradient, gathered; then without its rows."""
+    """One tensor that an update sends. It is averaged; a part of a sparse gradient is gathered, and has 0 rows here."""
 
     name: str
     shape: tuple[int, ...]
@@ -23,7 +23,7 @@ class _Sent(NamedTuple):
 
 
 class HorovodUpdates:
-    """What the ranks' updates of one optimizer exchange, for those who make them and for those who wait.
+    """The exchanges of one optimizer's updates, on ranks that make them and on ranks that wait.
 
     A rank whose data has ended waits in a collective, and takes part in the others' updates with zeros (`participate`).
     `hvd.join` is there for that, but no graph may keep one, it has no sparse gradients, and after a rank was lost
@@ -32,7 +32,7 @@ class HorovodUpdates:
     Attributes:
         gated: whether the ranks agree, before each step, that they take it (`HorovodGradients.all_true`).
         eager: whether the last step was outside of a graph, where Horovod pairs by order and not by name.
-        graphs: the graphs of `participate` that begin with this one, by what they were traced for.
+        graphs: the graphs of `participate` that begin with this optimizer's, by their signatures.
 
     Args:
         hvd: the module `horovod.tensorflow`, started.
@@ -52,18 +52,18 @@ class HorovodUpdates:
         self._count = tf.Variable(0, trainable=False, dtype=tf.int64)
 
     def count_update(self) -> None:
-        """One more update, or, where it is gated, one more step."""
+        """Counts one more update, or, where it is gated, one more step."""
         self._count.assign_add(1)
 
     def pop_count(self) -> int:
-        """How many updates, where it is gated how many steps, this rank has taken since it was last asked."""
+        """Returns how many updates (steps, where it is gated) this rank has made since the last call."""
         count = int(self._count.numpy())
         if count:
             self._count.assign(0)
         return count
 
     def start_recording(self) -> None:
-        """What is sent from here on is what an update sends."""
+        """Begins to record what an update sends."""
         import tensorflow as tf
 
         self._sent, self.eager = [], tf.executing_eagerly()
@@ -90,26 +90,26 @@ class HorovodUpdates:
 
     @property
     def are_known(self) -> bool:
-        """Whether there has been one, of which this rank knows what it sends."""
+        """Whether this rank knows what an update sends, because it has made one."""
         return self.gated or bool(self._sent)
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """What a graph of `participate` is traced for."""
+        """Identifies a graph of `participate`: for another signature it is traced anew."""
         return self.gated, *self._sent
 
     def participate(self, zero: Any) -> Any:
-        """Takes part in the updates of the other ranks, with zeros, until all ranks wait; in a graph if those are.
+        """Takes part in the other ranks' updates, with zeros, until all ranks wait; in a graph if the updates are.
 
-        Where it is gated the others leave these steps out. Once all wait, the collective finds that the ranks have not
+        Where it is gated the others skip these steps. Once all wait, the collective finds that the ranks have not
         made equally many updates, and all raise.
 
         Args:
-            zero: 0.0, an argument of the graph: what depends on nothing else TensorFlow computes once, and keeps. It is
-                a `distinct_zero` for each optimizer in the graph.
+            zero: 0.0 as an argument of the graph, because TensorFlow computes a constant once and keeps it; another
+                `distinct_zero` for each optimizer in the graph.
 
         Returns:
-            What the graph must return, or TensorFlow takes what is exchanged for unused.
+            Tensors that the graph must return, or TensorFlow removes the exchanges as unused.
         """
         import tensorflow as tf
 
@@ -125,7 +125,7 @@ class HorovodUpdates:
         return tf.while_loop(others_go_on, again, (self._share_that_waits(zero), zero), parallel_iterations=1)
 
     def _share_that_waits(self, zero: Any) -> Any:
-        """Says that this rank waits where the others send what a step sends first; 1 where all say so."""
+        """Signals, in the first exchange of a step, that this rank waits; the result is 1 where all ranks do."""
         import tensorflow as tf
 
         if self.gated:
@@ -134,7 +134,7 @@ class HorovodUpdates:
         return self.average(tf.one_hot(waits, len(StepSignal)) + zero, "signals")[waits]
 
     def _send(self, zero: Any) -> Any:
-        """Sends zeros for each tensor of an update; returns a sum of all that came."""
+        """Sends zeros for each tensor of an update; returns a sum of all that it received."""
         import tensorflow as tf
 
         received = [zero]
@@ -155,10 +155,10 @@ class HorovodUpdates:
 
 
 def distinct_zero(zero: Any, place: int) -> Any:
-    """0.0 again, and another tensor at each place: of two exchanges of one and the same TensorFlow keeps one."""
+    """Returns 0.0 as another tensor at each place: TensorFlow merges two exchanges of the same tensor."""
     return zero * (2.0 + place)
 
 
 def flatten_name(name: str) -> str:
-    """A name without slashes, behind the last of which Horovod looks for it, and of what TensorFlow allows."""
+    """Replaces all but ASCII letters and digits by dots: Horovod drops what stands before the last slash."""
     return "".join(letter if letter.isascii() and letter.isalnum() else "." for letter in name)

@@ -17,7 +17,7 @@ from distlr.startup.launcher import rank_on_host
 
 __all__ = ["StrategyCommunicator"]
 
-# Each gather of a process is an instance of its own: two runs of one instance can meet in each other's buffers.
+# Each gather of a process is an instance of its own: two runs of one instance can write to each other's buffers.
 _instances = itertools.count(1)
 _GROUP = 1_851_877_481  # far from the keys that strategies count up from 1
 
@@ -50,17 +50,17 @@ class StrategyCommunicator(Communicator):
         self._device = f"/job:{resolver.task_type}/replica:0/task:{resolver.task_id}/device:CPU:0"
 
     def gradients(self, prefix: str, compression: str = "none") -> GradientReducer:
-        """What travels with one optimizer's gradients; see `StrategyGradients`."""
+        """Creates the gradient reducer of one optimizer; see `StrategyGradients`."""
         from distlr.communicators.multi_worker.gradients import StrategyGradients
 
         return StrategyGradients()
 
     def lost_rank(self, message: str) -> int | None:
-        """The worker whose connection broke: the meeting's, or TensorFlow's."""
+        """The worker whose connection broke: distlr's, or TensorFlow's."""
         return lost_worker(message, self._chiefs) if self._lost is None else self._lost
 
     def end_without(self, lost: int) -> None:
-        """Ends what waits for a worker that has ended: it raises, and so does all that would wait for it later.
+        """Ends every wait for a worker that has ended: it raises, now and later.
 
         Args:
             lost: its rank.
