@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(directory: RunDirectory, name: str, seconds: float) -> dict[str, Any] | None:
-    """What the run has said about a request."""
+    """Waits for the run's answer to a request; None where none comes in time."""
     deadline = time.monotonic() + seconds
     while True:
         entries = [entry for entry in directory.decisions() if entry.get("id") == name]
@@ -154,7 +154,7 @@ def _list(directory: RunDirectory, requests: ControlDirectory) -> int:
 
 
 def _cancel(directory: RunDirectory, requests: ControlDirectory, name: str) -> int:
-    """Takes a request back, and says whether it was there still."""
+    """Cancels a request, and prints whether it was still there."""
     if os.path.basename(name) != name or not name.endswith(".json"):
         raise ConfigurationError(received("ID", name, "an ID that `distlr control RUN_DIR list` shows"))
     with file_errors_in_one_line("The request cannot be cancelled", "cancel it as the user whose run it is"):
@@ -177,7 +177,7 @@ def _expiry(request: PendingRequest) -> str:
 
 
 def _local_time(seconds: float) -> str:
-    """A time as a person writes it, with the difference to UTC."""
+    """A time in local form, with the difference to UTC."""
     try:
         return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
     except (OverflowError, ValueError, OSError):

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from distlr.tools.doctor import examine
 
     speaks = sys.stderr.isatty() and not args.quiet
-    # As by Ctrl-C: what was started is ended, too.
+    # As with Ctrl-C, the processes that were started are ended, too.
     before = {number: signal.signal(number, _exit_on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         findings = examine(args.script, quick=args.quick, waiting=_print_progress if speaks else lambda what: None)

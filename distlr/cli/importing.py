@@ -1,4 +1,4 @@
-"""What a command is given as `package.module:name`."""
+"""Arguments of the form `package.module:name`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def importable_working_directory() -> Iterator[None]:
 
 
 def check_name(argument: str, text: str) -> tuple[str, str]:
-    """The module and the name in it, of which nothing is imported yet.
+    """Splits the argument into the module and the name in it; imports nothing.
 
     Raises:
         ConfigurationError: it is not of this form.
@@ -39,7 +39,7 @@ def check_name(argument: str, text: str) -> tuple[str, str]:
 
 
 def import_object(argument: str, text: str) -> Any:
-    """The object that `package.module:name` names; a name with dots is one in another.
+    """Imports the object that `package.module:name` names; a dot in the name reaches into an object.
 
     Raises:
         ConfigurationError: there is no such module, or nothing of that name in it.

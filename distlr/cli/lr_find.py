@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _call_setup(text: str, job: object) -> tuple[object, object]:
-    """What the script's function gives: the model and the data; it may give more."""
+    """Calls the script's function, which returns the model and the data, and may return more."""
     function = import_object("setup", text)
     hint = "def setup(job): ...; return model, job.shard(train, batch)"
     if not callable(function):
@@ -126,7 +126,7 @@ def _chart(test: RangeTest) -> list[str]:
 
 
 def _advise(test: RangeTest) -> list[str]:
-    """One sentence on what to do with it."""
+    """One sentence on how to use the result."""
     rates = sorted({test.base(rate) for rate in (test.valley, test.steepest) if rate is not None})
     if not rates:
         return []

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _schedule(text: str, batch: GlobalBatch) -> Any:
-    """What the argument names: an object of a module, or a description as JSON."""
+    """Reads the schedule that the argument names: an object of a module, or a description as JSON."""
     from distlr import schedules
 
     rate = _number(text)
@@ -121,7 +121,7 @@ def _number(text: str) -> float | None:
 
 
 def _contents(text: str) -> str | None:
-    """What the file of this name holds; None where there is none."""
+    """Reads the file of this name; None where there is none."""
     with file_errors_in_one_line(
         f"The schedule {text[:200]} cannot be read", "write a schedule as JSON, or the name of a file of it"
     ):

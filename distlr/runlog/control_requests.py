@@ -1,11 +1,11 @@
 """Requests to a run that is under way: files that `distlr control` writes and rank 0 reads, trusting none of them.
 
-A request is a small JSON object in `RUN_DIR/control/`, which belongs to the user whose run it is. Nothing of it is
-executed; what is not exactly a request is refused, with the reason, and changes nothing. The end of a file's name says
-what has become of it:
+A request is a small JSON object in `RUN_DIR/control/`, which belongs to the user whose run it is. Nothing in it is
+executed. A file that is not exactly a request is refused, with the reason, and changes nothing. The end of a file's
+name shows its state:
 
 ID.json             it waits, and can be cancelled
-ID.json.taken       rank 0 does it now; a run that goes on after a crash looks whether it was done
+ID.json.taken       rank 0 applies it now; a run that continues after a crash checks whether it was applied
 ID.json.applied, ID.json.refused, ID.json.cancelled
 """
 
@@ -32,7 +32,7 @@ __all__ = ["ACTIONS", "ControlDirectory", "PendingRequest", "Request", "find_tru
 
 DIRECTORY = "control"
 _LONGEST = 4096  # bytes of a request
-_NAMES = 10_000  # that one look goes over
+_NAMES = 10_000  # names that one look reads
 _READ = 100  # files that one look reads
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.json")
 _ASKED = re.compile(r"[0-9]{19}-[0-9]{1,10}\.json")  # a name that `ask` gives
@@ -79,9 +79,9 @@ class ControlDirectory:
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         self.path = Path(run_dir) / DIRECTORY
-        self._seen: set[str] = set()  # what could not be renamed, or waits for its epoch
+        self._seen: set[str] = set()  # names of files that could not be renamed, or wait for their epoch
         self._claimed: set[str] = set()
-        self._scan: Iterator[os.DirEntry[str]] | None = None  # where the next look goes on
+        self._scan: Iterator[os.DirEntry[str]] | None = None  # where the next look continues
         self._warned_of_directory = False
 
     # -- who asks ------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class ControlDirectory:
         return name
 
     def cancel(self, name: str) -> bool:
-        """Takes a request back, and says whether it could: one that a run has taken is no longer there.
+        """Cancels a request; returns False where it is no longer there, because a run has claimed it.
 
         Raises:
             OSError: the file cannot be renamed.
@@ -110,14 +110,14 @@ class ControlDirectory:
         return True
 
     def was_claimed(self, name: str) -> bool:
-        """Whether a run has begun to do a request, or has answered it."""
+        """Whether a run has claimed a request, or has answered it."""
         return os.path.lexists(self.path / (name + _TAKEN)) or self.was_answered(name)
 
     def waiting(self, most: int = _NAMES) -> list[PendingRequest]:
-        """What has not been answered, in the order of names, for who wants to know: nothing is taken.
+        """Lists the requests without an answer, in the order of names; claims none.
 
         Args:
-            most: how many files are looked at.
+            most: the largest number of files to read.
 
         Raises:
             OSError: the directory cannot be read.
@@ -132,13 +132,13 @@ class ControlDirectory:
     # -- the run -------------------------------------------------------------------------------------
 
     def look(self) -> list[PendingRequest]:
-        """What has come since the last look; each file once.
+        """Returns the files that are new since the last look, each once.
 
-        Those of `ask` come first, in the order in which they were asked, then others in the order of names. One look
-        goes over 10,000 names and reads 100 files, and the next one goes on there. So whatever lies there costs a step
-        no more than that, and a request is found after a number of looks that the number of files bounds.
+        Requests of `ask` come first, in the order in which they were written, then others in the order of names. One
+        look reads 10,000 names and 100 files, and the next one continues there. So a look costs a step no more than
+        that, and the number of files limits after how many looks a request is read.
 
-        Never raises for what a file is: whatever is no request is found as refused.
+        A file that is no request raises nothing: it is returned as refused.
         """
         try:
             names = self._next_names()
@@ -159,7 +159,7 @@ class ControlDirectory:
         return requests
 
     def claim(self, request: PendingRequest) -> bool:
-        """Takes a request to do it now, and says whether it is still there: from here on nobody can cancel it."""
+        """Claims a request, which nobody can cancel any more; returns False where it is no longer there."""
         path = self.path / request.name
         try:
             if _identity(os.lstat(path)) != request.file:
@@ -174,7 +174,7 @@ class ControlDirectory:
         return True
 
     def mark_answered(self, names: Iterable[str], *, applied: bool) -> None:
-        """Marks requests as answered, so that no later run takes them."""
+        """Marks requests as answered, so that no later run claims them."""
         suffix = _ANSWERED[not applied]
         for name in names:
             source = self.path / (name + _TAKEN if name in self._claimed else name)
@@ -194,9 +194,9 @@ class ControlDirectory:
         return any(os.path.lexists(self.path / (name + suffix)) for suffix in _ANSWERED)
 
     def release_claimed(self) -> set[str]:
-        """Lets requests wait again that a run had taken as it died, and gives their names.
+        """Releases the requests that a run had claimed as it died, and returns their names.
 
-        Those that it had done are in its decisions.
+        Those that it had applied are in its decisions.
         """
         released: set[str] = set()
         try:
@@ -228,7 +228,7 @@ class ControlDirectory:
             return time.time_ns()  # the directory is full, or cannot be written
 
     def close(self) -> None:
-        """Ends the look that the next one would have gone on with."""
+        """Ends the scan of the directory that the next look would have continued."""
         scan, self._scan = self._scan, None
         if scan is not None:
             scan.close()  # type: ignore[attr-defined]
@@ -236,7 +236,7 @@ class ControlDirectory:
     # -- files ---------------------------------------------------------------------------------------
 
     def _next_names(self) -> list[str]:
-        """The names that wait, of those that come next in the directory; at its end the next ones are the first."""
+        """The waiting names among the next ones in the directory; at its end the scan begins anew."""
         if self._scan is None:
             self._scan = os.scandir(self.path)
         names = [entry.name for entry in islice(self._scan, _NAMES)]
@@ -245,7 +245,7 @@ class ControlDirectory:
         return [name for name in names if _is_open(name)]
 
     def _read(self, name: str) -> PendingRequest | None:
-        """What a file is; None where it has gone."""
+        """Reads a file as a request; None where the file has gone."""
         try:
             status = os.lstat(self.path / name)
         except OSError:
@@ -265,7 +265,7 @@ class ControlDirectory:
 
 
 def _contents(path: Path) -> bytes:
-    """The bytes of a small file, which is looked at once more when it is open."""
+    """Reads a small file, after checking it once more when it is open."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         trouble = find_trust_problem(os.fstat(file.fileno()))
@@ -279,13 +279,13 @@ def _identity(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def _is_open(name: str) -> bool:
-    """Whether a file has still to be looked at: it is not being written, and was not taken, answered or cancelled."""
+    """Whether a file is still to be read: it is not being written, and was not claimed, answered or cancelled."""
     ended = (*_ANSWERED, _TAKEN, _CANCELLED)
     return not (name.endswith(ended) or (name.startswith(".") and not name.endswith(".json")))
 
 
 def find_trust_problem(status: os.stat_result, *, directory: bool = False, longest: int = _LONGEST) -> str:
-    """Why a file, or the directory, is not to be trusted; empty where it is."""
+    """Returns why a file, or the directory, cannot be trusted; an empty text where it can."""
     if directory and not stat.S_ISDIR(status.st_mode):
         return "is no directory"
     if not directory and not stat.S_ISREG(status.st_mode):

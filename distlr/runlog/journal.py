@@ -1,4 +1,4 @@
-"""What was decided in a run, in order, and who wants to hear of it."""
+"""The decisions of a run, in order, and their listeners."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 __all__ = ["KEPT", "Journal", "JournalEntry"]
 
 KEPT = ("control", "asked", "refused", "resume")
-"""The kinds of decision that a run which continues a checkpoint does not take again: what came by hand or with it."""
+"""The kinds of decision that a run which continues a checkpoint does not make again: by hand, or by continuing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class JournalEntry:
 class Journal:
     """The decisions of one `fit`: every callback that decides adds to it, those that write listen to it.
 
-    What concerns files alone (a refused request, a checkpoint that is continued) is in rank 0's journal only.
+    An entry about files alone (a refused request, a checkpoint that is continued) is in rank 0's journal only.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Journal:
         """How far the data is, where `DataPositionSync` counts it."""
 
     def listen(self, listener: Callable[[JournalEntry], None]) -> None:
-        """Has a function called with each entry: those that are there, and each from now on."""
+        """Calls a function with each entry so far, and with each later one."""
         self._listeners.append(listener)
         for entry in self.entries:
             listener(entry)

@@ -1,4 +1,4 @@
-"""Changes by hand that a run has had: where each was made, and those that its decisions tell of."""
+"""The changes by hand of a run and their places, read from the run's decisions."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Moment(enum.IntEnum):
 
 
 class Place(NamedTuple):
-    """Where a change is made: in the order of these, a run has its changes.
+    """The place of a change in a run; changes are made in the order of their places.
 
-    `clock` is how far the data is, which the clock shows as long as no step is left out; from there on it would stand
-    still, and an epoch's end would be before the next epoch's first batch no more.
+    `clock` is the position in the data. The run's own clock stands still where a step is left out, so it would no
+    longer tell an epoch's end from the next epoch's first batch.
     """
 
     clock: int
@@ -45,14 +45,14 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Place:
-        """That of an entry that has one."""
+        """The place of an entry that has one."""
         return cls(entry.get("drawn", entry["clock"]), entry["moment"])
 
 
 def read_changes(run: RunDirectory) -> list[dict[str, Any]]:
-    """The changes by hand that the run's decisions tell of, in the order of their places.
+    """Reads the changes by hand from the run's decisions, in the order of their places.
 
-    What cannot be read costs no training, but a warning: a change by hand that is not made again is another run.
+    A line that cannot be read is warned of and ends no training: without a change by hand the run is another one.
     """
     path = run.path / DECISIONS
     trouble = find_trust_problem(path.lstat(), longest=LONGEST_FILE) if os.path.lexists(path) else ""
@@ -77,7 +77,7 @@ def read_changes(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def read_answers(run: RunDirectory) -> dict[str, str]:
-    """What the run's decisions say of each request, by its name: "asked" while it waits, "control" or "refused"."""
+    """Reads the answer to each request, by its name, from the decisions: "asked" (it waits), "control" or "refused"."""
     try:
         lines = run.decisions()
     except ConfigurationError:
@@ -87,16 +87,16 @@ def read_answers(run: RunDirectory) -> dict[str, str]:
 
 
 def changes_to_repeat(changes: Sequence[Mapping[str, Any]], last: Place, already_made: int) -> list[dict[str, Any]]:
-    """What is made again by a run that goes on where it has had all changes up to `last`, and so many of those there.
+    """The changes that a continued run makes again: it has had all before `last`, and `already_made` of those there.
 
     >>> three = [{"clock": 8, "moment": 0, "action": "stop", "multiplier": None, "by": who} for who in "abc"]
     >>> [change["by"] for change in changes_to_repeat(three, Place(8, 0), 1)], changes_to_repeat(three, Place(8, 1), 0)
     (['b', 'c'], [])
 
     Args:
-        changes: what `read_changes` gave.
+        changes: the result of `read_changes`.
         last: the place of the last one that the run has had.
-        made: how many of those at that place it has had.
+        already_made: how many of those at that place it has had.
     """
     later = [entry for entry in changes if Place.of(entry) >= last]
     past = [entry for entry in later if Place.of(entry) == last][:already_made]
@@ -109,12 +109,12 @@ def changes_to_repeat(changes: Sequence[Mapping[str, Any]], last: Place, already
 
 
 def describe_change(change: Mapping[str, Any]) -> str:
-    """Who did what."""
+    """Describes a change for a log: who made it, and which it was."""
     action = _DID.get(change["action"]) or f"multiplied the rate by {change['multiplier']:.6g}"
     return f"{change['by']} {action}"
 
 
 def _has_place(entry: Mapping[str, Any]) -> bool:
-    """Whether a line of the decisions says where its change was made."""
+    """Whether a line of the decisions has the place of its change."""
     counts = [entry.get("clock"), entry.get("drawn", 0)]
     return all(type(count) is int for count in counts) and entry.get("moment") in tuple(Moment)

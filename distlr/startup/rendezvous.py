@@ -76,7 +76,7 @@ def is_on_this_machine(workers: Sequence[str]) -> bool:
 def wait_for_workers(workers: Sequence[str], rank: int, timeout: float, secret: str = "") -> None:
     """Returns once all workers have connected, with the same list, and each can be reached at its address in it.
 
-    Rank 0 listens, the others connect to it, and it calls each back at its own address. At the end all connections are closed.
+    Rank 0 listens, the others connect to it, and it calls each back at its own address. Then all are closed.
 
     Args:
         workers: "host:port" of each, as `check_addresses` returns it.

@@ -38,7 +38,7 @@ class HorovodCommunicator(Communicator):
     Every collective is one Horovod allgather of int64 words, of a size of its own on each rank. Horovod pairs eager
     calls by their order, whatever their names. As all of them are allgathers they always pair, and the frames show
     whether the ranks are in the same collective. In the first one after updates the rank also takes part in the others'
-    updates until all have arrived (`HorovodUpdates.participate`): one whose data has ended is here while others average.
+    updates until all have arrived (`HorovodUpdates.participate`): a rank whose data has ended comes first.
 
     Args:
         timeout: seconds after which Horovod ends a job in which some ranks wait for others, if the variable

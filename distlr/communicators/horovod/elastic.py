@@ -1,8 +1,8 @@
 """Ranks that come and go while a job runs, over Horovod's elastic mode.
 
-The driver, its notices and the new start of the ranks are those of Horovod's own `hvd.elastic`. Its `run` is not used: it
-swallows errors that it does not know by an operation's name, so that ranks exit with 0 in mid-training, and its states
-pickle and do not work with Keras 3.
+The driver, its notices and the new start of the ranks are those of Horovod's own `hvd.elastic`. Its `run` is not used:
+it swallows errors that it does not know by an operation's name, so that ranks exit with 0 in mid-training, and its
+states pickle and do not work with Keras 3.
 """
 
 from __future__ import annotations
