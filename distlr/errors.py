@@ -49,7 +49,7 @@ class DistlrError(Exception):
     """
 
 
-# While TensorFlow traces a function it gives an error in it a longer message, and keeps the error's class only where
+# While TensorFlow traces a function it adds to the message of an error in it, and keeps the error's class only where
 # the class is made as plain exceptions are.
 setattr(DistlrError, "__init__", Exception.__init__)  # noqa: B010
 
@@ -184,7 +184,7 @@ class RanksChanged(DistlrError, RuntimeError):
 
 
 class CollectiveTimeoutError(DistributionError):
-    """A collective that not every rank entered in time, since a rank is slow, stands still or has ended.
+    """A collective that not every rank entered in time, because a rank is slow, hangs or has ended.
 
     >>> from distlr.testing import run_ranks
     >>> try:
@@ -227,7 +227,7 @@ def received(argument: str, value: object, expected: str, hint: str = "") -> str
         argument: its name.
         value: the value that was received.
         expected: what it must be, after "must be".
-        hint: what to do about it, after "Fix:"; left out where the rest says it.
+        hint: what to do about it, after "Fix:"; left out where the rest is clear.
 
     >>> received("warmup", "5", "a duration", "write '5ep' for 5 epochs")
     "`warmup` must be a duration. Received: warmup='5'. Fix: write '5ep' for 5 epochs."

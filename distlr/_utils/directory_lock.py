@@ -38,7 +38,7 @@ class DirectoryLock:
 
     It is a `flock` on a file in the directory, which names the holder and is removed at the release. Only
     rank 0 has one. A later lock of the same process takes it over: the next `fit`, or the next generation of an elastic
-    job, goes on in the directory of the one before it, whose lock is `lost` then. No subprocess or forked data worker
+    job, continues in the directory of the one before it, whose lock is `lost` then. No subprocess or forked data worker
     inherits it, so that a worker that is left behind holds nothing.
 
     Args:
@@ -123,7 +123,7 @@ class DirectoryLock:
     def _try(self) -> bool:
         """Tries to lock the file; returns whether it is locked now, or can never be."""
         try:
-            # Open for writing, without which NFS gives no exclusive lock.
+            # It is opened for writing, without which NFS gives no exclusive lock.
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
             descriptor = os.open(self.path, flags, 0o644)
         except OSError as error:
@@ -187,7 +187,7 @@ def release_all() -> None:
 
 
 def _forget() -> None:
-    """In a forked process: the lock is its parent's, and would stay as long as this one has it open."""
+    """Closes the locks of the parent in a forked process, which would hold them as long as they are open in it."""
     for lock in list(_held.values()):
         lock._close()
 

@@ -38,7 +38,7 @@ _N = TypeVar("_N", bound=_Arithmetic)
 
 @dataclass(frozen=True, init=False, repr=False)
 class GlobalBatch:
-    """How many samples one optimizer update takes over all replicas, and the clock that follows.
+    """The number of samples of one optimizer update over all replicas, and the clock that follows from it.
 
     `size = per_replica * replicas * accumulation` samples an update; `k = size / base_batch` is the ratio
     that scaling rules take. Immutable. Two batches are equal when all their numbers are, whether they were

@@ -70,7 +70,7 @@ def _action(actions: Subparsers, name: str, words: str) -> argparse.ArgumentPars
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the request, and waits for the answer where that is asked for; or lists or cancels."""
+    """Writes the request, and waits for the answer with `--wait`; or lists or cancels."""
     directory, requests = RunDirectory(args.run_dir), ControlDirectory(args.run_dir)
     with file_errors_in_one_line("The run cannot be read", "write the directory of job.callbacks(run_dir=)"):
         ended = directory.read().run.get("ended")

@@ -1,4 +1,4 @@
-"""`distlr plan`: the rate over a run, on each number of replicas, before any of them is asked for."""
+"""`distlr plan`: the rate over a run, on each number of replicas, before any of them is reserved."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the files, and says so in a line."""
+    """Writes the files, and prints their names in one line."""
     from distlr.runlog.directory import RunDirectory
     from distlr.tools.report import draw, write_report
 

@@ -86,7 +86,7 @@ class Communicator(abc.ABC):
         timeout: seconds that a collective waits for the other ranks, or None where the backend has no
             deadline of its own.
         log: the collectives this rank entered.
-        may_lose_ranks: whether the job goes on without a rank that is lost, from its last checkpoint.
+        may_lose_ranks: whether the job continues without a rank that is lost, from its last checkpoint.
         strategy_spans_ranks: whether one `tf.distribute` strategy spans the ranks, which then averages the gradients
             and reads metrics over all of them by itself.
         exchanges_gradients: whether `gradients` returns a reducer; without one the communicator is for control alone,

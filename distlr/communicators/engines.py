@@ -1,4 +1,4 @@
-"""Which engine connects the ranks, and whether it found as many as the launcher started."""
+"""Starts the engine that connects the ranks, and checks that it sees as many as the launcher started."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HOW = {
 
 
 def connect(engine: str, launch: LauncherInfo | None, timeout: float = 600.0) -> Communicator:
-    """Starts an engine and checks it against what the launcher says.
+    """Starts an engine and checks it against the launcher.
 
     Args:
         engine: "horovod" or "mpi"; a strategy of several workers brings its communicator.

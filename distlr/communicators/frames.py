@@ -49,7 +49,7 @@ Frame = npt.NDArray[np.uint8]
 EMPTY: Frame = np.zeros(0, np.uint8)
 
 REDUCERS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
-"""How arrays combine over ranks, by name."""
+"""The functions that combine arrays over ranks, by name."""
 
 _DTYPES = ("float32", "float64", "int64", "bool", "uint8")
 _MAGIC = b"DLR2"

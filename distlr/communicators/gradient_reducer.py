@@ -11,7 +11,7 @@ from distlr.communicators.step_signals import StepSignals
 __all__ = ["BooleanTensor", "Gradient", "GradientReducer"]
 
 Gradient: TypeAlias = object
-"""A gradient as TensorFlow gives it, which has no types: a tensor, `tf.IndexedSlices`, or None."""
+"""A gradient of TensorFlow's, which has no types: a tensor, `tf.IndexedSlices`, or None."""
 
 BooleanTensor: TypeAlias = object
 """A boolean tensor of TensorFlow's."""

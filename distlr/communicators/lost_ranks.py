@@ -1,4 +1,4 @@
-"""Which rank has ended, by what an engine's error says; and the message of the ranks that are left."""
+"""Reads from an engine's error which rank has ended, and writes the message of the ranks that are left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WORKER = re.compile(r"(?:from remote target|Task) /job:(chief|worker)/replica:\
 
 
 def says_rank_is_lost(message: str) -> bool:
-    """Whether an engine's error says that a rank is lost, and not that something is wrong on this one.
+    """Whether an engine's error means that a rank is lost, and not that something is wrong on this one.
 
     A message that begins with a rank is distlr's own, which another layer has raised.
 
@@ -24,7 +24,7 @@ def says_rank_is_lost(message: str) -> bool:
 
 
 def lost_worker(message: str, chiefs: int = 0) -> int | None:
-    """The rank of the worker to which TensorFlow's connection broke, where it says so; Horovod names nobody.
+    """The rank of the worker to which TensorFlow's connection broke, if the message names it; Horovod names none.
 
     >>> lost_worker("... GRPC error information from remote target /job:worker/replica:0/task:1 while ...")
     1
@@ -49,7 +49,7 @@ def survivor_message(rank: int, size: int, what: str, timeout: float | None, los
         rank: this rank.
         size: number of ranks.
         what: what ended.
-        timeout: seconds that the engine waits, or None where it has no bound.
+        timeout: seconds that the engine waits, or None where it has no limit.
         lost: the rank that is gone, where it is known.
     """
     if lost is not None and lost != rank:

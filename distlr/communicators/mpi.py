@@ -84,7 +84,7 @@ class MpiCommunicator(Communicator):
         self._abandoned: list[tuple[_Request, tuple[np.ndarray, ...]]] = []
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
-        # In units of 8 bytes, so that MPI's 32-bit counts reach 16 GiB. The sizes are a collective of MPI's own.
+        # MPI counts units of 8 bytes here, so that its 32-bit counts reach 16 GiB. The counts are exchanged first.
         patience = _Patience(float(self.timeout or 0.0))
         words = frame.view(np.int64)
         local_count, counts = np.array([words.size], np.int64), np.empty(self.size, np.int64)

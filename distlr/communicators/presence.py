@@ -28,8 +28,8 @@ _ENDED = re.compile(ENDED + rb"(\d{1,9})")
 def watch_connections(connections: Mapping[int, socket.socket], on_lost: Callable[[int], None]) -> None:
     """Calls `on_lost` in a thread of its own, once, with the rank of the first worker that ends.
 
-    Rank 0 tells the others, which are connected with it alone, which one it was. A worker that has finished counts as
-    well: work of the others that does not wait for it goes on.
+    Rank 0 sends that rank to the others, which are connected with rank 0 alone. A worker that has finished counts as
+    well: the others continue with work that does not wait for it.
 
     Args:
         connections: to rank 0, or on rank 0 to each other rank, by rank.

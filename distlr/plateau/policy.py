@@ -56,7 +56,7 @@ def _check_flag(argument: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class PlateauState:
-    """What a plateau policy remembers between epochs.
+    """The memory of a plateau policy between epochs.
 
     Attributes:
         best: the best metric so far; at the start inf (mode "min") or -inf (mode "max"). Never NaN.
@@ -112,7 +112,7 @@ class PlateauState:
 
 @dataclass(frozen=True)
 class Decision:
-    """What every rank does at an epoch's end. Travels as JSON.
+    """The policy's decision at an epoch's end, the same on every rank. It travels as JSON.
 
     Attributes:
         multiplier: the factor by which the rate's multiplier changes; 1.0 is no cut.
@@ -287,7 +287,7 @@ class PlateauPolicy:
         """Decides at the end of an epoch. Changes nothing: store the state and apply the decision.
 
         Args:
-            state: what the last `step` (or `initial_state`) gave.
+            state: the result of the last `step`, or of `initial_state`.
             metric: the global value of `monitor`: a real number, or anything with `__float__`.
             rate: the effective rate that is applied now, at least 0.
             in_warmup: whether the rate is still warming up.

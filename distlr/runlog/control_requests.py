@@ -35,7 +35,7 @@ _LONGEST = 4096  # bytes of a request
 _NAMES = 10_000  # names that one look reads
 _READ = 100  # files that one look reads
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.json")
-_ASKED = re.compile(r"[0-9]{19}-[0-9]{1,10}\.json")  # a name that `ask` gives
+_ASKED = re.compile(r"[0-9]{19}-[0-9]{1,10}\.json")  # a name that `ask` returns
 _TAKEN, _CANCELLED = ".taken", ".cancelled"
 _ANSWERED = (".applied", ".refused")
 
@@ -47,8 +47,8 @@ class PendingRequest:
     Attributes:
         name: of the file, which names the request in the run's decisions.
         by: the name of the file's owner.
-        request: what is asked for; None where it is refused.
-        refused: why not.
+        request: its content; None where it is refused.
+        refused: the reason of a refusal.
         written: when it was written, in ns, by the clock of the file system; see `ControlDirectory.file_time`.
         came: when it came into the directory, by the same clock.
         file: which file it is, also after a change of its name.
@@ -84,7 +84,7 @@ class ControlDirectory:
         self._scan: Iterator[os.DirEntry[str]] | None = None  # where the next look continues
         self._warned_of_directory = False
 
-    # -- who asks ------------------------------------------------------------------------------------
+    # -- the user ------------------------------------------------------------------------------------
 
     def make(self) -> None:
         """Makes the directory, for its owner alone."""

@@ -23,8 +23,8 @@ class JournalEntry:
         at: the position in epochs.
         between: whether it was at the epoch's end, or before it began, and not after one of its batches.
         clock: the samples seen; without a batch the updates.
-        drawn: how far the data was: what the clock would show if no step had been left out, so that entries are told
-            apart between which the clock stood still.
+        drawn: the position in the data: the clock as if no step had been left out. It distinguishes entries between
+            which the clock stood still.
         samples_seen: the clock where it counts samples, else None.
         multiplier: the factor on the rate; None where the rate stayed.
         learning_rate: the rate after it; None where it is not finite.
@@ -49,7 +49,7 @@ class JournalEntry:
     details: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """The entry as an object of JSON, as it stands in `decisions.jsonl`."""
+        """The entry as an object of JSON, as in `decisions.jsonl`."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         details = fields.pop("details")
         return {**fields, **details}
@@ -65,7 +65,7 @@ class Journal:
         self.entries: list[JournalEntry] = []
         self._listeners: list[Callable[[JournalEntry], None]] = []
         self.drawn: Callable[[], int] | None = None
-        """How far the data is, where `DataPositionSync` counts it."""
+        """Returns the position in the data, where `DataPositionSync` counts it."""
 
     def listen(self, listener: Callable[[JournalEntry], None]) -> None:
         """Calls a function with each entry so far, and with each later one."""

@@ -81,7 +81,7 @@ def read_answers(run: RunDirectory) -> dict[str, str]:
     try:
         lines = run.decisions()
     except ConfigurationError:
-        return {}  # `read_changes` says so
+        return {}  # `read_changes` warns of it
     kinds = ("asked", "control", "refused")
     return {str(line.get("id")): line["kind"] for line in lines if line.get("kind") in kinds}
 

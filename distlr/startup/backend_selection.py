@@ -49,13 +49,13 @@ class Strategy(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class BackendSelection:
-    """Where a job runs.
+    """The backend of a job, and the reason for it.
 
     Attributes:
         backend: as `Job.backend`.
         reason: why, in a sentence for a person.
         launch: the launcher's description of this process; None for a process on its own.
-        replicas: copies of the model in the whole job, where each host has the GPUs that `choose_backend` was told of.
+        replicas: copies of the model in the whole job, if each host has as many GPUs as `choose_backend` was given.
         addresses: "host:port" of each worker of a multi-worker strategy; none where TensorFlow reads them from Slurm.
         rank: this worker's place among them.
     """

@@ -1,4 +1,4 @@
-"""Which launcher started this process: read from an environment that is passed in, never changed.
+"""Detects the launcher that started this process, from an environment that is passed in and never changed.
 
 The first of these that is set wins. They are ordered by how surely they describe *this* process:
 
@@ -13,7 +13,7 @@ The first of these that is set wins. They are ordered by how surely they describ
 5. TF_CONFIG, last: it is set by hand or by a platform for a whole job and outlives what it describes.
 
 `horovodrun` and `mpirun` are detected at size 1 too, since only they set those variables. The variables of
-the others linger in interactive shells and on managed platforms; at size 1 they say nothing.
+the others linger in interactive shells and on managed platforms; at size 1 they mean nothing.
 """
 
 from __future__ import annotations

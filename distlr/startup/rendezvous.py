@@ -414,7 +414,7 @@ def _listen_at(addresses: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def _listen_everywhere(port: int) -> list[socket.socket]:
-    # Where both can be had, the others come by IPv6 or by IPv4, as the list says.
+    # Where the machine has both, the others connect over IPv6 or IPv4, depending on the list.
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     return [socket.create_server(("", port), family=family, backlog=_STRANGERS, dualstack_ipv6=both)]

@@ -37,7 +37,7 @@ class Messenger:
     def __init__(self, secret: str = "") -> None:
         self.secret = secret
         self.refused = 0
-        """How many messages were not signed with the secret."""
+        """The number of messages that were not signed with the secret."""
 
     def encode(self, message: Mapping[str, object]) -> bytes:
         """Encodes a message as the line that is sent."""

@@ -38,11 +38,11 @@ class HorovodCommunicator(Communicator):
     Every collective is one Horovod allgather of int64 words, of a size of its own on each rank. Horovod pairs eager
     calls by their order, whatever their names. As all of them are allgathers they always pair, and the frames show
     whether the ranks are in the same collective. In the first one after updates the rank also takes part in the others'
-    updates until all have arrived (`HorovodUpdates.participate`): a rank whose data has ended comes first.
+    updates until all have arrived (`HorovodUpdates.participate`): one whose data has ended enters while others average.
 
     Args:
         timeout: seconds after which Horovod ends a job in which some ranks wait for others, if the variable
-            HOROVOD_STALL_SHUTDOWN_TIME_SECONDS does not say otherwise. Takes effect where Horovod was not
+            HOROVOD_STALL_SHUTDOWN_TIME_SECONDS is not set. It takes effect where Horovod was not
             started before.
 
     Raises:
@@ -100,7 +100,7 @@ class HorovodCommunicator(Communicator):
         return split_frames(all_frames.numpy().view(np.uint8), self.size, label, _UNIT)
 
     def _gather_while_participating(self, updated: Sequence[HorovodUpdates], local_frame: Any) -> Any:
-        """Gathers frames and takes part in the other ranks' updates until all are here.
+        """Gathers frames and takes part in the other ranks' updates until all ranks have arrived.
 
         It does both at once where the updates are in a graph, because one after the other needs a further round of
         Horovod: 5 ms of an epoch's end of 48, on 4 ranks of 2 cores.
@@ -162,7 +162,7 @@ def _stall_end() -> float:
 def _horovod() -> Any:
     try:
         import horovod.tensorflow as hvd
-    except Exception as error:  # an import that fails in a C++ library says so in many ways
+    except Exception as error:  # an import that fails in a C++ library raises errors of many classes
         raise DistributionError(
             f"Horovod cannot be loaded: {error} Fix: build it for the installed TensorFlow with "
             "docker/build-horovod.sh (`make horovod` in a clone of distlr)."

@@ -92,7 +92,7 @@ def run_elastic(train: Callable[[HorovodCommunicator], T], *, timeout: float, re
 
 
 def _lost_a_rank(error: BaseException) -> bool:
-    """Whether an error says that the ranks are no longer those that began, and not that something is wrong here."""
+    """Whether an error means that the ranks have changed, and not that something is wrong on this one."""
     import tensorflow as tf
     from horovod.common.exceptions import HorovodInternalError
 

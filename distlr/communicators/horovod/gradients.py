@@ -33,7 +33,7 @@ class HorovodGradients(GradientReducer):
 
     Args:
         hvd: the module `horovod.tensorflow`, started.
-        prefix: tells this optimizer's tensors from another's; the same on all ranks.
+        prefix: distinguishes this optimizer's tensors from another's; the same on all ranks.
         compression: "none", or "fp16" to send float32 gradients in half precision.
     """
 

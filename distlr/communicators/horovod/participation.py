@@ -30,13 +30,13 @@ class HorovodUpdates:
     while another had joined the next ranks that start in that process crash: Horovod does not forget the join.
 
     Attributes:
-        gated: whether the ranks agree, before each step, that they take it (`HorovodGradients.all_true`).
+        gated: whether the ranks agree before each step that they make it (`HorovodGradients.all_true`).
         eager: whether the last step was outside of a graph, where Horovod pairs by order and not by name.
         graphs: the graphs of `participate` that begin with this optimizer's, by their signatures.
 
     Args:
         hvd: the module `horovod.tensorflow`, started.
-        prefix: tells this optimizer's tensors from another's; the same on all ranks.
+        prefix: distinguishes this optimizer's tensors from another's; the same on all ranks.
         compression: a name of `hvd.Compression`, for gradients.
     """
 
