@@ -49,7 +49,7 @@ class DistlrError(Exception):
     """
 
 
-# While TensorFlow traces a function it gives an error in it a longer message, and keeps the error's class only where
+# While TensorFlow traces a function it adds to the message of an error in it, and keeps the error's class only where
 # the class is made as plain exceptions are.
 setattr(DistlrError, "__init__", Exception.__init__)  # noqa: B010
 
@@ -57,7 +57,7 @@ setattr(DistlrError, "__init__", Exception.__init__)  # noqa: B010
 class ConfigurationError(DistlrError, ValueError):
     """An argument, or a combination of arguments, that cannot be right.
 
-    Where the job, the batch, a schedule or a callback is made; what only the run shows, before its first step.
+    Raised where the job, the batch, a schedule or a callback is created, or before the first step of the run.
 
     >>> import distlr
     >>> distlr.GlobalBatch(64, base_batch=0)
@@ -82,7 +82,7 @@ class ConfigurationTypeError(DistlrError, TypeError):
 class DistributionError(DistlrError, RuntimeError):
     """The job's replicas, ranks, scope or launcher do not fit together.
 
-    At the start of a job, or before the first step; from a collective, on every rank:
+    Raised at the start of a job, before the first step, or by a collective, on every rank:
 
     >>> from distlr.testing import run_ranks
     >>> try:
@@ -121,7 +121,7 @@ class ReplicaDivergenceError(DistributionError):
 class StateError(DistlrError, ValueError):
     """Saved state that does not fit the optimizer it is loaded into.
 
-    At loading, before anything has changed: `load_model`, `load_weights`, `set_weights`, `callbacks.Checkpoint`.
+    Raised by loading, before anything has changed: `load_model`, `load_weights`, `set_weights`, `callbacks.Checkpoint`.
 
     >>> import distlr, keras
     >>> job = distlr.init(environ={})
@@ -184,7 +184,7 @@ class RanksChanged(DistlrError, RuntimeError):
 
 
 class CollectiveTimeoutError(DistributionError):
-    """A collective that not every rank entered in time, since a rank is slow, stands still or has ended.
+    """A collective that not every rank entered in time, because a rank is slow, hangs or has ended.
 
     >>> from distlr.testing import run_ranks
     >>> try:
@@ -221,13 +221,13 @@ def shown(value: object) -> str:
 
 
 def received(argument: str, value: object, expected: str, hint: str = "") -> str:
-    """Formats the message for a bad argument: what is expected, what came, what to do.
+    """Formats the message for a bad argument: what is expected, what was received, what to do.
 
     Args:
         argument: its name.
-        value: what came.
+        value: the value that was received.
         expected: what it must be, after "must be".
-        hint: what to do about it, after "Fix:"; left out where the rest says it.
+        hint: what to do about it, after "Fix:"; left out where the rest is clear.
 
     >>> received("warmup", "5", "a duration", "write '5ep' for 5 epochs")
     "`warmup` must be a duration. Received: warmup='5'. Fix: write '5ep' for 5 epochs."

@@ -19,7 +19,7 @@ from distlr.batch.global_batch import HOW_TO_MAKE, GlobalBatch, check_batch
 from distlr.callbacks import PreflightCheck
 from distlr.callbacks.assembly import assembled
 from distlr.communicators import Communicator, SingleCommunicator
-from distlr.communicators.bundles import Bundle, exchange_bundles, first_of, number, numbers
+from distlr.communicators.bundles import Bundle, bundle_numbers, exchange_bundles, first_numbers, to_number
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.horovod.gradients import check_compression
 from distlr.communicators.topology import Topology
@@ -482,7 +482,7 @@ class Job:
         """
         losses = tf.convert_to_tensor(losses)
         check_one_loss_a_sample(losses)
-        samples = batch.feed * (self.size if self._spans else 1)
+        samples = batch.local_batch * (self.size if self._spans else 1)
         loss = tf.reduce_sum(losses) / tf.cast(samples, losses.dtype)
         note_share(loss)
         return loss
@@ -541,11 +541,11 @@ class Job:
         if self.size == 1:
             return local_result
         state = {"weights": weights_digests(model, self.strategy)}
-        share = numbers(local_result) if self._spans else Bundle(read_states(model.metrics).arrays)
+        share = bundle_numbers(local_result) if self._spans else Bundle(read_states(model.metrics).arrays)
         bundles = exchange_bundles(self.communicator, Bundle(share.arrays, note=state), tag="job.evaluate")
-        compare_ranks(self.communicator, [bundle.note for bundle in bundles], model, when="job.evaluate")
+        compare_ranks(self.communicator, [bundle.fields for bundle in bundles], model, when="job.evaluate")
         if self._spans:
-            return first_of(bundles)
+            return first_numbers(bundles)
         return results(model.metrics, bundles, model.get_metrics_result)
 
     def broadcast(self, model: Any, optimizer: Any = None) -> None:
@@ -718,7 +718,7 @@ class Job:
 
     def _combined(self, metrics: Sequence[Any], compute: Callable[[], Mapping[str, Any]], tag: str) -> dict[str, float]:
         if self.size == 1 or (self._spans and are_distributed(metrics)):
-            return {name: number(value) for name, value in compute().items()}
+            return {name: to_number(value) for name, value in compute().items()}
         bundles = exchange_bundles(self.communicator, Bundle(read_states(metrics).arrays), tag=tag)
         return results(metrics, bundles, compute)
 

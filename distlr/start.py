@@ -16,9 +16,9 @@ from distlr.communicators.multi_worker.communicator import StrategyCommunicator
 from distlr.communicators.presence import watch_connections
 from distlr.errors import ConfigurationTypeError, received
 from distlr.job import Job
-from distlr.startup.backend_selection import ENGINE, ENGINES, SIMULATE, BackendSelection, choose
-from distlr.startup.launcher import place_on_host
-from distlr.startup.rendezvous import is_on_this_machine, meeting
+from distlr.startup.backend_selection import ENGINE, ENGINES, SIMULATE, BackendSelection, choose_backend
+from distlr.startup.launcher import rank_on_host
+from distlr.startup.rendezvous import connected_workers, is_on_this_machine
 from distlr.startup.signed_messages import SECRET
 from distlr.strategies import (
     check_strategy,
@@ -81,7 +81,7 @@ def init(
     if strategy is not None:
         _check_given(strategy)
     environ = os.environ if environ is None else environ
-    choice = choose(engine, strategy=strategy, simulate=simulate, workers=workers, environ=environ)
+    choice = choose_backend(engine, strategy=strategy, simulate=simulate, workers=workers, environ=environ)
     if choice.backend == "multi-worker":
         return _spanning(choice, strategy, timeout, environ.get(SECRET, ""))
     if choice.backend in ENGINES:
@@ -118,7 +118,7 @@ def _spanning(choice: BackendSelection, strategy: tf.distribute.Strategy | None,
     else:
         if not addresses and choice.launch is not None:
             addresses = slurm_workers(choice.launch.size)
-        local_rank, local_size = place_on_host(addresses, rank)
+        local_rank, local_size = rank_on_host(addresses, rank)
         if local_size > 1:  # alone on its host a worker has all of the host's GPUs
             pin_gpu(local_rank, local_size)
         if not secret and rank == 0 and not is_on_this_machine(addresses):
@@ -128,7 +128,7 @@ def _spanning(choice: BackendSelection, strategy: tf.distribute.Strategy | None,
                 addresses[0],
                 SECRET,
             )
-        with meeting(addresses, rank, timeout, secret) as connections:
+        with connected_workers(addresses, rank, timeout, secret) as connections:
             made = connect_workers(addresses, rank, timeout)
     made.communicator = StrategyCommunicator(made, addresses, rank, timeout)
     watch_connections(connections, made.communicator.end_without)

@@ -46,6 +46,22 @@ CONTROL = (
 )
 """Never import a framework, not even inside a function."""
 
+WITHOUT_ANY = (
+    "batch",
+    "callbacks.stage",
+    "communicators",
+    "errors",
+    "plateau.metric_direction",
+    "plateau.policy",
+    "runlog.journal",
+    "scaling.rules",
+    "startup",
+)
+"""Rooms and modules with a type for everything; but for `WITH_ANY` in them."""
+
+WITH_ANY = ("communicators.horovod", "communicators.multi_worker")
+"""Handle TensorFlow's tensors, which have no types."""
+
 WITHOUT_FRAMEWORK = (
     "checkpoint.interval",
     "checkpoint.preemption",
@@ -215,6 +231,23 @@ def test_the_control_plane_never_imports_a_framework(module):
     assert not reached
 
 
+def _typed() -> list[str]:
+    rooms, exceptions = ([f"distlr.{name}" for name in names] for names in (WITHOUT_ANY, WITH_ANY))
+    assert {*rooms, *exceptions} <= MODULES.keys(), "a room is gone: this rule would hold nothing for it"
+    return [module for module in MODULES if _is_or_under(module, rooms) and not _is_or_under(module, exceptions)]
+
+
+@pytest.mark.parametrize("module", _typed())
+def test_contracts_and_rooms_without_tensorflow_have_a_type_for_everything(module):
+    assert _lines_with_any(_tree(module)) == []
+
+
+def _lines_with_any(tree: ast.Module) -> list[int]:
+    """Where a module imports or names `typing.Any`."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute | ast.alias)]
+    return [node.lineno for node in nodes if "Any" in {getattr(node, key, "") for key in ("id", "attr", "name")}]
+
+
 def _rooms() -> dict[str, str]:
     """ARCHITECTURE.md's table of the rooms: file or folder, and whether it imports TensorFlow."""
     table = re.findall(r"^\| (`.+?) \| .+ \| (yes|no) \|$", (ROOT / "ARCHITECTURE.md").read_text("utf-8"), re.MULTILINE)
@@ -344,7 +377,7 @@ def test_a_name_is_that_of_one_file():
         stem = path.parent.name if path.name == "__init__.py" else path.stem
         if module.count(".") > 0 and not re.match(r"distlr\.(callbacks|cli)\.", module):
             names.setdefault(stem, []).append(module)
-    assert {name: found for name, found in names.items() if len(found) > 1 and name not in SHARED_NAMES} == {}
+    assert {name: modules for name, modules in names.items() if len(modules) > 1 and name not in SHARED_NAMES} == {}
 
 
 def test_schedules_know_no_rank_and_no_optimizer():
@@ -358,30 +391,30 @@ def test_schedules_know_no_rank_and_no_optimizer():
         "distlr.strategies",
     )
     for module in modules:
-        found = {name for name in _imports(module) | _reaches(module).keys() if _is_or_under(name, barred)}
-        assert not found, module
+        offenders = {name for name in _imports(module) | _reaches(module).keys() if _is_or_under(name, barred)}
+        assert not offenders, module
 
 
 def test_callbacks_know_no_backend():
     modules = _under("distlr.callbacks")
     assert modules
     for module in modules:
-        found = {
+        offenders = {
             name for name in _imports(module) if name.startswith("distlr.communicators.") and name not in NO_BACKENDS
         }
-        assert not found, module
+        assert not offenders, module
         assert not _top(_imports(module)) & {"horovod", "mpi4py"}, module
 
 
 def test_only_the_optimizer_touches_what_keras_keeps_private_in_its_optimizers():
     outside = [module for module in MODULES if not _is_or_under(module, ["distlr.optimizer"])]
-    found = {
+    offenders = {
         f"{MODULES[module].relative_to(ROOT)}:{line}": name
         for module in outside
         for line, name in _attributes(_tree(module))
         if name in OPTIMIZER_INTERNALS or name.startswith(OPTIMIZER_PREFIXES)
     }
-    assert not found
+    assert not offenders
 
 
 def _attributes(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -402,17 +435,17 @@ def test_horovod_is_imported_by_its_backend_and_its_drop_in_alone():
 
 
 def test_nothing_turns_data_into_code():
-    found = []
+    offenders = []
     for module in MODULES:
-        found += [f"{module} imports {name}" for name in sorted(_top(_imports(module)) & CODE_FROM_DATA)]
+        offenders += [f"{module} imports {name}" for name in sorted(_top(_imports(module)) & CODE_FROM_DATA)]
         for node in ast.walk(_tree(module)):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
                 and node.func.id in ("compile", "eval", "exec")
             ):
-                found.append(f"{module}:{node.lineno} calls {node.func.id}")
-    assert not found
+                offenders.append(f"{module}:{node.lineno} calls {node.func.id}")
+    assert not offenders
 
 
 def test_the_reader_of_imports_reads_them(tmp_path, monkeypatch):

@@ -124,7 +124,7 @@ def test_workers_that_cannot_be_known_are_refused(environ, options, error, said)
 
 
 def test_workers_that_do_not_come_are_an_error_within_the_time():
-    with pytest.raises(DistributionError, match=r"\[rank 1\] The workers did not meet: rank 0 cannot be reached"):
+    with pytest.raises(DistributionError, match=r"\[rank 1\] The workers could not connect: rank 0 cannot be reached"):
         distlr.init(environ={"TF_CONFIG": TWO_WORKERS}, timeout=0.5)
 
 

@@ -1,1 +1,1 @@
-"""What belongs to no room: files, checks of arguments, figures, the check of the installation."""
+"""Helpers that belong to no room: files, checks of arguments, figures, the check of the installation."""

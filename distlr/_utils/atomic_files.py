@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write, fsync, rename; and files that are read, whatever stands there."""
+"""Files that are whole or absent: write, fsync, rename; and reading that waits for no pipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import secrets
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 __all__ = ["is_being_written", "open_plain", "write_bytes", "write_json", "write_parts"]
 
@@ -20,13 +20,13 @@ _being_written: set[str] = set()  # temporary files of this process
 def write_bytes(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
     """Replaces a file in one step; after a crash at any instant the old one or the new one is there, whole.
 
-    The directory is made if it is missing. The temporary file stands beside the target, so that the rename
+    The directory is created if it is missing. The temporary file stands beside the target, so that the rename
     stays within one file system, and is removed when anything fails.
 
     Args:
         path: the file.
-        data: what it is to hold.
-        mode: its permissions, before the umask takes its own.
+        data: its content.
+        mode: its permissions, before the umask.
     """
     write_parts(path, [data], mode=mode)
 
@@ -34,7 +34,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666)
 def write_parts(
     path: str | os.PathLike[str], parts: Sequence[bytes | bytearray | memoryview], *, mode: int = 0o666
 ) -> None:
-    """As `write_bytes`, of a content that is in several pieces of memory, one after the other."""
+    """Works as `write_bytes`, for content in several pieces of memory, one after the other."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = str(target.with_name(f".{target.name}.{secrets.token_hex(4)}"))
@@ -83,6 +83,6 @@ def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
         raise
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: object) -> None:
     """Writes a value as indented JSON, whole or not at all. NaN and infinity are refused: JSON has none."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

@@ -9,7 +9,7 @@ import math
 import operator
 import re
 from collections.abc import Collection
-from typing import Any, SupportsFloat, SupportsIndex, cast
+from typing import SupportsFloat, SupportsIndex, cast
 
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 
@@ -32,7 +32,7 @@ INT64_END = 2**63
 
 
 def integer(value: object) -> int | None:
-    """`value` as an int, None where it is not one; a truth value is not."""
+    """Returns `value` as an int; None where it is no integer. A truth value is none."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         return None
     try:
@@ -112,7 +112,7 @@ def not_negative_real(
     return number
 
 
-def one_of(argument: str, value: Any, choices: Collection[str]) -> str:
+def one_of(argument: str, value: object, choices: Collection[str]) -> str:
     """The choice that `value` is equal to, as a plain string also where it is a member of an enumeration.
 
     >>> import enum
@@ -126,7 +126,7 @@ def one_of(argument: str, value: Any, choices: Collection[str]) -> str:
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
-    """A number and what it is of: `many` is `one` with an s where it is not given.
+    """A number with its noun: `many` is `one` with an s where it is not given.
 
     >>> counted(1, "replica"), counted(4, "replica"), counted(2, "save by hand", "saves by hand")
     ('1 replica', '4 replicas', '2 saves by hand')

@@ -25,7 +25,7 @@ WAIT = 120.0
 """Seconds that a job waits for another one: a file server needs up to 90 to notice that a host of it is gone."""
 
 _PAUSE = 0.5  # seconds between two tries
-_LONGEST = 4096  # bytes of what a holder says of itself
+_LONGEST = 4096  # bytes of a holder's description
 
 _log = logging.getLogger("distlr")
 
@@ -36,14 +36,14 @@ _held: weakref.WeakValueDictionary[str, DirectoryLock] = weakref.WeakValueDictio
 class DirectoryLock:
     """Keeps other jobs out of a directory, while this process lives or until it is released.
 
-    It is a `flock` on a file in the directory, in which stands who holds it; the file is gone once it is released. Only
+    It is a `flock` on a file in the directory, which names the holder and is removed at the release. Only
     rank 0 has one. A later lock of the same process takes it over: the next `fit`, or the next generation of an elastic
-    job, goes on in the directory of the one before it, whose lock is `lost` then. No subprocess or forked data worker
+    job, continues in the directory of the one before it, whose lock is `lost` then. No subprocess or forked data worker
     inherits it, so that a worker that is left behind holds nothing.
 
     Args:
-        directory: made if it is missing.
-        name: of what the directory holds, which names the file: `name.lock`.
+        directory: created if it is missing.
+        name: the name of the lock's file, `name.lock`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -62,15 +62,15 @@ class DirectoryLock:
     def __init__(self, directory: str | os.PathLike[str], name: str) -> None:
         self.path = Path(directory) / f"{name}.lock"
         self.lost = False
-        self._cannot = False  # be locked here
+        self._cannot = False  # whether this file system has no locks
 
     @property
     def held(self) -> bool:
-        """Whether this lock keeps others out; also where the file system has no locks, and nothing does."""
+        """Whether this lock is held; True as well where the file system has no locks, and others can come in."""
         return self._cannot or self._descriptor is not None
 
     def acquire(self, timeout: float | None = None) -> None:
-        """Takes the lock, from an earlier one of this process where there is one; else waits for its holder.
+        """Acquires the lock, from an earlier one of this process where there is one; else waits for its holder.
 
         Args:
             timeout: seconds that other ranks wait meanwhile, in a collective: this waits for half of them at most, and
@@ -86,7 +86,7 @@ class DirectoryLock:
             return
         self._close()
         seconds = WAIT if timeout is None else min(WAIT, timeout / 2)
-        deadline, told = time.monotonic() + seconds, False
+        deadline, has_warned = time.monotonic() + seconds, False
         while not (self._take_over() or self._try()):
             holder = f"{self.path.parent} is in use by another job: {self._holder()}"
             if time.monotonic() >= deadline:
@@ -94,24 +94,24 @@ class DirectoryLock:
                     f"{holder}, which has not ended within {seconds:g} s. Fix: end that job, or give this one a "
                     "directory of its own."
                 )
-            if not told:
-                told = True
+            if not has_warned:
+                has_warned = True
                 _log.warning("%s. This job waits up to %g s for it to end.", holder, seconds)
             time.sleep(min(_PAUSE, max(0.0, deadline - time.monotonic())))
 
     def release(self) -> None:
-        """Lets others in; nothing where another lock of this process has taken it over."""
+        """Releases the lock; does nothing where another lock of this process has taken it over."""
         if self._descriptor is not None and self._is_there(self._descriptor):
             with contextlib.suppress(OSError):
                 self.path.unlink()  # while it is locked: who has opened it finds that it is gone, and opens it anew
         self._close()
 
     def __del__(self) -> None:
-        """Releases what nobody will."""
+        """Releases the lock with the last reference to it."""
         self.release()
 
     def _take_over(self) -> bool:
-        """Whether this process has the lock, which is this object's from now on."""
+        """Takes over an earlier lock of this process; returns whether there was one."""
         key = os.path.realpath(self.path)
         earlier = _held.get(key)
         if earlier is None or earlier._descriptor is None or not self._is_there(earlier._descriptor):
@@ -121,9 +121,9 @@ class DirectoryLock:
         return True
 
     def _try(self) -> bool:
-        """Whether the lock is this process' now, or there can be none."""
+        """Tries to lock the file; returns whether it is locked now, or can never be."""
         try:
-            # Open for writing, without which NFS gives no exclusive lock.
+            # It is opened for writing, without which NFS gives no exclusive lock.
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
             descriptor = os.open(self.path, flags, 0o644)
         except OSError as error:
@@ -165,7 +165,7 @@ class DirectoryLock:
             return False
 
     def _holder(self) -> str:
-        """Who says to hold it; what stands in the file is trusted in nothing."""
+        """Describes the holder as the file names it; the file is not trusted."""
         try:
             with open_plain(self.path) as file:
                 holder = parse_json(file.read(_LONGEST))
@@ -187,7 +187,7 @@ def release_all() -> None:
 
 
 def _forget() -> None:
-    """In a forked process: the lock is its parent's, and would stay as long as this one has it open."""
+    """Closes the locks of the parent in a forked process, which would hold them as long as they are open in it."""
     for lock in list(_held.values()):
         lock._close()
 

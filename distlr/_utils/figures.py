@@ -16,7 +16,7 @@ __all__ = ["picture"]
 
 @contextlib.contextmanager
 def picture(path: str | os.PathLike[str], *, rows: int = 1, size: tuple[float, float] = (8, 4.5)) -> Iterator[Any]:
-    """Gives a list of axes to draw on, and writes what was drawn as a PNG, whole or not at all. No display is needed.
+    """Yields a list of axes to draw on, and writes the drawing as a PNG, whole or not at all. No display is needed.
 
     Args:
         path: the file.
@@ -27,7 +27,7 @@ def picture(path: str | os.PathLike[str], *, rows: int = 1, size: tuple[float, f
         ConfigurationError: matplotlib is not installed.
     """
     try:
-        # Not pyplot: it would choose a backend for the whole process, which may be a notebook's.
+        # pyplot is not used: it would choose a backend for the whole process, which may be a notebook's.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""JSON from files that may be damaged: objects, one a line, of which those are read that can be."""
+"""JSON from files that may be damaged: objects, one a line; damaged lines are skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST_LINE = 4 * 2**20  # JSON takes many times its length in memory
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-    """What a file of JSON lines holds.
+    """The contents of a file of JSON lines.
 
     Attributes:
         objects: those that could be read, in order.
@@ -36,7 +36,7 @@ class Lines:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """The value in a text that nobody vouches for.
+    """Parses a text that is not trusted.
 
     >>> parse_json('{"epoch": 1}'), parse_json(b"[0.5]")
     ({'epoch': 1}, [0.5])
@@ -49,14 +49,14 @@ def parse_json(text: bytes | str) -> Any:
         ValueError: it is not UTF-8, not JSON, nested too deeply, or has a number that is not finite.
     """
     try:
-        whole = text if isinstance(text, str) else text.decode("utf-8")
-        return json.loads(whole, parse_constant=_no_number, parse_float=_finite)
+        decoded = text if isinstance(text, str) else text.decode("utf-8")
+        return json.loads(decoded, parse_constant=_no_number, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a plain file.
+    """Reads a plain file.
 
     Raises:
         OSError: it cannot be read, is longer than 256 MiB, or is no plain file; a pipe is not waited for.
@@ -68,9 +68,9 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_lines(path: Path) -> Lines:
-    """The objects of a file of JSON lines; nothing of a file that is not there.
+    """Reads the objects of a file of JSON lines; none where the file is missing.
 
-    A power cut may leave zeros where data was to be: what stands behind them, or before them, is read.
+    A power cut may leave zeros in place of data: the text before and behind them is read.
 
     Raises:
         OSError: see `read_file`.
@@ -79,12 +79,12 @@ def read_lines(path: Path) -> Lines:
         data = read_file(path)
     except FileNotFoundError:
         return Lines([])
-    *whole, rest = data.split(b"\n")
-    objects = [_object(line) for line in whole if line.strip()]
-    good = [value for value in objects if value is not None]
-    damaged = len(objects) - len(good)
-    last = _object(rest)  # all of an object is there, or it is none
-    return Lines(good if last is None else [*good, last], damaged, bool(rest))
+    *lines, unfinished = data.split(b"\n")
+    objects = [_object(line) for line in lines if line.strip()]
+    readable = [value for value in objects if value is not None]
+    damaged = len(objects) - len(readable)
+    last = _object(unfinished)  # all of an object is there, or it is none
+    return Lines(readable if last is None else [*readable, last], damaged, bool(unfinished))
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

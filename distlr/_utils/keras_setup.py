@@ -1,4 +1,4 @@
-"""What the modules that use Keras need of the installation; checked when the first of them is imported."""
+"""Checks the installation for the modules that use Keras, when the first of them is imported."""
 
 from __future__ import annotations
 

@@ -13,13 +13,13 @@ def spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
     >>> spans([1, 2, 3, 7])
     [(1, 3), (7, 7)]
     """
-    found: list[tuple[int, int]] = []
+    rows: list[tuple[int, int]] = []
     for number in numbers:
-        if found and number == found[-1][1] + 1:
-            found[-1] = (found[-1][0], number)
+        if rows and number == rows[-1][1] + 1:
+            rows[-1] = (rows[-1][0], number)
         else:
-            found.append((number, number))
-    return found
+            rows.append((number, number))
+    return rows
 
 
 def name_ranks(ranks: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""How a signal is called that ended a process."""
+"""The names of signals that end processes."""
 
 from __future__ import annotations
 

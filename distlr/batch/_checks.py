@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
 
 from distlr._utils.checks import INT64_END, positive_integer
 from distlr.batch.duration import Duration
 from distlr.errors import ConfigurationError, received
 
 __all__ = [
-    "base_batch_of",
-    "epoch_of",
-    "local_replicas_of",
-    "needs_epoch",
-    "needs_run",
-    "per_replica_of",
+    "check_base_batch",
+    "check_duration",
+    "check_local_replicas",
+    "check_per_replica",
+    "check_samples_per_epoch",
+    "epoch_length_message",
     "refuse_unknown",
-    "run_of",
+    "run_length_message",
 ]
 
 _ARGUMENTS = (
@@ -36,8 +35,8 @@ _ARGUMENTS = (
 )
 
 
-def refuse_unknown(arguments: Mapping[str, Any]) -> None:
-    """Refuses what the constructor does not take, before Python does so with less to say."""
+def refuse_unknown(arguments: Mapping[str, object]) -> None:
+    """Refuses an unknown argument, with a hint that Python's own error lacks."""
     for key in arguments:
         if key not in _ARGUMENTS:
             close = difflib.get_close_matches(str(key), _ARGUMENTS, n=1)
@@ -46,10 +45,10 @@ def refuse_unknown(arguments: Mapping[str, Any]) -> None:
             raise ConfigurationError(received(str(key), arguments[key], expected, hint))
 
 
-def base_batch_of(base_batch: object) -> int:
-    """The batch that the rate was tuned at, which has no default."""
+def check_base_batch(base_batch: object) -> int:
+    """Validates `base_batch`, which has no default."""
     if base_batch is None:
-        # A default would scale the rate of a script that nobody tuned at it, in silence.
+        # With a default, the rate of a script that was tuned at another batch would be scaled without a word.
         raise ConfigurationError(
             received(
                 "base_batch",
@@ -61,8 +60,8 @@ def base_batch_of(base_batch: object) -> int:
     return positive_integer("base_batch", base_batch)
 
 
-def local_replicas_of(local_replicas: object, replicas: int) -> int:
-    """Replicas that one process feeds: all of them when left out."""
+def check_local_replicas(local_replicas: object, replicas: int) -> int:
+    """Validates `local_replicas`, the replicas that one process feeds; by default all of them."""
     local = replicas if local_replicas is None else positive_integer("local_replicas", local_replicas)
     if replicas % local:
         raise ConfigurationError(
@@ -76,8 +75,8 @@ def local_replicas_of(local_replicas: object, replicas: int) -> int:
     return local
 
 
-def per_replica_of(per_replica: object, total: object, replicas: int, accumulation: int) -> int:
-    """Samples of one pass of one replica, from exactly one of `per_replica` and `total`."""
+def check_per_replica(per_replica: object, total: object, replicas: int, accumulation: int) -> int:
+    """Returns the samples of one pass of one replica, from exactly one of `per_replica` and `total`."""
     if (per_replica is None) == (total is None):
         raise ConfigurationError(
             "Exactly one of `per_replica` and `total` must be given. "
@@ -88,9 +87,9 @@ def per_replica_of(per_replica: object, total: object, replicas: int, accumulati
         return positive_integer("per_replica", per_replica)
     size = positive_integer("total", total)
     unit = replicas * accumulation
-    each, rest = divmod(size, unit)
-    if rest:
-        near = " or ".join(f"total={n * unit}" for n in (each, each + 1) if n)
+    quotient, remainder = divmod(size, unit)
+    if remainder:
+        near = " or ".join(f"total={n * unit}" for n in (quotient, quotient + 1) if n)
         raise ConfigurationError(
             received(
                 "total",
@@ -99,11 +98,13 @@ def per_replica_of(per_replica: object, total: object, replicas: int, accumulati
                 f"write {near}",
             )
         )
-    return each
+    return quotient
 
 
-def epoch_of(samples_per_epoch: object, per_replica: int, replicas: int, accumulation: int) -> int | None:
-    """Samples of an epoch, if given: at least a full update, and no more than the clock's int64 can hold."""
+def check_samples_per_epoch(
+    samples_per_epoch: object, per_replica: int, replicas: int, accumulation: int
+) -> int | None:
+    """Validates `samples_per_epoch`: at least a full update, and no more than the clock's int64 can hold."""
     if samples_per_epoch is None:
         return None
     samples = positive_integer("samples_per_epoch", samples_per_epoch)
@@ -134,8 +135,8 @@ def epoch_of(samples_per_epoch: object, per_replica: int, replicas: int, accumul
     return samples
 
 
-def run_of(duration: Duration | str | None, samples_per_epoch: int | None) -> Duration | None:
-    """The length of the run, if given: one that says something by itself."""
+def check_duration(duration: Duration | str | None, samples_per_epoch: int | None) -> Duration | None:
+    """Validates `duration`, the length of the run: above 0, and no fraction of itself."""
     if duration is None:
         return None
     run = Duration.parse(duration, "duration")
@@ -151,11 +152,11 @@ def run_of(duration: Duration | str | None, samples_per_epoch: int | None) -> Du
     if run.value == 0:
         raise ConfigurationError(received("duration", str(run), "above 0"))
     if run.unit == "ep" and samples_per_epoch is None:
-        raise ConfigurationError(needs_epoch("duration", run))
+        raise ConfigurationError(epoch_length_message("duration", run))
     return run
 
 
-def needs_epoch(argument: str, duration: Duration) -> str:
+def epoch_length_message(argument: str, duration: Duration) -> str:
     """The message for epochs of unknown length."""
     return received(
         argument,
@@ -165,7 +166,7 @@ def needs_epoch(argument: str, duration: Duration) -> str:
     )
 
 
-def needs_run(argument: str, duration: Duration) -> str:
+def run_length_message(argument: str, duration: Duration) -> str:
     """The message for a fraction of a run of unknown length."""
     return received(
         argument,

@@ -64,7 +64,7 @@ class Duration:
 
         Args:
             value: A number and a unit, such as "5ep", "0.5ep", "1e4sp", "60_000sp" or "1/3dur".
-            argument: The name of the argument that it came in by, for messages.
+            argument: The name of the argument, for messages.
 
         Returns:
             The duration.
@@ -87,24 +87,24 @@ Fix: write '5ep' for 5 epochs, '5ba' for 5 updates or '5sp' for 5 samples.
             return value
         if not isinstance(value, str):
             raise ConfigurationTypeError(
-                received(argument, value, "a duration with a unit, as text", _write(_example(value)))
+                received(argument, value, "a duration with a unit, as text", _example_hint(_example_number(value)))
             )
         match = _TEXT.fullmatch(value)
         if match is None:
-            raise ConfigurationError(received(argument, value, "a duration: a number and a unit", _write("5")))
+            raise ConfigurationError(received(argument, value, "a duration: a number and a unit", _example_hint("5")))
         number, unit = match["number"].replace("_", ""), match["unit"].lower()
         if not unit:
-            raise ConfigurationError(received(argument, value, "a duration with a unit", _write(number)))
+            raise ConfigurationError(received(argument, value, "a duration with a unit", _example_hint(number)))
         if unit not in _UNITS:
             units = ", ".join(_UNITS)
             raise ConfigurationError(
-                received(argument, value, f"a duration with one of the units {units}", _write(number))
+                received(argument, value, f"a duration with one of the units {units}", _example_hint(number))
             )
         try:
             exact = Fraction(match["sign"] + number)
         except (ValueError, ZeroDivisionError):
             raise ConfigurationError(
-                received(argument, value, "a duration: a number and a unit", _write("5"))
+                received(argument, value, "a duration: a number and a unit", _example_hint("5"))
             ) from None
         return cls(_check_value(exact, unit, argument, value), unit)
 
@@ -117,7 +117,7 @@ Fix: write '5ep' for 5 epochs, '5ba' for 5 updates or '5sp' for 5 samples.
         return f"{_decimal(self.value)}{self.unit}"
 
     def __repr__(self) -> str:
-        """The call that makes an equal one."""
+        """A call that returns an equal duration."""
         return f"Duration.parse({str(self)!r})"
 
 
@@ -136,32 +136,32 @@ def _fraction(value: object) -> Fraction:
     return Fraction(repr(float(value)))
 
 
-def _check_value(value: Fraction, unit: object, argument: str, given: object) -> Fraction:
+def _check_value(value: Fraction, unit: object, argument: str, original: object) -> Fraction:
     """Refuses an unknown unit, and a value outside what its unit can hold."""
     if not isinstance(unit, str):
         raise ConfigurationTypeError(received("unit", unit, f"one of {', '.join(_UNITS)}"))
     if unit not in _UNITS:
         raise ConfigurationError(received("unit", unit, f"one of {', '.join(_UNITS)}"))
     if value < 0:
-        raise ConfigurationError(received(argument, given, "0 or more"))
+        raise ConfigurationError(received(argument, original, "0 or more"))
     if value >= INT64_END:
-        raise ConfigurationError(received(argument, given, "below 2**63"))
+        raise ConfigurationError(received(argument, original, "below 2**63"))
     if unit == "dur" and value > 1:
         raise ConfigurationError(
-            received(argument, given, "a fraction of the run, at most 1dur", "write 'ep' for epochs")
+            received(argument, original, "a fraction of the run, at most 1dur", "write 'ep' for epochs")
         )
     return value
 
 
-def _example(value: object) -> str:
-    """A number for a hint: the one that came, where it is one."""
+def _example_number(value: object) -> str:
+    """A number for a hint: `value` without its sign, where it is a number."""
     number = integer(value)
     if number is None and isinstance(value, float) and math.isfinite(value):
         return f"{abs(value):g}"
     return "5" if number is None else str(abs(number))
 
 
-def _write(number: str) -> str:
+def _example_hint(number: str) -> str:
     """The hint that shows a number in each unit."""
     epochs, updates, samples = (f"'{number}{unit}' for {number} {_UNITS[unit]}" for unit in ("ep", "ba", "sp"))
     return f"write {epochs}, {updates} or {samples}"

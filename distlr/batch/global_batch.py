@@ -6,10 +6,11 @@ TensorFlow, Keras nor numpy; the clock's formulas work on TensorFlow's int64 ten
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Protocol, SupportsIndex, SupportsInt, TypeVar
+from typing import Protocol, SupportsIndex, SupportsInt, TypeVar
 
 from distlr._utils.checks import positive_integer
 from distlr.batch import _checks as checked
@@ -22,13 +23,13 @@ HOW_TO_MAKE = "make it with job.batch(per_replica=..., base_batch=...)"
 
 
 class _Arithmetic(Protocol):
-    """What the clock needs of a number: a Python int and a TensorFlow int64 tensor both have it."""
+    """The arithmetic that the clock needs. A Python int and a TensorFlow int64 tensor both have it."""
 
-    def __add__(self: _T, other: Any, /) -> _T: ...
-    def __sub__(self: _T, other: Any, /) -> _T: ...
-    def __mul__(self: _T, other: Any, /) -> _T: ...
-    def __floordiv__(self: _T, other: Any, /) -> _T: ...
-    def __mod__(self: _T, other: Any, /) -> _T: ...
+    def __add__(self: _T, other: _T | int, /) -> _T: ...
+    def __sub__(self: _T, other: _T | int, /) -> _T: ...
+    def __mul__(self: _T, other: _T | int, /) -> _T: ...
+    def __floordiv__(self: _T, other: _T | int, /) -> _T: ...
+    def __mod__(self: _T, other: _T | int, /) -> _T: ...
 
 
 _T = TypeVar("_T")
@@ -37,14 +38,14 @@ _N = TypeVar("_N", bound=_Arithmetic)
 
 @dataclass(frozen=True, init=False, repr=False)
 class GlobalBatch:
-    """How many samples one optimizer update takes over all replicas, and the clock that follows.
+    """The number of samples of one optimizer update over all replicas, and the clock that follows from it.
 
     `size = per_replica * replicas * accumulation` samples an update; `k = size / base_batch` is the ratio
     that scaling rules take. Immutable. Two batches are equal when all their numbers are, whether they were
     written with `per_replica` or `total`.
 
     Args:
-        per_replica: Samples that one replica takes in one forward and backward pass. Exactly one of this and
+        per_replica: Samples that one replica processes in one forward and backward pass. Exactly one of this and
             `total`.
         total: Samples of one optimizer update, `size`; it stays the same under `replace(replicas=...)`.
         replicas: Replicas that train together, over all processes.
@@ -77,7 +78,7 @@ class GlobalBatch:
     samples_per_epoch: int | None
     duration: Duration | None
     local_replicas: int
-    # How it was written, which `replace` and `to_dict` keep.
+    # How the batch was written; `replace` and `to_dict` keep it.
     _by_total: bool = field(compare=False, init=False)
     _local_given: bool = field(compare=False, init=False)
 
@@ -93,15 +94,15 @@ class GlobalBatch:
         duration: Duration | str | None = None,
         local_replicas: SupportsIndex | None = None,
     ) -> None:
-        base = checked.base_batch_of(base_batch)
+        base = checked.check_base_batch(base_batch)
         count = positive_integer("replicas", replicas)
         passes = positive_integer("accumulation", accumulation)
-        each = checked.per_replica_of(per_replica, total, count, passes)
-        local = checked.local_replicas_of(local_replicas, count)
-        epoch = checked.epoch_of(samples_per_epoch, each, count, passes)
-        run = checked.run_of(duration, epoch)
+        replica_samples = checked.check_per_replica(per_replica, total, count, passes)
+        local = checked.check_local_replicas(local_replicas, count)
+        epoch = checked.check_samples_per_epoch(samples_per_epoch, replica_samples, count, passes)
+        run = checked.check_duration(duration, epoch)
         put = object.__setattr__
-        put(self, "per_replica", each)
+        put(self, "per_replica", replica_samples)
         put(self, "replicas", count)
         put(self, "base_batch", base)
         put(self, "accumulation", passes)
@@ -112,7 +113,7 @@ class GlobalBatch:
         put(self, "_local_given", local_replicas is not None)
 
     def __repr__(self) -> str:
-        """The call that makes an equal one."""
+        """A call that returns an equal batch."""
         return f"GlobalBatch({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
 
     # -- sizes ---------------------------------------------------------------------------------------------
@@ -136,13 +137,20 @@ class GlobalBatch:
         return _number(Fraction(self.size, self.base_batch))
 
     @property
-    def feed(self) -> int:
+    def local_batch(self) -> int:
         """Samples of a step of one process, `per_replica * local_replicas`: for `.batch()`, `batch_size=`.
 
-        >>> GlobalBatch(64, replicas=8, base_batch=256, local_replicas=4).feed
+        >>> GlobalBatch(64, replicas=8, base_batch=256, local_replicas=4).local_batch
         256
         """
         return self.per_replica * self.local_replicas
+
+    @property
+    def feed(self) -> int:
+        """The old name of `local_batch`."""
+        text = "GlobalBatch.feed is called GlobalBatch.local_batch now, and the old name goes with the next release."
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return self.local_batch
 
     @property
     def updates_per_epoch(self) -> int:
@@ -271,7 +279,7 @@ class GlobalBatch:
 
         Args:
             duration: A `Duration` or its text.
-            argument: The name of the argument that it came in by, for messages.
+            argument: The name of the argument, for messages.
 
         Returns:
             An int when exact, otherwise a float.
@@ -320,11 +328,11 @@ class GlobalBatch:
 
     # -- copies --------------------------------------------------------------------------------------------
 
-    def replace(self, **changes: Any) -> GlobalBatch:
+    def replace(self, **changes: object) -> GlobalBatch:
         """A copy with some of the constructor's arguments changed.
 
-        `per_replica` takes the place of a `total` and the other way round; what was written as `total` keeps
-        the total when `replicas` or `accumulation` changes.
+        `per_replica` replaces a `total` and the other way round. A batch that was written with `total` keeps it
+        when `replicas` or `accumulation` changes.
 
         Raises:
             ConfigurationError: An argument is unknown, or the result cannot be right.
@@ -335,13 +343,13 @@ class GlobalBatch:
             GlobalBatch(total=512, replicas=8, base_batch=256, accumulation=1)
         """
         checked.refuse_unknown(changes)
-        arguments = self.to_dict()
+        arguments: dict[str, object] = {**self.to_dict()}
         for new, old in (("per_replica", "total"), ("total", "per_replica")):
             if changes.get(new) is not None:
                 arguments.pop(old, None)
-        return GlobalBatch(**{**arguments, **changes})
+        return GlobalBatch.from_dict({**arguments, **changes})
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, int | str]:
         """The constructor's arguments that are set, as JSON holds them: integers, and text for `duration`.
 
         >>> GlobalBatch(64, base_batch=256, duration="90ep", samples_per_epoch=60_000).to_dict()["duration"]
@@ -360,7 +368,7 @@ class GlobalBatch:
         return {name: value for name, value in arguments.items() if value is not None}
 
     @classmethod
-    def from_dict(cls, arguments: Mapping[str, Any]) -> GlobalBatch:
+    def from_dict(cls, arguments: Mapping[str, object]) -> GlobalBatch:
         """The batch that `to_dict` wrote.
 
         Raises:
@@ -376,7 +384,7 @@ class GlobalBatch:
                 received("arguments", arguments, "a mapping", "pass what `GlobalBatch.to_dict` returned")
             )
         checked.refuse_unknown(arguments)
-        return cls(**arguments)
+        return cls(**arguments)  # type: ignore[arg-type]  # the constructor checks each value
 
     # -- inner ---------------------------------------------------------------------------------------------
 
@@ -388,7 +396,7 @@ class GlobalBatch:
         return Fraction(self.samples_per_epoch, self.updates_per_epoch)
 
     def _epoch(self, user: str) -> int:
-        """`samples_per_epoch`, which `user` cannot do without."""
+        """Returns `samples_per_epoch`; refuses, naming `user`, where it was not given."""
         if self.samples_per_epoch is None:
             raise ConfigurationError(
                 received(
@@ -409,10 +417,10 @@ class GlobalBatch:
             return parsed.value * self._per_update
         if parsed.unit == "ep":
             if self.samples_per_epoch is None:
-                raise ConfigurationError(checked.needs_epoch(argument, parsed))
+                raise ConfigurationError(checked.epoch_length_message(argument, parsed))
             return parsed.value * self.samples_per_epoch
         if self.duration is None:
-            raise ConfigurationError(checked.needs_run(argument, parsed))
+            raise ConfigurationError(checked.run_length_message(argument, parsed))
         return parsed.value * self._samples(self.duration, "duration")
 
 
@@ -421,7 +429,7 @@ def _number(value: Fraction) -> int | float:
     return value.numerator if value.denominator == 1 else float(value)
 
 
-def check_batch(batch: Any, hint: str = HOW_TO_MAKE) -> None:
-    """Refuses what is no `GlobalBatch`."""
+def check_batch(batch: object, hint: str = HOW_TO_MAKE) -> None:
+    """Refuses anything but a `GlobalBatch`."""
     if not isinstance(batch, GlobalBatch):
         raise ConfigurationTypeError(received("batch", batch, "a GlobalBatch", hint))

@@ -39,7 +39,7 @@ from distlr.checkpoint.run_state import (
 )
 from distlr.checkpoint.store import CheckpointDirectory
 from distlr.communicators.bundles import Bundle
-from distlr.communicators.rank_zero import bundle_from_root, from_root
+from distlr.communicators.rank_zero import compute_bundle_on_root, compute_on_root
 from distlr.communicators.step_signals import StepSignal
 from distlr.errors import ConfigurationError, RanksChanged, StateError, received
 from distlr.optimizer import (
@@ -209,7 +209,7 @@ class Checkpoint(JobCallback):
         if not self._begun:
             self._continue()
         else:
-            from_root(
+            compute_on_root(
                 self.communicator, self._take_back, tag="the weights to go on from", what="go on", raised=(StateError,)
             )
         self._begun = True
@@ -231,7 +231,7 @@ class Checkpoint(JobCallback):
 
     def _continue(self) -> None:
         """Rank 0 reads the newest checkpoint, and tells the others what is not in the model's variables."""
-        said = bundle_from_root(
+        said = compute_bundle_on_root(
             self.communicator,
             self._load,
             tag="the checkpoint to continue",
@@ -240,13 +240,13 @@ class Checkpoint(JobCallback):
         )
         if said.note is None:
             return
-        state = RunState.from_json(said.note)
+        state = RunState.from_json(said.fields)
         self._ranks = rank_arrays(said.arrays, state.ranks)
         self._place(state, said.arrays)
         if self.communicator.is_root:
-            _log.info("%s", resume_line(self.core, self._path, said.note, self._state.to_json(), self.rewarm))
+            _log.info("%s", resume_line(self.core, self._path, said.fields, self._state.to_json(), self.rewarm))
             self.decided("resume", self._epoch, f"continues a checkpoint of update {state.iterations}")
-        self.counters.restore(self.communicator, said.note["callbacks"], self._counted)
+        self.counters.restore(self.communicator, said.fields["callbacks"], self._counted)
         stopped = self.counters.ended_by()
         if stopped is not None:
             self.model._initial_epoch = (self.params or {}).get("epochs")

@@ -137,7 +137,7 @@ class Counters:
         Raises:
             StateError: it is not what `read` gave.
         """
-        sent = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
+        sent: list[Any] = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
         sent = communicator.broadcast_json(sent, tag="the arrays of callbacks")
         own = [arrays.get(name, np.zeros(shape, dtype)) for name, dtype, shape in sent]
         if sent and communicator.size > 1:

@@ -131,7 +131,7 @@ class ReplicaGuard(JobCallback):
         stop = bool(self.model.stop_training or self._stop_at_end or requested)
         asked = bool(self._stop_at_end or requested or (stop and not self._agreed()))
         state = rank_state(self.model, self.model.optimizer, trained_alone=self.trained_alone)
-        local = {"stop": stop, "asked": asked, "state": state}
+        local: dict[str, Any] = {"stop": stop, "asked": asked, "state": state}
         all_ranks = self.communicator.gather_json(local, tag=f"replicas at {when}")
         compare_ranks(self.communicator, [rank["state"] for rank in all_ranks], self.model, when=when)
         if at_end and any(rank["stop"] for rank in all_ranks):

@@ -9,7 +9,7 @@ import keras
 
 from distlr.batch.global_batch import GlobalBatch
 from distlr.callbacks.stage import Stage
-from distlr.communicators import Communicator, alone
+from distlr.communicators import Communicator, single_process_communicator
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.step_signals import StepSignals
 from distlr.errors import ConfigurationTypeError
@@ -25,7 +25,7 @@ class JobCallback(keras.callbacks.Callback):
 
     On its own it takes itself for the only rank, and refuses to run where a launcher says otherwise.
 
-    **Writing a callback.** Whatever differs by rank is decided on rank 0 and applied on all: `from_root` of
+    **Writing a callback.** Whatever differs by rank is decided on rank 0 and applied on all: `compute_on_root` of
     `distlr.communicators.rank_zero`, or a collective with the epoch in its tag, called by every rank or by none. What
     it must remember over a restart is in `self.core.distlr.state(name, initial)`, asked for in `on_train_begin` on
     every rank.
@@ -85,7 +85,9 @@ class JobCallback(keras.callbacks.Callback):
     def communicator(self) -> Communicator:
         """The job's communicator, or that of a single process."""
         if self._communicator is None:
-            self._communicator = alone(type(self).__name__, "model.fit(callbacks=job.callbacks([...]))")
+            self._communicator = single_process_communicator(
+                type(self).__name__, "model.fit(callbacks=job.callbacks([...]))"
+            )
         return self._communicator
 
     @property

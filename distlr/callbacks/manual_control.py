@@ -8,7 +8,7 @@ from typing import Any
 
 from distlr._utils.checks import positive_integer
 from distlr.callbacks.job_callback import JobCallback
-from distlr.communicators.rank_zero import from_root
+from distlr.communicators.rank_zero import compute_on_root
 from distlr.communicators.step_signals import StepSignal, StepSignals
 from distlr.errors import ConfigurationError
 from distlr.optimizer import (
@@ -21,7 +21,7 @@ from distlr.optimizer import (
 )
 from distlr.runlog.control_requests import ControlDirectory, PendingRequest
 from distlr.runlog.directory import DECISIONS, RunDirectory
-from distlr.runlog.manual_changes import Moment, Place, again_from, answers, in_words, read_changes
+from distlr.runlog.manual_changes import Moment, Place, changes_to_repeat, describe_change, read_answers, read_changes
 
 __all__ = ["ManualControl"]
 
@@ -162,7 +162,7 @@ class ManualControl(JobCallback):
     def _begin(self, epoch: int) -> None:
         """What came before: nothing for a new run, all changes since the checkpoint for one that is continued."""
         tag = f"changes by hand, as epoch {epoch + 1} begins"
-        said = from_root(self.communicator, lambda: self._found_at_begin(epoch), tag=tag, what=_READ)
+        said = compute_on_root(self.communicator, lambda: self._found_at_begin(epoch), tag=tag, what=_READ)
         self._epochs = set()
         write_manual_control(self.core.distlr.variables, ManualControlState(*said["steered"]))
         self._again = said["again"]
@@ -176,14 +176,14 @@ class ManualControl(JobCallback):
         self.directory.make()
         steered = read_manual_control(self.core.distlr.variables)
         fresh = not self.journal.resumed and (epoch == 0 or int(self.core.iterations.numpy()) == 0)
-        changes, answered = ([], {}) if fresh else (read_changes(self.run), answers(self.run))
+        changes, answered = ([], {}) if fresh else (read_changes(self.run), read_answers(self.run))
         self._accepted = {name for name, kind in answered.items() if kind == "asked"}
         waiting, self._waiting, self._asked = [*self._waiting, *self._asked], [], []  # of an earlier fit
-        back = self.directory.take_back()
+        back = self.directory.release_claimed()
         self._since = self.directory.file_time() if fresh else 0
         for found in [*waiting, *self._looks_at_once()]:
             kind = answered.get(found.name, "asked")
-            if kind != "asked" and (found.name in back or not self.directory.was_settled(found.name)):
+            if kind != "asked" and (found.name in back or not self.directory.was_answered(found.name)):
                 self._answered.append((found.name, kind == "control"))  # a crash came between the two
             elif fresh:
                 self._refuse(found, found.refused or "It was there before the run began.")
@@ -191,7 +191,7 @@ class ManualControl(JobCallback):
                 self._take(found)
         if fresh:
             steered = ManualControlState()
-        again = again_from(changes, Place(steered.clock, steered.moment), steered.made)
+        again = changes_to_repeat(changes, Place(steered.clock, steered.moment), steered.made)
         return {"steered": list(steered), "again": again, "asked": bool(self._asked)}
 
     def _do_again(self, moment: Moment) -> None:
@@ -202,10 +202,12 @@ class ManualControl(JobCallback):
                 return
             self._again.pop(0)
             if self.communicator.is_root:
-                _log.info("Once more, as before the restart: %s.", in_words(change))
+                _log.info("Once more, as before the restart: %s.", describe_change(change))
             self._apply(change, Place.of(change), again=True)
             between = change["moment"] != Moment.BATCH
-            self.decided("again", self._epoch, in_words(change), multiplier=change["multiplier"], between=between)
+            self.decided(
+                "again", self._epoch, describe_change(change), multiplier=change["multiplier"], between=between
+            )
 
     # -- a look --------------------------------------------------------------------------------------
 
@@ -275,14 +277,14 @@ class ManualControl(JobCallback):
         """Marks the files that were answered, once their answer is in the run's decisions."""
         answered, self._answered = self._answered, []
         for name, applied in answered:
-            self.directory.settle([name], applied=applied)
+            self.directory.mark_answered([name], applied=applied)
 
     # -- a decision ----------------------------------------------------------------------------------
 
     def _decide(self, moment: Moment) -> None:
         """Rank 0 decides on what was asked for, and every rank does it. Collective."""
         tag = f"changes by hand in epoch {self._epoch + 1}"
-        said = from_root(self.communicator, lambda: self._decision(moment), tag=tag, what=_READ)
+        said = compute_on_root(self.communicator, lambda: self._decision(moment), tag=tag, what=_READ)
         self._epochs = set(said["epochs"])
         if self.communicator.size > 1:
             self._signals.clear(StepSignal.MANUAL_CONTROL)
@@ -341,9 +343,9 @@ class ManualControl(JobCallback):
         rates = f": the rate goes from {before:.6g} to {after:.6g}" if change["multiplier"] else ""
         if self.communicator.is_root:
             samples = self.core.distlr.formula.samples_seen
-            _log.info("Epoch %d, at %d samples: %s%s.", self._epoch + 1, samples, in_words(change), rates)
+            _log.info("Epoch %d, at %d samples: %s%s.", self._epoch + 1, samples, describe_change(change), rates)
             self._answered.append((change["id"], True))
-        reason = f"{in_words(change)}{rates}"
+        reason = f"{describe_change(change)}{rates}"
         more: dict[str, Any] = {**change, "moment": moment, "between": moment != Moment.BATCH}
         self.decided("control", self._epoch, reason, **more)
 

@@ -198,7 +198,7 @@ class NonFiniteGuard(JobCallback):
                 "what diverges, or raise NonFiniteGuard(limit=)."
             )
         if self._snapshot is not None:
-            decision = {"factor": self.factor, "count": count} if self.communicator.is_root else None
+            decision = {"factor": self.factor, "count": count}  # rank 0's counts
             decision = self.communicator.broadcast_json(decision, tag=f"back to earlier weights at {when}")
             self._snapshot.restore()
             self.core.distlr.formula.multiply_rate(decision["factor"])

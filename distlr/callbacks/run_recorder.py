@@ -18,7 +18,7 @@ import tensorflow as tf
 from distlr._version import __version__
 from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.stage import Stage
-from distlr.communicators.rank_zero import from_root
+from distlr.communicators.rank_zero import compute_on_root
 from distlr.communicators.topology import Topology
 from distlr.errors import ConfigurationError
 from distlr.optimizer import AdoptedOptimizer
@@ -79,7 +79,7 @@ class RunRecorder(JobCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Takes the directory for this run, and begins to listen. Collective."""
         self._begins, self._begun = True, False
-        from_root(
+        compute_on_root(
             self.communicator, self._take, tag="the run's directory", what="use run_dir", raised=(ConfigurationError,)
         )
         if self.communicator.is_root and not self._listening:
@@ -159,7 +159,7 @@ class RunRecorder(JobCallback):
                     return False  # decided again, also where the validation alone is left of the epoch
                 return entry.get("kind") in KEPT or entry.get("drawn", entry.get("clock", 0)) <= now_at
 
-            begun = self._write(self.directory.go_on, run, epoch, keep)
+            begun = self._write(self.directory.resume, run, epoch, keep)
         held, self._held = self._held, []
         for entry in held if begun else ():
             self._write(self.directory.add_decision, entry.to_json())

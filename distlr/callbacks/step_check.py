@@ -23,10 +23,11 @@ _log = logging.getLogger("distlr")
 def how_to_feed(batch: GlobalBatch, communicator: Communicator) -> str:
     """What to feed a model with, for a message: "job.shard(data, batch), with ..."."""
     if communicator.strategy_spans_ranks:  # TensorFlow divides what it is given among the workers
-        whole = batch.feed * communicator.size
+        whole = batch.local_batch * communicator.size
         return f"job.shard(data, batch), or with fit(x, y, batch_size={whole}) of the whole data on every worker"
     return (
-        f"job.shard(data, batch), with fit(x, y, batch_size=batch.feed) or with .batch(batch.feed), here {batch.feed}"
+        "job.shard(data, batch), with fit(x, y, batch_size=batch.local_batch) or with .batch(batch.local_batch), "
+        f"here {batch.local_batch}"
     )
 
 

@@ -10,12 +10,12 @@ from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.stage import Stage
 from distlr.communicators.bundles import (
     Bundle,
+    bundle_numbers,
     exchange_bundles,
     exchange_together,
-    first_of,
+    first_numbers,
     mean_over,
-    number,
-    numbers,
+    to_number,
 )
 from distlr.sync.metrics import EagerMetrics, GraphMetrics, are_built
 from distlr.sync.metrics_check import MetricsCheck
@@ -67,7 +67,7 @@ class SyncMetrics(JobCallback):
         self._metrics: EagerMetrics | GraphMetrics | None = None
         self._trained: dict[str, Any] | None = None  # this rank's states of the training
         self._training: dict[str, float] | None = None  # the results of all ranks'
-        self._others: list[dict[str, float]] = []  # by rank, what else is in its logs
+        self._others: list[dict[str, Any]] = []  # by rank, what else is in its logs
         self._validates = self._any_validates = False
         self._begins_with_validation = False  # the epoch, whose training was in another process
         self.validation_was_cut = False
@@ -109,8 +109,8 @@ class SyncMetrics(JobCallback):
             self._combine_validation(epoch, logs)
         else:
             self._end_whole_epoch(epoch, logs)
-        means = mean_over([numbers(rank) for rank in self._others])
-        logs.update({name: number(mean) for name, mean in means.items()})
+        means = mean_over([bundle_numbers(rank) for rank in self._others])
+        logs.update({name: to_number(mean) for name, mean in means.items()})
         self._in_fit = False
 
     def _end_whole_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
@@ -150,8 +150,9 @@ class SyncMetrics(JobCallback):
         tag = f"training metrics of epoch {self._epoch + 1}"
         self.communicator.data_ended(self.gradient_reducer)
         bundles = exchange_with_statistics(self.communicator, self.model, own, tag=tag)
-        self._any_validates = any(rank.note["validates"] for rank in bundles)
-        self._others = [rank.note["others"] for rank in bundles]
+        notes: list[dict[str, Any]] = [rank.fields for rank in bundles]
+        self._any_validates = any(note["validates"] for note in notes)
+        self._others = [note["others"] for note in notes]
         if not self._spans:
             self._training = self._current().results(bundles)
         elif self._any_validates and not self._validates:
@@ -175,7 +176,7 @@ class SyncMetrics(JobCallback):
         if "training" in said:
             self._training = before.results(said["training"])
         if "validation" in said:
-            self._hear([rank.note for rank in said["validation"]])
+            self._hear([rank.fields for rank in said["validation"]])
         assert self._training is not None
         logs.update({name: value for name, value in self._training.items() if name in logs})
         validated = said.get("validation", [])
@@ -190,11 +191,11 @@ class SyncMetrics(JobCallback):
         own = Bundle({} if metrics is None else metrics.states(), note=note)
         tag = f"validation metrics of epoch {epoch + 1}"
         all_ranks = exchange_bundles(self.communicator, own, tag=tag)
-        self._hear([rank.note for rank in all_ranks])
+        self._hear([rank.fields for rank in all_ranks])
         validated = {} if metrics is None else {f"val_{name}": v for name, v in metrics.results(all_ranks).items()}
-        if not all(rank.note["has_metrics"] for rank in all_ranks):
-            results = exchange_bundles(self.communicator, numbers(validated), tag=f"{tag}, for who has none")
-            validated = first_of(results)
+        if not all(rank.fields["has_metrics"] for rank in all_ranks):
+            results = exchange_bundles(self.communicator, bundle_numbers(validated), tag=f"{tag}, for who has none")
+            validated = first_numbers(results)
         logs.update(validated)
 
     def _hear(self, notes: list[dict[str, Any]]) -> None:
@@ -205,11 +206,11 @@ class SyncMetrics(JobCallback):
     def _share_validation(self, epoch: int, logs: dict[str, Any], others: dict[str, float]) -> None:
         """The results of the validation, which a strategy has computed over all ranks, for those that had none."""
         if self._any_validates:
-            validated = numbers({name: value for name, value in logs.items() if name.startswith("val_")})
+            validated = bundle_numbers({name: value for name, value in logs.items() if name.startswith("val_")})
             tag = f"validation metrics of epoch {epoch + 1}"
             bundles = exchange_bundles(self.communicator, Bundle(validated.arrays, note=others), tag=tag)
-            logs.update(first_of(bundles))
-            self._others = [rank.note for rank in bundles]
+            logs.update(first_numbers(bundles))
+            self._others = [rank.fields for rank in bundles]
 
     def _current(self) -> EagerMetrics | GraphMetrics:
         """The model's metrics, which are traced anew where they have changed."""

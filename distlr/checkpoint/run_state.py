@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from distlr._version import __version__
 from distlr.communicators import Communicator
-from distlr.communicators.bundles import Bundle, exchange_bundles, number, reduce_over
+from distlr.communicators.bundles import Bundle, exchange_bundles, reduce_over, to_number
 from distlr.communicators.topology import Topology
 from distlr.data.position import EpochSteps
 from distlr.errors import StateError
@@ -272,7 +272,7 @@ def read_logs(names: Sequence[str], arrays: Mapping[str, np.ndarray]) -> dict[st
     missing = [name for name in names if LOG + name not in arrays]
     if missing:
         raise StateError(f"The checkpoint does not have what the epoch's training has given: {', '.join(missing)}.")
-    return {name: number(arrays[LOG + name]) for name in names}
+    return {name: to_number(arrays[LOG + name]) for name in names}
 
 
 def seed_values(model: Any) -> list[tuple[Any, np.ndarray]]:

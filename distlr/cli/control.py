@@ -9,11 +9,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from distlr.cli.file_arguments import refused
+from distlr.cli.file_arguments import file_errors_in_one_line
 from distlr.errors import ConfigurationError, received
 from distlr.runlog.control_requests import ControlDirectory, PendingRequest, Request
 from distlr.runlog.directory import RunDirectory
-from distlr.runlog.manual_changes import answers
+from distlr.runlog.manual_changes import read_answers
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -70,9 +70,9 @@ def _action(actions: Subparsers, name: str, words: str) -> argparse.ArgumentPars
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the request, and waits for the answer where that is asked for; or lists or cancels."""
+    """Writes the request, and waits for the answer with `--wait`; or lists or cancels."""
     directory, requests = RunDirectory(args.run_dir), ControlDirectory(args.run_dir)
-    with refused("The run cannot be read", "write the directory of job.callbacks(run_dir=)"):
+    with file_errors_in_one_line("The run cannot be read", "write the directory of job.callbacks(run_dir=)"):
         ended = directory.read().run.get("ended")
     if args.action == "list":
         return _list(directory, requests)
@@ -85,11 +85,13 @@ def run(args: argparse.Namespace) -> int:
     options = {name: getattr(args, name, None) for name in ("multiply", "to", "at_epoch")}
     valid_for = max(_VALID_FOR, args.wait) if args.valid_for is None else args.valid_for
     request = Request(args.action, **options, force=getattr(args, "force", False), valid_for=valid_for)
-    with refused("The request cannot be written", "ask as the user whose run it is, where there is room"):
+    with file_errors_in_one_line(
+        "The request cannot be written", "ask as the user whose run it is, where there is room"
+    ):
         name = requests.ask(request)
     if args.wait <= 0:
         where = os.path.join(args.run_dir, "decisions.jsonl")
-        until = _at(time.time() + valid_for)
+        until = _local_time(time.time() + valid_for)
         print(f"asked: {request}; valid until {until}. The answer will be in {where}, under {name}")
         return 0
     try:
@@ -98,18 +100,18 @@ def run(args: argparse.Namespace) -> int:
         _cancel(directory, requests, name)
         raise
     if answer is None:
-        _say_what_stays(args, requests, name)
+        _print_pending(args, requests, name)
         return UNANSWERED
     return _print_answer(answer)
 
 
 def _answer(directory: RunDirectory, name: str, seconds: float) -> dict[str, Any] | None:
-    """What the run has said about a request."""
+    """Waits for the run's answer to a request; None where none comes in time."""
     deadline = time.monotonic() + seconds
     while True:
-        found = [entry for entry in directory.decisions() if entry.get("id") == name]
-        if found:
-            return found[-1]
+        entries = [entry for entry in directory.decisions() if entry.get("id") == name]
+        if entries:
+            return entries[-1]
         if time.monotonic() > deadline:
             return None
         time.sleep(_PAUSE)
@@ -120,31 +122,31 @@ def _print_answer(answer: dict[str, Any]) -> int:
     return REFUSED if answer["kind"] == "refused" else 0
 
 
-def _say_what_stays(args: argparse.Namespace, requests: ControlDirectory, name: str) -> None:
-    said = f"no answer to {name} in {args.wait:g} s; is the run under way?"
-    there = [found for found in requests.waiting() if found.name == name]
-    if there:
-        said += (
-            f" The request still waits, {_until(there[0])}: a run that looks before then does it. To take it back: "
+def _print_pending(args: argparse.Namespace, requests: ControlDirectory, name: str) -> None:
+    message = f"no answer to {name} in {args.wait:g} s; is the run under way?"
+    pending = [request for request in requests.waiting() if request.name == name]
+    if pending:
+        message += (
+            f" The request still waits, {_expiry(pending[0])}: a run that looks before then does it. To take it back: "
             f"distlr control {args.run_dir} cancel {name}"
         )
     else:
-        said += " A run has taken the request, and will answer in its decisions."
-    print(said, file=sys.stderr)
+        message += " A run has taken the request, and will answer in its decisions."
+    print(message, file=sys.stderr)
 
 
 def _list(directory: RunDirectory, requests: ControlDirectory) -> int:
-    with refused("The requests cannot be read", "ask as the user whose run it is"):
+    with file_errors_in_one_line("The requests cannot be read", "ask as the user whose run it is"):
         waiting = requests.waiting()
-    answered = answers(directory)
-    open_ones = [each for each in waiting if answered.get(each.name, "asked") == "asked"]
+    answers = read_answers(directory)
+    open_ones = [each for each in waiting if answers.get(each.name, "asked") == "asked"]
     for each in open_ones:
         if each.request is None:
             what, state = "no request", f"it will be refused: {each.refused}"
-        elif each.name in answered:
+        elif each.name in answers:
             what, state = str(each.request), "accepted, and waits for its epoch"
         else:
-            what, state = str(each.request), f"not taken yet, {_until(each)}"
+            what, state = str(each.request), f"not taken yet, {_expiry(each)}"
         print(f"{ascii(each.name)[1:-1][:120]}  {each.by}  `{what}`  {state}")
     if not open_ones:
         print("no request waits")
@@ -152,10 +154,10 @@ def _list(directory: RunDirectory, requests: ControlDirectory) -> int:
 
 
 def _cancel(directory: RunDirectory, requests: ControlDirectory, name: str) -> int:
-    """Takes a request back, and says whether it was there still."""
+    """Cancels a request, and prints whether it was still there."""
     if os.path.basename(name) != name or not name.endswith(".json"):
         raise ConfigurationError(received("ID", name, "an ID that `distlr control RUN_DIR list` shows"))
-    with refused("The request cannot be cancelled", "cancel it as the user whose run it is"):
+    with file_errors_in_one_line("The request cannot be cancelled", "cancel it as the user whose run it is"):
         cancelled = requests.cancel(name)
     if cancelled:
         print(f"cancelled: {name}; no run will do it")
@@ -163,19 +165,19 @@ def _cancel(directory: RunDirectory, requests: ControlDirectory, name: str) -> i
     answer = next((entry for entry in reversed(directory.decisions()) if entry.get("id") == name), None)
     if answer is not None:
         print(f"{name} was answered already, and cannot be cancelled. {answer['kind']}: {answer['reason']}")
-    elif requests.was_taken(name):
+    elif requests.was_claimed(name):
         print(f"{name} was taken by the run already, and cannot be cancelled; the answer will be in its decisions")
     else:
         print(f"there is no request {name}: it was cancelled before, or never asked")
     return REFUSED
 
 
-def _until(found: PendingRequest) -> str:
-    return "without a limit" if found.expires is None else f"until {_at(found.expires / 1e9)}"
+def _expiry(request: PendingRequest) -> str:
+    return "without a limit" if request.expires is None else f"until {_local_time(request.expires / 1e9)}"
 
 
-def _at(seconds: float) -> str:
-    """A time as a person writes it, with the difference to UTC."""
+def _local_time(seconds: float) -> str:
+    """A time in local form, with the difference to UTC."""
     try:
         return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
     except (OverflowError, ValueError, OSError):

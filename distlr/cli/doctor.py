@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     from distlr.tools.doctor import examine
 
     speaks = sys.stderr.isatty() and not args.quiet
-    # As by Ctrl-C: what was started is ended, too.
-    before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # As with Ctrl-C, the processes that were started are ended, too.
+    before = {number: signal.signal(number, _exit_on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        findings = examine(args.script, quick=args.quick, waiting=_wait if speaks else lambda what: None)
+        findings = examine(args.script, quick=args.quick, waiting=_print_progress if speaks else lambda what: None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -66,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
     return int(any(finding.status == "error" for finding in findings))
 
 
-def _leave(number: int, _: Any) -> NoReturn:
+def _exit_on_signal(number: int, _: Any) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _wait(what: str) -> None:
+def _print_progress(what: str) -> None:
     print(f"distlr doctor: {what} ...", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Files that a command is given, and cannot read or write."""
+"""Errors of files that a command cannot read or write."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 
 from distlr.errors import ConfigurationError
 
-__all__ = ["refused"]
+__all__ = ["file_errors_in_one_line"]
 
 
 @contextlib.contextmanager
-def refused(what: str, to_mend: str) -> Iterator[None]:
-    """Turns what the file system refuses inside, and text that is none, into an error that is said in one line.
+def file_errors_in_one_line(what: str, fix: str) -> Iterator[None]:
+    """Turns an error of the file system, or a file that is no text, into an error of one line.
 
     Args:
         what: "The report cannot be written", for example.
-        to_mend: what to do about it.
+        fix: what to do about it.
     """
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{what}: {error}. Fix: {to_mend}.") from error
+        raise ConfigurationError(f"{what}: {error}. Fix: {fix}.") from error

@@ -1,4 +1,4 @@
-"""What a command is given as `package.module:name`."""
+"""Arguments of the form `package.module:name`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 
 from distlr.errors import ConfigurationError, received
 
-__all__ = ["beside", "check_name", "imported"]
+__all__ = ["check_name", "import_object", "importable_working_directory"]
 
 
 @contextlib.contextmanager
-def beside() -> Iterator[None]:
+def importable_working_directory() -> Iterator[None]:
     """Lets modules of the working directory be imported inside, as `python -m` does."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
+    directory = os.getcwd()
+    sys.path.insert(0, directory)
     try:
         yield
     finally:
-        if here in sys.path:
-            sys.path.remove(here)
+        if directory in sys.path:
+            sys.path.remove(directory)
 
 
 def check_name(argument: str, text: str) -> tuple[str, str]:
-    """The module and the name in it, of which nothing is imported yet.
+    """Splits the argument into the module and the name in it; imports nothing.
 
     Raises:
         ConfigurationError: it is not of this form.
@@ -38,17 +38,17 @@ def check_name(argument: str, text: str) -> tuple[str, str]:
     return module, name
 
 
-def imported(argument: str, text: str) -> Any:
-    """The object that `package.module:name` names; a name with dots is one in another.
+def import_object(argument: str, text: str) -> Any:
+    """Imports the object that `package.module:name` names; a dot in the name reaches into an object.
 
     Raises:
         ConfigurationError: there is no such module, or nothing of that name in it.
     """
     module, name = check_name(argument, text)
     try:
-        found: Any = importlib.import_module(module)
+        value: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
+            value = getattr(value, part)
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"`{argument}` cannot be imported: {error}. Received: {argument}={text!r}.") from error
-    return found
+    return value

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distlr.cli.bars import bars
-from distlr.cli.file_arguments import refused
-from distlr.cli.importing import beside, check_name, imported
+from distlr.cli.file_arguments import file_errors_in_one_line
+from distlr.cli.importing import check_name, import_object, importable_working_directory
 from distlr.errors import ConfigurationTypeError, received
 
 if TYPE_CHECKING:
@@ -59,34 +59,34 @@ def run(args: argparse.Namespace) -> int:
     from distlr.tools.lr_finder.search import find_lr
 
     job = init(simulate=args.n)  # before the script is imported, which may start TensorFlow
-    with beside():
-        made = _called(args.setup, job)
+    with importable_working_directory():
+        model_and_data = _call_setup(args.setup, job)
     shown = job.is_root and not args.quiet and sys.stderr.isatty()
     with _progress(args.steps, shown) as progress:
-        found = find_lr(job, *made, low=args.low, high=args.high, steps=args.steps, progress=progress)
+        test = find_lr(job, *model_and_data, low=args.low, high=args.high, steps=args.steps, progress=progress)
     if not job.is_root:
         return 0
     if args.json:
-        print(json.dumps(found.to_json(), indent=2, allow_nan=False))
+        print(json.dumps(test.to_json(), indent=2, allow_nan=False))
     else:
-        print("\n".join([*([] if args.quiet else _chart(found)), found.explain(), *_use(found)]))
+        print("\n".join([*([] if args.quiet else _chart(test)), test.explain(), *_advise(test)]))
     if args.png is not None:
-        with refused("The curve cannot be drawn", "choose --png elsewhere"):
-            found.draw(args.png)
+        with file_errors_in_one_line("The curve cannot be drawn", "choose --png elsewhere"):
+            test.draw(args.png)
     return 0
 
 
-def _called(text: str, job: object) -> tuple[object, object]:
-    """What the script's function gives: the model and the data; it may give more."""
-    function = imported("setup", text)
+def _call_setup(text: str, job: object) -> tuple[object, object]:
+    """Calls the script's function, which returns the model and the data, and may return more."""
+    function = import_object("setup", text)
     hint = "def setup(job): ...; return model, job.shard(train, batch)"
     if not callable(function):
         raise ConfigurationTypeError(received("setup", function, "a function that takes the job", hint))
-    made = function(job)
-    if not isinstance(made, tuple) or len(made) < 2:
-        what = type(made).__name__
+    result = function(job)
+    if not isinstance(result, tuple) or len(result) < 2:
+        what = type(result).__name__
         raise ConfigurationTypeError(received("setup", f"a function that gives {what}", "one that gives two", hint))
-    return made[0], made[1]
+    return result[0], result[1]
 
 
 @contextlib.contextmanager
@@ -106,30 +106,30 @@ def _progress(steps: int, shown: bool) -> Iterator[Callable[[int, float, float],
         yield show
 
 
-def _chart(found: RangeTest) -> list[str]:
+def _chart(test: RangeTest) -> list[str]:
     """The smoothed loss over log(rate) as bars, with the two suggestions marked under it."""
-    count = len(found.smoothed)
+    count = len(test.smoothed)
     if count < 2:
         return []
-    low, high = found.shown()
-    rows = bars(found.smoothed, low=low - (high - low) / (8 * _ROWS), high=high, rows=_ROWS)
+    low, high = test.shown()
+    rows = bars(test.smoothed, low=low - (high - low) / (8 * _ROWS), high=high, rows=_ROWS)
     width = len(rows[0])
     labels = [f"{high:.4g}", *[""] * (_ROWS - 2), f"{low:.4g}"]
     lines = [f"{label:>{_MARGIN - 1}} {row}" for label, row in zip(labels, rows, strict=True)]
     marks = [" "] * width
-    for mark, rate in (("s", found.steepest), ("v", found.valley)):
+    for mark, rate in (("s", test.steepest), ("v", test.valley)):
         if rate is not None:
-            marks[found.rates.index(rate) * width // count] = mark
-    first, last = f"{found.rates[0]:.3g}", f"{found.rates[-1]:.3g}"
+            marks[test.rates.index(rate) * width // count] = mark
+    first, last = f"{test.rates[0]:.3g}", f"{test.rates[-1]:.3g}"
     axis = first + last.rjust(width - len(first))
     return [*lines, " " * _MARGIN + "".join(marks), " " * _MARGIN + axis + "  rate", ""]
 
 
-def _use(found: RangeTest) -> list[str]:
-    """One sentence on what to do with it."""
-    rates = sorted({found.base(rate) for rate in (found.valley, found.steepest) if rate is not None})
+def _advise(test: RangeTest) -> list[str]:
+    """One sentence on how to use the result."""
+    rates = sorted({test.base(rate) for rate in (test.valley, test.steepest) if rate is not None})
     if not rates:
         return []
     what = f"{rates[0]:.3g}" if len(rates) == 1 else f"a rate from {rates[0]:.3g} to {rates[1]:.3g}"
-    scaled = "" if found.factor == 1 else f"; job.optimizer multiplies it by {found.factor:g} for the global batch"
+    scaled = "" if test.factor == 1 else f"; job.optimizer multiplies it by {test.factor:g} for the global batch"
     return [f"Write {what} into the script, as the peak of its schedule{scaled}."]

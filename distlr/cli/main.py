@@ -24,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, under the name of the command, with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Says what is wrong in one line instead of argparse's usage block."""
+        """Prints the error in one line instead of argparse's usage block."""
         self.exit(_fail(message))
 
 
@@ -50,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's own) and returns the exit code.
 
-    0: done. 1 and 3: see the command. 2: an argument is wrong, said in one line on stderr. 130: interrupted. `--help`,
-    `--version` and what the parser itself refuses leave through `SystemExit`, as argparse does it.
+    0: done. 1 and 3: see the command. 2: an argument is wrong; the error is one line on stderr. 130: interrupted.
+    `--help`, `--version` and errors of the parser itself leave through `SystemExit`, as argparse does it.
     """
     show_log_where_none_is_configured()  # the command is the application
     whole = parser()

@@ -1,4 +1,4 @@
-"""`distlr plan`: the rate over a run, on each number of replicas, before any of them is asked for."""
+"""`distlr plan`: the rate over a run, on each number of replicas, before any of them is reserved."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from distlr.batch.global_batch import GlobalBatch
 from distlr.cli.bars import bars
-from distlr.cli.file_arguments import refused
-from distlr.cli.importing import beside, imported
+from distlr.cli.file_arguments import file_errors_in_one_line
+from distlr.cli.importing import import_object, importable_working_directory
 from distlr.errors import ConfigurationError, received
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     for curve in curves:
         for warning in curve.warnings:
             print(f"warning ({curve.batch.replicas} replicas): {warning}", file=sys.stderr)
-    with refused("The curves cannot be written", "choose --csv and --png elsewhere"):
+    with file_errors_in_one_line("The curves cannot be written", "choose --csv and --png elsewhere"):
         if args.csv is not None:
             _write_csv(args.csv, curves)
         if args.png is not None:
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _schedule(text: str, batch: GlobalBatch) -> Any:
-    """What the argument names: an object of a module, or a description as JSON."""
+    """Reads the schedule that the argument names: an object of a module, or a description as JSON."""
     from distlr import schedules
 
     rate = _number(text)
@@ -102,15 +102,15 @@ def _schedule(text: str, batch: GlobalBatch) -> Any:
     if ":" not in text:
         hint = "write package.module:name, or a schedule as JSON"
         raise ConfigurationError(received("schedule", text, "an importable object, JSON, or a file of it", hint))
-    with beside():
-        found = imported("schedule", text)
+    with importable_working_directory():
+        value = import_object("schedule", text)
     import keras
 
     from distlr.optimizer import schedule_of
 
-    if isinstance(found, keras.optimizers.Optimizer):
-        found = schedule_of(found)
-    return schedules.get(found) if isinstance(found, (int, float)) else found
+    if isinstance(value, keras.optimizers.Optimizer):
+        value = schedule_of(value)
+    return schedules.get(value) if isinstance(value, (int, float)) else value
 
 
 def _number(text: str) -> float | None:
@@ -121,8 +121,10 @@ def _number(text: str) -> float | None:
 
 
 def _contents(text: str) -> str | None:
-    """What the file of this name holds; None where there is none."""
-    with refused(f"The schedule {text[:200]} cannot be read", "write a schedule as JSON, or the name of a file of it"):
+    """Reads the file of this name; None where there is none."""
+    with file_errors_in_one_line(
+        f"The schedule {text[:200]} cannot be read", "write a schedule as JSON, or the name of a file of it"
+    ):
         path = Path(text)
         if not path.is_file():
             return None

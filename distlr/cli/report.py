@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distlr.cli.file_arguments import refused
+from distlr.cli.file_arguments import file_errors_in_one_line
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -34,14 +34,14 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the files, and says so in a line."""
+    """Writes the files, and prints their names in one line."""
     from distlr.runlog.directory import RunDirectory
     from distlr.tools.report import draw, write_report
 
-    with refused("The run cannot be read", "write the directory of job.callbacks(run_dir=)"):
+    with file_errors_in_one_line("The run cannot be read", "write the directory of job.callbacks(run_dir=)"):
         runs = [RunDirectory(path).read() for path in args.run_dirs]
     page = args.output or args.run_dirs[0] / _PAGE
-    with refused("The report cannot be written", "choose --output and --png elsewhere"):
+    with file_errors_in_one_line("The report cannot be written", "choose --output and --png elsewhere"):
         if args.png is not None:
             draw(args.png, runs)
         write_report(page, runs, args.title)

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from distlr.startup.local_workers import BACKENDS, command, run_workers
+from distlr.startup.local_workers import BACKENDS, build_command, run_workers
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -34,7 +34,7 @@ def register(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Becomes the script, or its launcher; returns the status of the workers that it started itself."""
-    words, variables = command(args.n, args.backend, args.script, args.arguments)
+    words, variables = build_command(args.n, args.backend, args.script, args.arguments)
     sys.stdout.flush()
     environ = {**os.environ, **variables}
     if args.backend != "multi-worker":

@@ -2,7 +2,7 @@
 
 Every collective is one exchange of self-describing frames: each rank sends a header (kind, tag, operation,
 dtype, shape) followed by its data, and receives every rank's frame. So the tag check costs no collective of
-its own, and ranks that are in *different* collectives still meet in the same primitive, where a real
+its own, and ranks that are in *different* collectives still enter the same primitive, where a real
 engine's allreduce on one rank and broadcast on another would pair wrongly or hang. The reduction is done
 here, in rank order, which makes it exact, reproducible and identical on each rank whatever the engine.
 
@@ -15,8 +15,8 @@ from __future__ import annotations
 import abc
 import json
 import time
-from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, final
+from collections.abc import Mapping, Sequence
+from typing import Literal, NoReturn, TypeVar, final
 
 import numpy.typing as npt
 
@@ -49,9 +49,11 @@ __all__ = ["Communicator", "Op"]
 
 Op = Literal["sum", "max", "min"]
 
+_J = TypeVar("_J")  # a JSON value
+
 
 class Communicator(abc.ABC):
-    """What the ranks of a job say to each other.
+    """The communication between the ranks of a job.
 
     **Who calls.** Every public method but the properties is collective: every rank calls it, in the same
     order, with the same `tag`, from one thread a rank. A collective that some ranks skip ends, on the ranks
@@ -84,11 +86,11 @@ class Communicator(abc.ABC):
         timeout: seconds that a collective waits for the other ranks, or None where the backend has no
             deadline of its own.
         log: the collectives this rank entered.
-        may_lose_ranks: whether the job goes on without a rank that is lost, from its last checkpoint.
+        may_lose_ranks: whether the job continues without a rank that is lost, from its last checkpoint.
         strategy_spans_ranks: whether one `tf.distribute` strategy spans the ranks, which then averages the gradients
             and reads metrics over all of them by itself.
-        exchanges_gradients: whether `gradients` gives what goes with the gradients from rank to rank; without it the
-            communicator is for control alone, and no optimizer is adopted on several ranks.
+        exchanges_gradients: whether `gradients` returns a reducer; without one the communicator is for control alone,
+            and no optimizer is adopted on several ranks.
 
     >>> import numpy as np
     >>> from distlr.testing import run_ranks
@@ -112,7 +114,7 @@ class Communicator(abc.ABC):
         self.log = CollectiveLog()
 
     def gradients(self, prefix: str, compression: str = "none") -> GradientReducer:
-        """What reduces the gradients of the optimizer called `prefix` over the ranks, in the graph.
+        """Creates the gradient reducer of the optimizer called `prefix`.
 
         >>> from distlr.communicators import SingleCommunicator
         >>> SingleCommunicator().exchanges_gradients
@@ -121,10 +123,10 @@ class Communicator(abc.ABC):
         raise DistributionError(f"The {self.name} engine is for control alone: it does not exchange gradients.")
 
     def data_ended(self, reducer: GradientReducer | None) -> None:  # noqa: B027  (an engine that averages no gradients has nothing to do)
-        """Has the next collective take part in updates that other ranks still make, though this one made none lately.
+        """Lets the next collective take part in updates that other ranks still make, though this one made none lately.
 
         Args:
-            reducer: what `gradients` gave to the optimizer that all ranks train with; or None.
+            reducer: that of the optimizer that all ranks train with; or None.
 
         >>> from distlr.communicators import SingleCommunicator
         >>> SingleCommunicator().data_ended(None)  # there are no others
@@ -145,7 +147,7 @@ class Communicator(abc.ABC):
         """
 
     def lost_rank(self, message: str) -> int | None:
-        """The rank that an error of the engine's says is lost, where it names one.
+        """Returns the lost rank that an engine's error names; None where it names none.
 
         >>> from distlr.communicators import SingleCommunicator
         >>> SingleCommunicator().lost_rank("Connection reset by peer") is None
@@ -155,7 +157,7 @@ class Communicator(abc.ABC):
 
     @final
     def survivor_message(self, what: str, message: str) -> str:
-        """What this rank says where the engine has ended something because a rank is lost.
+        """Returns the error text of this rank where the engine has ended something because a rank is lost.
 
         >>> from distlr.communicators import SingleCommunicator
         >>> SingleCommunicator().survivor_message("An update", "Connection reset by peer").partition(", or")[0]
@@ -169,7 +171,7 @@ class Communicator(abc.ABC):
 
     @property
     def ranks_changed(self) -> bool:
-        """Whether this rank has heard that the job is to go on with other ranks; never but in an elastic job."""
+        """Whether this rank was notified that the job continues with other ranks; only in an elastic job."""
         return False
 
     @property
@@ -296,7 +298,7 @@ class Communicator(abc.ABC):
         self._collective("barrier", tag, {}, EMPTY)
 
     @final
-    def broadcast_json(self, obj: Any, *, tag: str) -> Any:
+    def broadcast_json(self, obj: _J, *, tag: str) -> _J:
         """Gives every rank rank 0's object, as JSON. Collective: every rank calls.
 
         Args:
@@ -320,10 +322,11 @@ class Communicator(abc.ABC):
         except DistlrError as error:
             self.refuse("broadcast_json", tag, error)
         parts = self._collective("broadcast_json", tag, {}, data)
-        return json.loads(parts[0].data.tobytes())
+        result: _J = json.loads(parts[0].data.tobytes())
+        return result
 
     @final
-    def gather_json(self, obj: Any, *, tag: str) -> list[Any]:
+    def gather_json(self, obj: _J, *, tag: str) -> list[_J]:
         """Gives every rank the list of all ranks' objects, as JSON. Collective: every rank calls.
 
         Args:
@@ -350,7 +353,7 @@ class Communicator(abc.ABC):
     def refuse(self, kind: str, tag: str, error: DistlrError) -> NoReturn:
         """Tells the other ranks, which are in a collective, that this one refuses its argument; then raises the reason.
 
-        For what is made of the collectives: it refuses before it enters one.
+        It is for functions over the collectives, which refuse an argument before they enter one.
 
         Args:
             kind: the collective's name, such as "allgather".
@@ -377,16 +380,16 @@ class Communicator(abc.ABC):
         if not 0 <= root < self.size:
             raise ConfigurationError(received("root", root, f"a rank in 0 to {self.size - 1}"))
 
-    def _take_updates(self) -> int:
-        """How often this rank has averaged gradients since it was last asked.
+    def _pop_update_count(self) -> int:
+        """Returns how often this rank has averaged gradients since the last call.
 
-        For an engine that averages them beside its collectives: a rank whose data has ended is in the next one while
-        another still averages, and its `_exchange` must take part in that, or both would wait for ever.
+        An engine that averages them beside its collectives overrides it. There a rank whose data has ended enters the
+        next collective while another still averages, and its `_exchange` must take part, or both would wait for ever.
         """
         return 0
 
     def _collective(
-        self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0
+        self, kind: str, tag: str, terms: Mapping[str, object], data: Frame, length: int = 0
     ) -> list[CollectiveMessage]:
         """Exchanges one frame and checks that all ranks mean the same collective."""
         parts = self._send(kind, tag, terms, data, length)
@@ -394,13 +397,13 @@ class Communicator(abc.ABC):
         return parts
 
     def _send(
-        self, kind: str, tag: str, terms: dict[str, Any], data: Frame, length: int = 0, refused: str = ""
+        self, kind: str, tag: str, terms: Mapping[str, object], data: Frame, length: int = 0, refused: str = ""
     ) -> list[CollectiveMessage]:
         if not isinstance(tag, str):
             raise ConfigurationTypeError(received("tag", tag, "a str"))
         if not tag:
             raise ConfigurationError(received("tag", tag, "a name that is not empty"))
-        frame = encode(CollectiveMessage(kind, tag, terms, length, refused, data, self._take_updates()))
+        frame = encode(CollectiveMessage(kind, tag, terms, length, refused, data, self._pop_update_count()))
         self.log.enter(frame.size)
         label = f"{kind} {tag!r}"
         began = time.monotonic()

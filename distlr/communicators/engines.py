@@ -1,4 +1,4 @@
-"""Which engine connects the ranks, and whether it found as many as the launcher started."""
+"""Starts the engine that connects the ranks, and checks that it sees as many as the launcher started."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _HOW = {
 
 
 def connect(engine: str, launch: LauncherInfo | None, timeout: float = 600.0) -> Communicator:
-    """Starts an engine and checks it against what the launcher says.
+    """Starts an engine and checks it against the launcher.
 
     Args:
         engine: "horovod" or "mpi"; a strategy of several workers brings its communicator.
-        launch: what `detect` found.
+        launch: the result of `detect`.
         timeout: seconds that a rank waits for the others.
 
     Raises:
-        ConfigurationError: it is none of these.
+        ConfigurationError: the engine is unknown.
         DistributionError: it cannot be loaded, or sees another number of ranks than the launcher started; then
             each of them would train alone.
 
@@ -55,8 +55,10 @@ def connect(engine: str, launch: LauncherInfo | None, timeout: float = 600.0) ->
 def _start(engine: str, launch: LauncherInfo | None, timeout: float) -> Communicator:
     try:
         module, name = _CONNECTED[engine]
-        made: Communicator = getattr(importlib.import_module(f"distlr.communicators.{module}"), name)(timeout=timeout)
-        return made
+        communicator: Communicator = getattr(importlib.import_module(f"distlr.communicators.{module}"), name)(
+            timeout=timeout
+        )
+        return communicator
     except DistributionError as error:
         if launch is None or launch.size == 1:
             raise

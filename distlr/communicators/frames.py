@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -31,25 +31,25 @@ __all__ = [
     "Array",
     "CollectiveMessage",
     "Frame",
-    "by_rank",
     "check_same",
     "checked_array",
     "decode",
     "encode",
-    "filled",
-    "split",
+    "group_by_rank",
+    "pad_frame",
+    "split_frames",
     "to_array",
     "to_bytes",
     "to_json",
 ]
 
-Array = npt.NDArray[Any]
+Array = npt.NDArray[np.float32 | np.float64 | np.int64 | np.bool_ | np.uint8]
 Frame = npt.NDArray[np.uint8]
 
 EMPTY: Frame = np.zeros(0, np.uint8)
 
 REDUCERS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
-"""How arrays combine over ranks, by name."""
+"""The functions that combine arrays over ranks, by name."""
 
 _DTYPES = ("float32", "float64", "int64", "bool", "uint8")
 _MAGIC = b"DLR2"
@@ -65,7 +65,7 @@ class CollectiveMessage:
 
     kind: str
     tag: str
-    terms: dict[str, Any]
+    terms: Mapping[str, object]
     length: int
     refused: str
     data: Frame
@@ -91,13 +91,13 @@ def to_bytes(value: Array) -> Frame:
     return flat.view(np.uint8)
 
 
-def to_array(data: Frame, dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
+def to_array(data: Frame, dtype: np.dtype[np.generic], shape: Sequence[int]) -> Array:
     """The inverse of `to_bytes`: a new array, writable, in the machine's byte order."""
     value: Array = data.view(dtype.newbyteorder("<")).astype(dtype.newbyteorder("="), copy=True)
     return value.reshape(shape)
 
 
-def to_json(obj: Any) -> Frame:
+def to_json(obj: object) -> Frame:
     """A JSON value as bytes; refuses anything else, naming its type."""
 
     def refuse(item: object) -> NoReturn:
@@ -133,49 +133,49 @@ def encode(part: CollectiveMessage) -> Frame:
     return frame
 
 
-def filled(frame: Frame, unit: int) -> Frame:
+def pad_frame(frame: Frame, unit: int) -> Frame:
     """The frame with zeros behind it, up to a multiple of `unit` bytes.
 
-    >>> filled(np.ones(9, np.uint8), 8).size
+    >>> pad_frame(np.ones(9, np.uint8), 8).size
     16
     """
     return np.concatenate([frame, np.zeros(_padded(frame.size, unit) - frame.size, np.uint8)])
 
 
-def split(frames: Frame, count: int, label: str, unit: int = 8) -> list[Frame]:
-    """Takes apart `count` frames that an engine has put one behind another; each says how long it is.
+def split_frames(frames: Frame, count: int, label: str, unit: int = 8) -> list[Frame]:
+    """Splits `count` frames that an engine has concatenated; each holds its own length.
 
     Args:
-        frames: one behind another.
+        frames: concatenated.
         count: how many there are.
         label: the collective, for the message.
-        unit: what each was `filled` to.
+        unit: what each was padded to.
     """
     parts: list[Frame] = []
     start = 0
     for rank in range(count):
-        size = _size(frames[start:], rank, label)
+        size = _frame_size(frames[start:], rank, label)
         parts.append(frames[start : start + size])
         start += _padded(size, unit)
     return parts
 
 
-def _size(frame: Frame, rank: int, label: str) -> int:
+def _frame_size(frame: Frame, rank: int, label: str) -> int:
     """The length of the frame at the beginning of `frame`; refuses bytes that are no frame."""
     head = frame[: _HEADER.size].tobytes()
     magic, signed, size = _HEADER.unpack(head) if len(head) == _HEADER.size else (b"", 0, 0)
-    whole = _HEADER.size + _padded(signed) + _padded(size)
-    if magic != _MAGIC or whole > frame.size:
+    total = _HEADER.size + _padded(signed) + _padded(size)
+    if magic != _MAGIC or total > frame.size:
         raise DistributionError(
             f"Rank {rank} sent something else than a distlr collective while this rank was in {label}: "
             "another library's collective, or another version of distlr."
         )
-    return int(whole)
+    return int(total)
 
 
 def decode(frame: Frame, rank: int, label: str) -> CollectiveMessage:
-    """The part in the frame that `rank` sent; refuses bytes that are no frame."""
-    _size(frame, rank, label)
+    """Decodes the frame that `rank` sent; refuses bytes that are no frame."""
+    _frame_size(frame, rank, label)
     _, signed, size = _HEADER.unpack(frame[: _HEADER.size].tobytes())
     start = _HEADER.size + _padded(signed)
     kind, tag, terms, length, refused, updates = json.loads(frame[_HEADER.size : _HEADER.size + signed].tobytes())
@@ -183,7 +183,7 @@ def decode(frame: Frame, rank: int, label: str) -> CollectiveMessage:
 
 
 def check_same(parts: Sequence[CollectiveMessage], rank: int) -> None:
-    """Raises where the ranks' parts are not of one collective with the same terms, or one rank refuses its own.
+    """Raises where the ranks' parts belong to different collectives or have different terms, or a rank refuses.
 
     Every rank sees the same parts, so all come to the same verdict and all raise or none does.
 
@@ -195,7 +195,7 @@ def check_same(parts: Sequence[CollectiveMessage], rank: int) -> None:
         CollectiveMismatchError: they are in different collectives.
         DistributionError: a rank refused its argument, has made another number of updates, or passed other terms.
     """
-    here = f"this is rank {rank} of {len(parts)}"
+    this_rank = f"this is rank {rank} of {len(parts)}"
     labels = [f"{part.kind} {part.tag!r}" for part in parts]
     equal_updates = len({part.updates for part in parts}) == 1
     if len(set(labels)) > 1:
@@ -204,37 +204,38 @@ def check_same(parts: Sequence[CollectiveMessage], rank: int) -> None:
             for label, part in zip(labels, parts, strict=True)
         ]
         raise CollectiveMismatchError(
-            f"The ranks are in different collectives ({here}): {by_rank(places, 'in')}. Every rank must "
+            f"The ranks are in different collectives ({this_rank}): {group_by_rank(places, 'in')}. Every rank must "
             "call the same collectives in the same order: look for one that only some ranks reach, "
             "such as under `if is_root`."
         )
     refusals = [f"{other}: {part.refused}" for other, part in enumerate(parts) if part.refused]
     if refusals:
         raise DistributionError(
-            f"A rank refused its argument in {labels[0]} ({here}). On rank {' On rank '.join(refusals)}"
+            f"A rank refused its argument in {labels[0]} ({this_rank}). On rank {' On rank '.join(refusals)}"
         )
     if not equal_updates:
-        said = [f"{part.updates} updates" for part in parts]
+        texts = [f"{part.updates} updates" for part in parts]
         fewest = [rank for rank, part in enumerate(parts) if part.updates == min(other.updates for other in parts)]
         raise DistributionError(
-            f"The ranks' data ended at different batches before {labels[0]} ({here}): {by_rank(said, 'after')}. "
-            "The weights are no longer those of one training. Fix: feed each rank with job.shard(data, "
-            "batch), or give every rank the same number of steps. If their data is equally long, something on "
+            f"The ranks' data ended at different batches before {labels[0]} ({this_rank}): "
+            f"{group_by_rank(texts, 'after')}. The weights are no longer those of one training. "
+            "Fix: feed each rank with job.shard(data, batch), or give every rank the same number of steps. If their "
+            "data is equally long, something on "
             f"{name_ranks(fewest)} alone ended the epoch, such as a callback that set model.stop_training: give the "
             "callbacks to job.callbacks, which lets all ranks stop together."
         )
     if any(part.terms != parts[0].terms for part in parts):
-        said = [", ".join(f"{key}={value!r}" for key, value in part.terms.items()) for part in parts]
+        texts = [", ".join(f"{key}={value!r}" for key, value in part.terms.items()) for part in parts]
         raise DistributionError(
-            f"The ranks disagree in {labels[0]} ({here}): {by_rank(said, 'with')}. Every rank must pass "
+            f"The ranks disagree in {labels[0]} ({this_rank}): {group_by_rank(texts, 'with')}. Every rank must pass "
             "the same of these."
         )
 
 
-def by_rank(texts: Sequence[str], verb: str) -> str:
-    """Groups ranks that say the same, so that a message stays short at 512 ranks.
+def group_by_rank(texts: Sequence[str], verb: str) -> str:
+    """Groups ranks that have the same text, so that a message stays short at 512 ranks.
 
-    >>> by_rank(["a 'x'", "b 'y'", "b 'y'"], "in")
+    >>> group_by_rank(["a 'x'", "b 'y'", "b 'y'"], "in")
     "rank 0 in a 'x'; ranks 1-2 in b 'y'"
     """
     groups: dict[str, list[int]] = {}

@@ -1,14 +1,20 @@
-"""The contract of what makes one gradient of those of all ranks, in the graph of an update."""
+"""The contract of gradient reducers, which combine the gradients of all ranks in the graph of an update."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 from distlr.communicators.step_signals import StepSignals
 
-__all__ = ["GradientReducer"]
+__all__ = ["BooleanTensor", "Gradient", "GradientReducer"]
+
+Gradient: TypeAlias = object
+"""A gradient of TensorFlow's, which has no types: a tensor, `tf.IndexedSlices`, or None."""
+
+BooleanTensor: TypeAlias = object
+"""A boolean tensor of TensorFlow's."""
 
 
 class GradientReducer(abc.ABC):
@@ -17,7 +23,7 @@ class GradientReducer(abc.ABC):
     Its methods are called while an update is traced or runs, on every rank, in the same order.
 
     Attributes:
-        signals: what this rank tells the others; they travel with the gradients.
+        signals: this rank's signals to the others, which travel with the gradients.
     """
 
     def __init__(self) -> None:
@@ -25,11 +31,11 @@ class GradientReducer(abc.ABC):
 
     @property
     def terms(self) -> str:
-        """What must be equal on all ranks: the optimizer's place among those of the job, and what is sent."""
+        """A text that must be equal on all ranks: the optimizer's place in the job, and how gradients are sent."""
         return ""
 
     @abc.abstractmethod
-    def average(self, gradients: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    def average(self, gradients: Sequence[Gradient], names: Sequence[str]) -> list[Gradient]:
         """The mean over the batch of each gradient, and all ranks' signals.
 
         Args:
@@ -38,5 +44,5 @@ class GradientReducer(abc.ABC):
         """
 
     @abc.abstractmethod
-    def all_true(self, flag: Any) -> Any:
+    def all_true(self, flag: BooleanTensor) -> BooleanTensor:
         """Whether a boolean tensor is true on every rank; the same on each."""

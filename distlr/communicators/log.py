@@ -1,4 +1,4 @@
-"""How many collectives one rank was in, and what they cost."""
+"""The number of collectives that one rank entered, and their cost."""
 
 from __future__ import annotations
 

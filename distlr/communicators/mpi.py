@@ -5,28 +5,62 @@ from __future__ import annotations
 import atexit
 import time
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 
 from distlr._utils.checks import positive_real
 from distlr.communicators.communicator import Communicator
-from distlr.communicators.frames import Frame, split
+from distlr.communicators.frames import Frame, split_frames
 from distlr.errors import CollectiveTimeoutError, DistributionError
 
 __all__ = ["MpiCommunicator"]
 
-_AWAKE = 1.0  # seconds between two looks: what is longer is a suspension
+_AWAKE = 1.0  # seconds between two polls: after a longer pause the process was suspended
 _FIRST_PAUSE, _LONGEST_PAUSE = 10e-6, 1e-3  # seconds
+
+
+class _Request(Protocol):
+    def Test(self) -> bool: ...
+
+
+class _Host(Protocol):
+    rank: int
+    size: int
+
+    def Free(self) -> None: ...
+
+
+class Intracommunicator(Protocol):
+    """The part of an `mpi4py.MPI.Intracomm` that is used; mpi4py itself is optional."""
+
+    rank: int
+    size: int
+
+    def Dup(self) -> Intracommunicator:
+        """See `MPI_Comm_dup`."""
+
+    def Split_type(self, split_type: int, key: int) -> _Host:
+        """See `MPI_Comm_split_type`."""
+
+    def Iallgather(self, sendbuf: object, recvbuf: object) -> _Request:
+        """See `MPI_Iallgather`."""
+
+    def Iallgatherv(self, sendbuf: object, recvbuf: object) -> _Request:
+        """See `MPI_Iallgatherv`."""
+
+    def Abort(self, errorcode: int) -> None:
+        """See `MPI_Abort`."""
 
 
 class MpiCommunicator(Communicator):
     """The ranks of an mpi4py communicator: `COMM_WORLD`, `COMM_SELF`, or a part that `Split` made.
 
-    For control alone: gradients do not pass through it. It works on a duplicate of the communicator, so
-    that messages of other libraries cannot be taken for its own; making it is collective.
+    It is for control alone: gradients do not pass through it. It works on a duplicate of the communicator,
+    so that it never receives messages of other libraries; its construction is collective.
 
-    A rank waits by asking now and then, so that hundreds of ranks can share a few cores, and no longer than
+    A waiting rank polls, so that hundreds of ranks can share a few cores, and waits no longer than
     `timeout`. After that the MPI job cannot go on: this process then ends all of it as it exits
     (`MPI_Abort`), or MPI would wait at the end for ever.
 
@@ -38,7 +72,7 @@ class MpiCommunicator(Communicator):
         DistributionError: mpi4py, or the MPI library under it, cannot be loaded.
     """
 
-    def __init__(self, communicator: Any = None, timeout: float = 600.0) -> None:
+    def __init__(self, communicator: Intracommunicator | None = None, timeout: float = 600.0) -> None:
         self.timeout = positive_real("timeout", timeout)
         mpi = _mpi()
         self._communicator = (mpi.COMM_WORLD if communicator is None else communicator).Dup()
@@ -46,20 +80,21 @@ class MpiCommunicator(Communicator):
         host = self._communicator.Split_type(mpi.COMM_TYPE_SHARED, key=place[0])  # who share this host's memory
         super().__init__("mpi", *place, int(host.rank), int(host.size))
         host.Free()
-        self._abandoned: list[Any] = []  # requests that nobody waits for any more, with their buffers
+        # Requests that nobody waits for any more, with their buffers.
+        self._abandoned: list[tuple[_Request, tuple[np.ndarray, ...]]] = []
 
     def _exchange(self, frame: Frame, label: str) -> Sequence[Frame]:
-        # In units of 8 bytes, so that MPI's 32-bit counts reach 16 GiB. The sizes are a collective of MPI's own.
+        # MPI counts units of 8 bytes here, so that its 32-bit counts reach 16 GiB. The counts are exchanged first.
         patience = _Patience(float(self.timeout or 0.0))
         words = frame.view(np.int64)
-        own, sizes = np.array([words.size], np.int64), np.empty(self.size, np.int64)
-        self._wait(self._communicator.Iallgather(own, sizes), (own, sizes), patience, label)
-        received = np.empty(int(sizes.sum()), np.int64)
-        request = self._communicator.Iallgatherv(words, [received, sizes.tolist()])
+        local_count, counts = np.array([words.size], np.int64), np.empty(self.size, np.int64)
+        self._wait(self._communicator.Iallgather(local_count, counts), (local_count, counts), patience, label)
+        received = np.empty(int(counts.sum()), np.int64)
+        request = self._communicator.Iallgatherv(words, [received, counts.tolist()])
         self._wait(request, (words, received), patience, label)
-        return split(received.view(np.uint8), self.size, label)
+        return split_frames(received.view(np.uint8), self.size, label)
 
-    def _wait(self, request: Any, buffers: tuple[np.ndarray, ...], patience: _Patience, label: str) -> None:
+    def _wait(self, request: _Request, buffers: tuple[np.ndarray, ...], patience: _Patience, label: str) -> None:
         pause = _FIRST_PAUSE
         while not request.Test():
             if patience.is_over():
@@ -72,7 +107,7 @@ class MpiCommunicator(Communicator):
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _abandon(self, request: Any, buffers: tuple[np.ndarray, ...]) -> None:
+    def _abandon(self, request: _Request, buffers: tuple[np.ndarray, ...]) -> None:
         """Ends the job as this process exits, and keeps the buffers until then: MPI may still write to them."""
         if not self._abandoned:
             atexit.register(self._abort)
@@ -83,7 +118,7 @@ class MpiCommunicator(Communicator):
 
 
 class _Patience:
-    """The time that a rank waits, of which it counts what it was awake for: the others are suspended when it is.
+    """The time that a rank waits, without the time in which it was suspended: the others are suspended then, too.
 
     Args:
         seconds: how long.
@@ -93,14 +128,14 @@ class _Patience:
         self._left, self._looked = seconds, time.monotonic()
 
     def is_over(self) -> bool:
-        """Whether the time has passed; to be asked all the time."""
+        """Whether the time has passed; must be called in short intervals."""
         now = time.monotonic()
         self._left -= min(now - self._looked, _AWAKE)
         self._looked = now
         return self._left < 0
 
 
-def _mpi() -> Any:
+def _mpi() -> ModuleType:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

@@ -1,8 +1,8 @@
 """Notices, for as long as the job runs, that a worker has ended or that its host is gone.
 
 TensorFlow notices it in a transfer that is under way, and not where this worker waits for another one to begin. So the
-connections over which the workers have met stay open: the system closes those of a process that ends, and asks a host
-that is silent whether it is still there. A process that is suspended keeps its connections. No TensorFlow here.
+connections between the workers stay open: the system closes those of a process that ends, and probes a host that is
+silent. A process that is suspended keeps its connections. No TensorFlow here.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from distlr.startup.start_guard import ENDED
 
 __all__ = ["watch_connections"]
 
-_GRACE = 1.0  # seconds in which what an ended worker sent last arrives
-# After this many seconds of silence a host is asked, then every so many seconds, and is gone after so many unanswered.
+_GRACE = 1.0  # seconds in which the last messages of an ended worker arrive
+# Seconds of silence before a host is probed, seconds between probes, and unanswered probes after which it is gone.
 _ASKED_AFTER, _ASKED_EVERY, _UNANSWERED = 20, 10, 4
 _ENDED = re.compile(ENDED + rb"(\d{1,9})")
 
@@ -28,15 +28,15 @@ _ENDED = re.compile(ENDED + rb"(\d{1,9})")
 def watch_connections(connections: Mapping[int, socket.socket], on_lost: Callable[[int], None]) -> None:
     """Calls `on_lost` in a thread of its own, once, with the rank of the first worker that ends.
 
-    Rank 0 tells the others, which are connected with it alone, which one it was. A worker that ends because it has
-    finished is no different: what the others do without it goes on.
+    Rank 0 sends that rank to the others, which are connected with rank 0 alone. A worker that has finished counts as
+    well: the others continue with work that does not wait for it.
 
     Args:
         connections: to rank 0, or on rank 0 to each other rank, by rank.
-        on_lost: ends what waits for that worker.
+        on_lost: ends every wait for that worker.
     """
     for connection in connections.values():
-        _ask_silent_host(connection)
+        _enable_keepalive(connection)
     if connections:
         arguments = dict(connections), on_lost
         threading.Thread(target=_watch, args=arguments, name="distlr presence", daemon=True).start()
@@ -71,7 +71,7 @@ def _first_lost(connections: Mapping[int, socket.socket]) -> int:
                     return int(key.data)
 
 
-def _ask_silent_host(connection: socket.socket) -> None:
+def _enable_keepalive(connection: socket.socket) -> None:
     connection.setblocking(True)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     # macOS calls the first of them otherwise.

@@ -1,45 +1,48 @@
-"""What rank 0 alone makes, on every rank; also its error."""
+"""A function that rank 0 alone calls, with its result, or its error, on every rank."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar, cast
 
 from distlr.communicators.bundles import Bundle, exchange_bundles
 from distlr.communicators.communicator import Communicator
 from distlr.errors import DistlrError, DistributionError
 
-__all__ = ["bundle_from_root", "from_root"]
+__all__ = ["compute_bundle_on_root", "compute_on_root"]
+
+_J = TypeVar("_J")  # a JSON value
 
 
-def from_root(
+def compute_on_root(
     communicator: Communicator,
-    make: Callable[[], Any],
+    make: Callable[[], _J],
     *,
     tag: str,
     what: str,
     raised: Sequence[type[DistlrError]] = (DistributionError,),
-) -> Any:
-    """What rank 0 makes, on every rank; an error of rank 0's is one of all. Collective.
+) -> _J:
+    """Calls `make` on rank 0 and returns its result on every rank; an error of rank 0 ends all. Collective.
 
     >>> from distlr.communicators import run_ranks
-    >>> run_ranks(lambda comm: from_root(comm, lambda: [1, "a"], tag="t", what="choose"), 2)
+    >>> run_ranks(lambda comm: compute_on_root(comm, lambda: [1, "a"], tag="t", what="choose"), 2)
     [[1, 'a'], [1, 'a']]
 
     Args:
         communicator: the job's.
-        make: called on rank 0; gives a JSON value, which comes back as JSON carries it on rank 0, too.
+        make: called on rank 0; its result is a JSON value, and is returned as decoded from JSON on rank 0, too.
         tag: names the call; the same on all ranks.
-        what: what rank 0 does, to stand behind "Rank 0 could not".
-        raised: what the other ranks raise: of these classes the first that rank 0's error is of, or the last.
+        what: completes the sentence "Rank 0 could not".
+        raised: the other ranks raise the first of these classes that rank 0's error belongs to, or the last.
 
     Raises:
-        Exception: what `make` raised, on rank 0; on the others one of `raised`, with its text.
+        Exception: on rank 0 the error of `make`; on the others one of `raised`, with its text.
     """
-    return bundle_from_root(communicator, lambda: Bundle({}, note=make()), tag=tag, what=what, raised=raised).note
+    bundle = compute_bundle_on_root(communicator, lambda: Bundle({}, note=make()), tag=tag, what=what, raised=raised)
+    return cast(_J, bundle.note)
 
 
-def bundle_from_root(
+def compute_bundle_on_root(
     communicator: Communicator,
     make: Callable[[], Bundle],
     *,
@@ -47,19 +50,20 @@ def bundle_from_root(
     what: str,
     raised: Sequence[type[DistlrError]] = (DistributionError,),
 ) -> Bundle:
-    """As `from_root`, where `make` gives arrays as well. Collective."""
+    """Works as `compute_on_root`, where `make` returns arrays as well. Collective."""
     bundle, failure = Bundle({}), None
     if communicator.is_root:
         try:
-            made = make()
-            bundle = Bundle(made.arrays, note={"made": made.note})
-        except Exception as error:  # every rank must hear of it before this one raises, or the others wait
+            local = make()
+            bundle = Bundle(local.arrays, note={"made": local.note})
+        except Exception as error:  # every rank must receive it before this one raises, or the others wait
             failure = error
-            kind = next((i for i, each in enumerate(raised) if isinstance(error, each)), len(raised) - 1)
+            place = next((i for i, each in enumerate(raised) if isinstance(error, each)), len(raised) - 1)
             text = str(error) if isinstance(error, DistlrError) else f"{type(error).__name__}: {error}"
-            bundle = Bundle({}, note={"error": text, "kind": kind})
-    said = exchange_bundles(communicator, bundle, tag=tag)[0]
-    if "error" in said.note:
-        kind, text = said.note["kind"], said.note["error"]
-        raise failure or raised[kind](f"[rank {communicator.rank}] Rank 0 could not {what}: {text}")
-    return Bundle(said.arrays, said.note["made"])
+            bundle = Bundle({}, note={"error": text, "kind": place})
+    reply = exchange_bundles(communicator, bundle, tag=tag)[0]
+    if "error" in reply.fields:
+        kind = reply.fields["kind"]
+        assert isinstance(kind, int)
+        raise failure or raised[kind](f"[rank {communicator.rank}] Rank 0 could not {what}: {reply.fields['error']}")
+    return Bundle(reply.arrays, reply.fields["made"])

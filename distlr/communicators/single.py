@@ -10,7 +10,7 @@ from distlr.communicators.frames import Frame
 from distlr.errors import DistributionError
 from distlr.startup.launcher import detect
 
-__all__ = ["SingleCommunicator", "alone"]
+__all__ = ["SingleCommunicator", "single_process_communicator"]
 
 
 class SingleCommunicator(Communicator):
@@ -28,17 +28,17 @@ class SingleCommunicator(Communicator):
         return [frame]
 
 
-def alone(who: str, hint: str) -> SingleCommunicator:
-    """The communicator of what was told of no other ranks; refused where a launcher says that there are some.
+def single_process_communicator(who: str, hint: str) -> SingleCommunicator:
+    """Returns the communicator of a single process; refuses where a launcher started several.
 
     Args:
-        who: what would take itself for the only rank.
-        hint: how to tell it of the others.
+        who: the caller's name, for the message.
+        hint: how the caller can be given the job's communicator.
 
     Raises:
         DistributionError: a launcher started several processes.
 
-    >>> alone("The script", "pass communicator=job.communicator").size
+    >>> single_process_communicator("The script", "pass communicator=job.communicator").size
     1
     """
     launch = detect(os.environ)

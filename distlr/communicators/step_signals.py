@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 __all__ = ["StepSignal", "StepSignals"]
 
 
 class StepSignal(enum.Enum):
-    """What a rank can tell all ranks with the gradients of an update."""
+    """A message of one rank to all ranks, with the gradients of an update."""
 
     STOP = "stop"
     """End the training."""
     SAVE = "save"
-    """Write a checkpoint, and go on."""
+    """Write a checkpoint, and continue."""
     LEAVE = "leave"
     """Write a checkpoint, and end the process."""
     REGROUP = "regroup"
-    """Write a checkpoint, and begin anew with other ranks."""
+    """Write a checkpoint, and start again with other ranks."""
     NON_FINITE = "non-finite"
     """A loss is NaN or infinite."""
     MANUAL_CONTROL = "manual control"
@@ -35,6 +38,19 @@ class StepSignal(enum.Enum):
 _ORDER = list(StepSignal)
 
 
+class SignalVariable(Protocol):
+    """The part of a `tf.Variable` with a number for each signal that is used."""
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """A copy of the numbers."""
+
+    def read_value(self) -> object:
+        """The numbers as a tensor."""
+
+    def assign(self, value: object) -> object:
+        """Replaces the numbers."""
+
+
 class StepSignals:
     """The signals that this rank sends, and those that all ranks have received.
 
@@ -47,8 +63,8 @@ class StepSignals:
         import tensorflow as tf
 
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA  # in the scope of a strategy: assigned in a replica
-        self.sent: Any = tf.Variable([0.0] * len(_ORDER), trainable=False, aggregation=first)
-        self.received: Any = tf.Variable([0.0] * len(_ORDER), trainable=False, aggregation=first)
+        self.sent: SignalVariable = tf.Variable([0.0] * len(_ORDER), trainable=False, aggregation=first)
+        self.received: SignalVariable = tf.Variable([0.0] * len(_ORDER), trainable=False, aggregation=first)
 
     def send(self, signal: StepSignal) -> None:
         """Sends a signal to all ranks, with the next update's gradients."""
@@ -68,7 +84,7 @@ class StepSignals:
         return bool(self.received.numpy()[signal.place] > 0)
 
 
-def _set(variable: Any, signal: StepSignal, value: float) -> None:
+def _set(variable: SignalVariable, signal: StepSignal, value: float) -> None:
     values = variable.numpy()
     if values[signal.place] != value:
         values[signal.place] = value

@@ -25,26 +25,26 @@ T = TypeVar("T")
 
 
 class _Round:
-    """One collective in the making: who is here with what, and, once all are, the frames."""
+    """One collective: the frames of the ranks that have arrived, and all frames once all have."""
 
     def __init__(self) -> None:
         self.arrived: dict[int, tuple[Frame, str]] = {}
         self.frames: list[Frame] | None = None
 
     def waiting(self) -> str:
-        """Says which ranks wait, and where."""
+        """Names the ranks that wait, and where."""
         places: dict[str, list[int]] = {}
         for rank, (_, label) in sorted(self.arrived.items()):
             places.setdefault(label, []).append(rank)
-        said = "; ".join(
+        text = "; ".join(
             f"{name_ranks(ranks)} {'waits' if len(ranks) == 1 else 'wait'} in {label}"
             for label, ranks in places.items()
         )
-        return said or "no rank waits"
+        return text or "no rank waits"
 
 
 class ThreadGroup:
-    """The meeting point of `size` ranks that are threads of this process.
+    """Connects `size` ranks that are threads of this process.
 
     Once a collective has failed the group stays broken, as a real job would: every later collective raises
     the same reason.
@@ -81,10 +81,10 @@ class ThreadGroup:
     def abort(self, rank: int, error: BaseException) -> None:
         """Ends every collective, present and future, because `rank` failed with `error`."""
         with self._changed:
-            said = self._round.waiting()
+            waiting = self._round.waiting()
 
             def build() -> DistributionError:
-                text = f"Rank {rank} failed with {type(error).__name__}: {error}. Meanwhile {said}."
+                text = f"Rank {rank} failed with {type(error).__name__}: {error}. Meanwhile {waiting}."
                 failure = DistributionError(text)
                 failure.__cause__ = error
                 return failure
@@ -97,18 +97,18 @@ class ThreadGroup:
             self._break(lambda: DistributionError(reason))
 
     def finish(self, rank: int) -> None:
-        """Notes that `rank` ended in peace. A collective that waits for it, now or later, fails at once."""
+        """Notes that `rank` ended without an error. A collective that waits for it, now or later, fails at once."""
         with self._changed:
             self._ended.add(rank)
             self._check_ended()
 
     def exchange(self, rank: int, frame: Frame, label: str) -> list[Frame]:
-        """Meets the other ranks: the primitive behind `ThreadCommunicator`.
+        """Exchanges frames with the other ranks: the primitive behind `ThreadCommunicator`.
 
         Args:
-            rank: who comes.
-            frame: what it brings.
-            label: what to call the collective in messages.
+            rank: the calling rank.
+            frame: its frame.
+            label: the collective's name in messages.
 
         Returns:
             Every rank's frame, in rank order.
@@ -120,28 +120,28 @@ class ThreadGroup:
         with self._changed:
             if self._broken is not None:
                 raise self._broken()
-            here = self._round
-            if rank in here.arrived:
+            current = self._round
+            if rank in current.arrived:
                 raise DistributionError(
-                    f"Two threads use the communicator of rank {rank}: one waits in {here.arrived[rank][1]}, "
+                    f"Two threads use the communicator of rank {rank}: one waits in {current.arrived[rank][1]}, "
                     f"the other enters {label}. Give each thread its own communicator."
                 )
-            here.arrived[rank] = (frame, label)
-            if len(here.arrived) == self.size:
-                here.frames = [here.arrived[other][0] for other in range(self.size)]
+            current.arrived[rank] = (frame, label)
+            if len(current.arrived) == self.size:
+                current.frames = [current.arrived[other][0] for other in range(self.size)]
                 self._round = _Round()
                 self._changed.notify_all()
-                return here.frames
+                return current.frames
             self._check_ended()
-            self._changed.wait_for(lambda: here.frames is not None or self._broken is not None, self.timeout)
+            self._changed.wait_for(lambda: current.frames is not None or self._broken is not None, self.timeout)
             # A complete round counts even if a rank broke the group right after it.
-            if here.frames is not None:
-                return here.frames
+            if current.frames is not None:
+                return current.frames
             if self._broken is None:
-                missing = set(range(self.size)) - set(here.arrived)
+                missing = set(range(self.size)) - set(current.arrived)
                 text = (
                     f"Not every rank entered a collective within {self.timeout:g} s: {name_ranks(missing)} "
-                    f"did not arrive, while {here.waiting()}. Every rank must call the same collectives."
+                    f"did not arrive, while {current.waiting()}. Every rank must call the same collectives."
                 )
                 self._break(lambda: CollectiveTimeoutError(text))
             assert self._broken is not None
@@ -166,8 +166,8 @@ class ThreadCommunicator(Communicator):
     """One rank of a `ThreadGroup`. All its ranks are on one host.
 
     Args:
-        group: where it meets the others.
-        rank: its number; its own thread's alone.
+        group: connects it with the others.
+        rank: its number; only one thread may use it.
 
     >>> run_ranks(lambda comm: (comm.name, comm.rank, comm.size), 2)
     [('threads', 0, 2), ('threads', 1, 2)]
@@ -240,9 +240,9 @@ def run_ranks(
     except BaseException:  # such as an interrupt: do not leave the ranks waiting for each other
         group.close("The run was interrupted from outside the ranks.")
         raise
-    late = [rank for rank in range(size) if rank not in results]
-    if late and not failures:
-        reason = f"After {limit:g} s {name_ranks(late)} of {size} had not ended."
+    unfinished = [rank for rank in range(size) if rank not in results]
+    if unfinished and not failures:
+        reason = f"After {limit:g} s {name_ranks(unfinished)} of {size} had not ended."
         group.close(reason)
         raise DistributionError(reason)
     if failures:

@@ -1,4 +1,4 @@
-"""How many train together: ranks, and the replicas in each."""
+"""The number of ranks, and of the replicas in each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Topology"]
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """How many train together.
+    """The number of ranks and replicas that train together.
 
     >>> Topology(ranks=2, local_replicas=4).replicas
     8
@@ -33,7 +33,7 @@ class Topology:
 
     @classmethod
     def of(cls, communicator: Communicator, replicas_in_sync: int) -> Topology:
-        """That of a job.
+        """The topology of a job.
 
         Args:
             communicator: the job's.

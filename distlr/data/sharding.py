@@ -33,7 +33,7 @@ def training(
     """This rank's training batches: `batch.steps_per_epoch` an epoch, all full, in an order that can be resumed.
 
     A final batch that is not full would give some replicas fewer samples, or none (which crashes, or turns
-    batch normalization's statistics into NaN), so all are batched by `batch.feed`.
+    batch normalization's statistics into NaN), so all are batched by `batch.local_batch`.
 
     Arrays are shuffled as a whole: which samples the n-th global batch of an epoch has depends on the seed and the
     epoch alone, on any number of ranks. A `tf.data.Dataset` is sharded first, and each share is shuffled in a buffer.
@@ -55,7 +55,7 @@ def training(
         pipeline = _from_arrays(whole, samples, batch, rank, bool(shuffle), position)
     else:
         share = dataset.shard(size, rank)
-        pipeline = _from_stream(share, batch.feed, size, _buffer(shuffle, _cardinality(share)), position)
+        pipeline = _from_stream(share, batch.local_batch, size, _buffer(shuffle, _cardinality(share)), position)
     if position.endless:
         return _marked(pipeline.repeat().prefetch(tf.data.AUTOTUNE))  # endless already; now Keras knows it, too
     expected = batch.samples_per_epoch
@@ -72,7 +72,7 @@ def _from_arrays(
     whole: Any, samples: int, batch: GlobalBatch, rank: int, shuffle: bool, position: Position
 ) -> tf.data.Dataset:
     """One iteration over arrays: the rank's slice of each global batch, gathered by the numbers of its samples."""
-    feed, per_step = batch.feed, position.per_step
+    feed, per_step = batch.local_batch, position.per_step
 
     def iteration(_: tf.Tensor) -> tf.data.Dataset:
         """Begins at the position, which it moves on to the next pass."""
@@ -164,7 +164,7 @@ def validation(
     if _cardinality(dataset) == 0:
         raise _empty()
     if local_replicas == 1:
-        return _marked(dataset.shard(size, rank).batch(batch.feed).prefetch(tf.data.AUTOTUNE)), [0] * size
+        return _marked(dataset.shard(size, rank).batch(batch.local_batch).prefetch(tf.data.AUTOTUNE)), [0] * size
     samples = _cardinality(dataset)
     if samples is None:
         samples = int(dataset.reduce(np.int64(0), lambda count, *_: count + 1).numpy())
@@ -185,7 +185,7 @@ def validation(
         blank = whole.take(1).repeat(padding).map(lambda x, y, w: (x, y, tf.zeros_like(w)))
         dataset = dataset.concatenate(blank)
     # tf.distribute gives each replica ceil(n / replicas) of a smaller last batch: equal shares, now that it divides.
-    return _marked(dataset.batch(batch.feed).prefetch(tf.data.AUTOTUNE)), paddings
+    return _marked(dataset.batch(batch.local_batch).prefetch(tf.data.AUTOTUNE)), paddings
 
 
 def own_share(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -1,4 +1,4 @@
-"""What the name of a metric tells about it. This module imports neither TensorFlow, Keras nor numpy."""
+"""The direction in which a metric improves, by its name. This module imports neither TensorFlow, Keras nor numpy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOWER_IS_BETTER = re.compile(
 
 
 def infer_direction(monitor: str) -> Literal["min", "max"] | None:
-    """The direction in which a metric improves, as its name tells it; None if it tells none.
+    """Infers the direction in which a metric improves from its name; None where the name does not tell.
 
     >>> infer_direction("val_accuracy"), infer_direction("head_acc_loss"), infer_direction("score")
     ('max', 'min', None)

@@ -31,7 +31,7 @@ def _float32(value: float) -> float:
         return math.copysign(math.inf, value)
 
 
-def _count(argument: str, value: object) -> int:
+def _check_count(argument: str, value: object) -> int:
     expected = "an integer of at least 0"
     number = real(argument, value, expected)
     if number.is_integer() and 0 <= number <= _COUNT_LIMIT:
@@ -39,7 +39,7 @@ def _count(argument: str, value: object) -> int:
     raise ConfigurationError(received(argument, value, expected))
 
 
-def _choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
+def _check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
     expected = f"one of {', '.join(map(repr, choices))}"
     if not isinstance(value, str):
         raise ConfigurationTypeError(received(argument, value, expected))
@@ -49,14 +49,14 @@ def _choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
         raise ConfigurationError(received(argument, value, expected, hint))
 
 
-def _flag(argument: str, value: object) -> None:
+def _check_flag(argument: str, value: object) -> None:
     if not isinstance(value, bool):
         raise ConfigurationTypeError(received(argument, value, "True or False"))
 
 
 @dataclass(frozen=True)
 class PlateauState:
-    """What a plateau policy remembers between epochs.
+    """The memory of a plateau policy between epochs.
 
     Attributes:
         best: the best metric so far; at the start inf (mode "min") or -inf (mode "max"). Never NaN.
@@ -80,8 +80,8 @@ class PlateauState:
     def __post_init__(self) -> None:
         """Checks the values, which may come from a checkpoint."""
         try:
-            best, wait = real("best", self.best), _count("wait", self.wait)
-            cooldown = _count("cooldown", self.cooldown)
+            best, wait = real("best", self.best), _check_count("wait", self.wait)
+            cooldown = _check_count("cooldown", self.cooldown)
         except (ConfigurationError, ConfigurationTypeError) as error:
             raise StateError(f"A plateau state cannot be right: {error}") from error
         if math.isnan(best):
@@ -112,7 +112,7 @@ class PlateauState:
 
 @dataclass(frozen=True)
 class Decision:
-    """What every rank does at an epoch's end. Travels as JSON.
+    """The policy's decision at an epoch's end, the same on every rank. It travels as JSON.
 
     Attributes:
         multiplier: the factor by which the rate's multiplier changes; 1.0 is no cut.
@@ -137,7 +137,7 @@ class Decision:
         multiplier = positive_real("multiplier", self.multiplier)
         if not isinstance(self.reason, str):
             raise ConfigurationTypeError(received("reason", self.reason, "a string"))
-        _flag("improved", self.improved)
+        _check_flag("improved", self.improved)
         object.__setattr__(self, "multiplier", multiplier)
 
     @property
@@ -164,9 +164,9 @@ class Decision:
         missing = [key for key in keys if key not in data]
         unknown = [key for key in data if key not in keys]
         if missing or unknown:
-            found = f"{expected} (missing: {missing}, unknown: {unknown})"
+            problem = f"{expected} (missing: {missing}, unknown: {unknown})"
             raise ConfigurationError(
-                received("decision", dict(data), found, "run the same version of distlr on every rank")
+                received("decision", dict(data), problem, "run the same version of distlr on every rank")
             )
         multiplier, reason, improved = data["multiplier"], data["reason"], data["improved"]
         if type(multiplier) not in (int, float):  # stricter than the constructor: JSON has no other numbers
@@ -240,10 +240,10 @@ class PlateauPolicy:
             raise ConfigurationTypeError(received("monitor", self.monitor, "the name of a metric"))
         if not self.monitor.strip():
             raise ConfigurationError(received("monitor", self.monitor, "the name of a metric"))
-        _choice("mode", self.mode, ("auto", "min", "max"))
-        _choice("threshold_mode", self.threshold_mode, ("abs", "rel"))
-        _choice("on_nan", self.on_nan, ("raise", "worse", "ignore"))
-        _flag("warmup_patience", self.warmup_patience)
+        _check_choice("mode", self.mode, ("auto", "min", "max"))
+        _check_choice("threshold_mode", self.threshold_mode, ("abs", "rel"))
+        _check_choice("on_nan", self.on_nan, ("raise", "worse", "ignore"))
+        _check_flag("warmup_patience", self.warmup_patience)
         factor = real("factor", self.factor, "a number in (0, 1)")
         if not 0 < factor < 1:
             raise ConfigurationError(received("factor", self.factor, "a number in (0, 1)"))
@@ -251,7 +251,7 @@ class PlateauPolicy:
         for name in ("min_delta", "min_lr"):
             object.__setattr__(self, name, not_negative_real(name, getattr(self, name)))
         for name in ("patience", "cooldown"):
-            object.__setattr__(self, name, _count(name, getattr(self, name)))
+            object.__setattr__(self, name, _check_count(name, getattr(self, name)))
         if self.threshold_mode == "rel" and self.direction == "min" and self.min_delta >= 1:
             expected = "below 1 with threshold_mode='rel' and mode='min', where it is a share of the best"
             raise ConfigurationError(received("min_delta", self.min_delta, expected, "write 0.01 for 1%"))
@@ -287,7 +287,7 @@ class PlateauPolicy:
         """Decides at the end of an epoch. Changes nothing: store the state and apply the decision.
 
         Args:
-            state: what the last `step` (or `initial_state`) gave.
+            state: the result of the last `step`, or of `initial_state`.
             metric: the global value of `monitor`: a real number, or anything with `__float__`.
             rate: the effective rate that is applied now, at least 0.
             in_warmup: whether the rate is still warming up.
@@ -304,7 +304,7 @@ class PlateauPolicy:
         hint = "check that it is among the epoch's logs (compiled metrics, validation data)"
         value = real(self.monitor, metric, "a real number", hint)
         current_rate = not_negative_real("rate", rate)
-        _flag("in_warmup", in_warmup)
+        _check_flag("in_warmup", in_warmup)
         if math.isinf(state.best) and state.best != self.initial_state().best:
             raise StateError(f"A plateau state with best={state.best} does not fit {self.key!r}.")
         finite = math.isfinite(value)

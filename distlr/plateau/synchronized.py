@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from distlr.communicators import Communicator, alone
-from distlr.communicators.rank_zero import from_root
+from distlr.communicators import Communicator, single_process_communicator
+from distlr.communicators.rank_zero import compute_on_root
 from distlr.errors import ConfigurationError, DistributionError, NonFiniteMetricError, received
 from distlr.optimizer import handle
 from distlr.plateau.policy import Decision, PlateauPolicy, PlateauState
@@ -58,7 +58,7 @@ class Plateau:
     ) -> None:
         self.policy = PlateauPolicy(monitor, **arguments) if policy is None else policy
         if communicator is None:
-            communicator = alone(type(self).__name__, "pass communicator=job.communicator")
+            communicator = single_process_communicator(type(self).__name__, "pass communicator=job.communicator")
         self.communicator = communicator
         self.decisions: list[dict[str, Any]] = []
         self._handle = handle(optimizer)
@@ -68,14 +68,14 @@ class Plateau:
                 f"write mode='min' or mode='max': nothing tells whether '{self.policy.monitor}' is better low or high"
             )
             raise ConfigurationError(received("mode", self.policy.mode, "'min' or 'max' for this metric", hint))
-        # Made on every rank now: in the scope of a strategy that spans them a variable is made by all together.
+        # Every rank creates the variable now: under a strategy that spans the ranks all must create it together.
         self._handle.read(self._name, self.policy.initial_state().as_vector())
 
     def step(self, value: float | None, *, epoch: int | None = None) -> Decision:
         """Decides and applies, at an epoch's end. Collective: every rank calls it.
 
         Args:
-            value: the global metric, or None where there is none. What counts is rank 0's.
+            value: the global metric, or None where there is none. Only rank 0's counts.
             epoch: the epoch's number, for the record; counted from 0 by default.
 
         Returns:
@@ -92,17 +92,17 @@ class Plateau:
         """
         epoch = self._steps if epoch is None else epoch
         self._steps = epoch + 1
-        said = from_root(
+        reply = compute_on_root(
             self.communicator,
             lambda: self._decide(value),
             tag=f"plateau {self.policy.key} {epoch}",
             what="decide",
             raised=(NonFiniteMetricError, DistributionError),
         )
-        if "skipped" in said:
-            return Decision(1.0, said["skipped"], improved=False)
-        decision = Decision.from_dict(said["decision"])
-        state = PlateauState.from_vector(said["state"])
+        if "skipped" in reply:
+            return Decision(1.0, reply["skipped"], improved=False)
+        decision = Decision.from_dict(reply["decision"])
+        state = PlateauState.from_vector(reply["state"])
         self._handle.write(self._name, state.as_vector())
         if decision.cut:
             before = self._handle.rate
@@ -126,7 +126,7 @@ class Plateau:
         return f"plateau/{self.policy.key}"
 
     def _decide(self, value: float | None) -> dict[str, Any]:
-        """Rank 0: raises what is wrong with the state, the metric, or the user's schedule."""
+        """Decides, on rank 0; raises where the state, the metric or the user's schedule is wrong."""
         if value is None:
             return {"skipped": f"{self.policy.monitor} is not there"}
         if self._handle.paused:

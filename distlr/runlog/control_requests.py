@@ -1,11 +1,11 @@
 """Requests to a run that is under way: files that `distlr control` writes and rank 0 reads, trusting none of them.
 
-A request is a small JSON object in `RUN_DIR/control/`, which belongs to the user whose run it is. Nothing of it is
-executed; what is not exactly a request is refused, with the reason, and changes nothing. The end of a file's name says
-what has become of it:
+A request is a small JSON object in `RUN_DIR/control/`, which belongs to the user whose run it is. Nothing in it is
+executed. A file that is not exactly a request is refused, with the reason, and changes nothing. The end of a file's
+name shows its state:
 
 ID.json             it waits, and can be cancelled
-ID.json.taken       rank 0 does it now; a run that goes on after a crash looks whether it was done
+ID.json.taken       rank 0 applies it now; a run that continues after a crash checks whether it was applied
 ID.json.applied, ID.json.refused, ID.json.cancelled
 """
 
@@ -28,16 +28,16 @@ from distlr._utils.atomic_files import write_bytes
 from distlr.errors import ConfigurationError
 from distlr.runlog.request import ACTIONS, Request, is_change
 
-__all__ = ["ACTIONS", "ControlDirectory", "PendingRequest", "Request", "is_change", "trouble_with"]
+__all__ = ["ACTIONS", "ControlDirectory", "PendingRequest", "Request", "find_trust_problem", "is_change"]
 
 DIRECTORY = "control"
 _LONGEST = 4096  # bytes of a request
-_NAMES = 10_000  # that one look goes over
+_NAMES = 10_000  # names that one look reads
 _READ = 100  # files that one look reads
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.json")
-_ASKED = re.compile(r"[0-9]{19}-[0-9]{1,10}\.json")  # a name that `ask` gives
+_ASKED = re.compile(r"[0-9]{19}-[0-9]{1,10}\.json")  # a name that `ask` returns
 _TAKEN, _CANCELLED = ".taken", ".cancelled"
-_SETTLED = (".applied", ".refused")
+_ANSWERED = (".applied", ".refused")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,8 @@ class PendingRequest:
     Attributes:
         name: of the file, which names the request in the run's decisions.
         by: the name of the file's owner.
-        request: what is asked for; None where it is refused.
-        refused: why not.
+        request: its content; None where it is refused.
+        refused: the reason of a refusal.
         written: when it was written, in ns, by the clock of the file system; see `ControlDirectory.file_time`.
         came: when it came into the directory, by the same clock.
         file: which file it is, also after a change of its name.
@@ -79,12 +79,12 @@ class ControlDirectory:
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         self.path = Path(run_dir) / DIRECTORY
-        self._seen: set[str] = set()  # what could not be renamed, or waits for its epoch
+        self._seen: set[str] = set()  # names of files that could not be renamed, or wait for their epoch
         self._claimed: set[str] = set()
-        self._scan: Iterator[os.DirEntry[str]] | None = None  # where the next look goes on
+        self._scan: Iterator[os.DirEntry[str]] | None = None  # where the next look continues
         self._warned_of_directory = False
 
-    # -- who asks ------------------------------------------------------------------------------------
+    # -- the user ------------------------------------------------------------------------------------
 
     def make(self) -> None:
         """Makes the directory, for its owner alone."""
@@ -98,7 +98,7 @@ class ControlDirectory:
         return name
 
     def cancel(self, name: str) -> bool:
-        """Takes a request back, and says whether it could: one that a run has taken is no longer there.
+        """Cancels a request; returns False where it is no longer there, because a run has claimed it.
 
         Raises:
             OSError: the file cannot be renamed.
@@ -109,15 +109,15 @@ class ControlDirectory:
             return False
         return True
 
-    def was_taken(self, name: str) -> bool:
-        """Whether a run has begun to do a request, or has answered it."""
-        return os.path.lexists(self.path / (name + _TAKEN)) or self.was_settled(name)
+    def was_claimed(self, name: str) -> bool:
+        """Whether a run has claimed a request, or has answered it."""
+        return os.path.lexists(self.path / (name + _TAKEN)) or self.was_answered(name)
 
     def waiting(self, most: int = _NAMES) -> list[PendingRequest]:
-        """What has not been answered, in the order of names, for who wants to know: nothing is taken.
+        """Lists the requests without an answer, in the order of names; claims none.
 
         Args:
-            most: how many files are looked at.
+            most: the largest number of files to read.
 
         Raises:
             OSError: the directory cannot be read.
@@ -127,22 +127,22 @@ class ControlDirectory:
                 names = sorted(islice((entry.name for entry in entries if _is_open(entry.name)), most))
         except FileNotFoundError:
             return []
-        return [found for name in names if (found := self._read(name)) is not None]
+        return [request for name in names if (request := self._read(name)) is not None]
 
     # -- the run -------------------------------------------------------------------------------------
 
     def look(self) -> list[PendingRequest]:
-        """What has come since the last look; each file once.
+        """Returns the files that are new since the last look, each once.
 
-        Those of `ask` come first, in the order in which they were asked, then others in the order of names. One look
-        goes over 10,000 names and reads 100 files, and the next one goes on there. So whatever lies there costs a step
-        no more than that, and a request is found after a number of looks that the number of files bounds.
+        Requests of `ask` come first, in the order in which they were written, then others in the order of names. One
+        look reads 10,000 names and 100 files, and the next one continues there. So a look costs a step no more than
+        that, and the number of files limits after how many looks a request is read.
 
-        Never raises for what a file is: whatever is no request is found as refused.
+        A file that is no request raises nothing: it is returned as refused.
         """
         try:
             names = self._next_names()
-            trouble = trouble_with(os.lstat(self.path), directory=True)
+            trouble = find_trust_problem(os.lstat(self.path), directory=True)
         except OSError:
             self.close()
             return []
@@ -154,28 +154,28 @@ class ControlDirectory:
             return [PendingRequest(DIRECTORY, "?", refused=f"{self.path} {trouble}")]
         new = sorted((not _ASKED.fullmatch(name), name) for name in names if name not in self._seen)
         chosen = [name for _, name in new[:_READ]]
-        found = [each for name in chosen if (each := self._read(name)) is not None]
-        self._seen.update(each.name for each in found)
-        return found
+        requests = [each for name in chosen if (each := self._read(name)) is not None]
+        self._seen.update(each.name for each in requests)
+        return requests
 
-    def claim(self, found: PendingRequest) -> bool:
-        """Takes a request to do it now, and says whether it is still there: from here on nobody can cancel it."""
-        path = self.path / found.name
+    def claim(self, request: PendingRequest) -> bool:
+        """Claims a request, which nobody can cancel any more; returns False where it is no longer there."""
+        path = self.path / request.name
         try:
-            if _identity(os.lstat(path)) != found.file:
+            if _identity(os.lstat(path)) != request.file:
                 raise FileNotFoundError
-            path.rename(path.with_name(found.name + _TAKEN))
+            path.rename(path.with_name(request.name + _TAKEN))
         except FileNotFoundError:
-            self._seen.discard(found.name)
+            self._seen.discard(request.name)
             return False
         except OSError:
             return True  # it cannot be renamed, so that nobody can cancel it either
-        self._claimed.add(found.name)
+        self._claimed.add(request.name)
         return True
 
-    def settle(self, names: Iterable[str], *, applied: bool) -> None:
-        """Marks requests as answered, so that no later run takes them."""
-        suffix = _SETTLED[not applied]
+    def mark_answered(self, names: Iterable[str], *, applied: bool) -> None:
+        """Marks requests as answered, so that no later run claims them."""
+        suffix = _ANSWERED[not applied]
         for name in names:
             source = self.path / (name + _TAKEN if name in self._claimed else name)
             # With the suffix a long name may be too long.
@@ -189,21 +189,21 @@ class ControlDirectory:
                 self._claimed.discard(name)
                 break
 
-    def was_settled(self, name: str) -> bool:
+    def was_answered(self, name: str) -> bool:
         """Whether a file of this name was answered, so that one that waits now is another."""
-        return any(os.path.lexists(self.path / (name + suffix)) for suffix in _SETTLED)
+        return any(os.path.lexists(self.path / (name + suffix)) for suffix in _ANSWERED)
 
-    def take_back(self) -> set[str]:
-        """Lets requests wait again that a run had taken as it died, and gives their names.
+    def release_claimed(self) -> set[str]:
+        """Releases the requests that a run had claimed as it died, and returns their names.
 
-        Those that it had done are in its decisions.
+        Those that it had applied are in its decisions.
         """
-        back: set[str] = set()
+        released: set[str] = set()
         try:
             with os.scandir(self.path) as entries:
                 names = list(islice((entry.name for entry in entries if entry.name.endswith(_TAKEN)), _NAMES))
         except OSError:
-            return back
+            return released
         for name in names:
             path = self.path / name.removesuffix(_TAKEN)
             if _NAME.fullmatch(path.name) and path.name not in self._claimed and not os.path.lexists(path):
@@ -211,8 +211,8 @@ class ControlDirectory:
                     (self.path / name).rename(path)
                 except OSError:
                     continue
-                back.add(path.name)
-        return back
+                released.add(path.name)
+        return released
 
     def file_time(self) -> int:
         """Now, in ns, by the clock that stamps the files here: that of a file server, which no host need agree with."""
@@ -228,7 +228,7 @@ class ControlDirectory:
             return time.time_ns()  # the directory is full, or cannot be written
 
     def close(self) -> None:
-        """Ends the look that the next one would have gone on with."""
+        """Ends the scan of the directory that the next look would have continued."""
         scan, self._scan = self._scan, None
         if scan is not None:
             scan.close()  # type: ignore[attr-defined]
@@ -236,7 +236,7 @@ class ControlDirectory:
     # -- files ---------------------------------------------------------------------------------------
 
     def _next_names(self) -> list[str]:
-        """The names that wait, of those that come next in the directory; at its end the next ones are the first."""
+        """The waiting names among the next ones in the directory; at its end the scan begins anew."""
         if self._scan is None:
             self._scan = os.scandir(self.path)
         names = [entry.name for entry in islice(self._scan, _NAMES)]
@@ -245,59 +245,59 @@ class ControlDirectory:
         return [name for name in names if _is_open(name)]
 
     def _read(self, name: str) -> PendingRequest | None:
-        """What a file is; None where it has gone."""
+        """Reads a file as a request; None where the file has gone."""
         try:
-            about = os.lstat(self.path / name)
+            status = os.lstat(self.path / name)
         except OSError:
             return None
-        found = PendingRequest(
-            name, _user(about.st_uid), written=about.st_mtime_ns, came=about.st_ctime_ns, file=_identity(about)
+        pending = PendingRequest(
+            name, _user(status.st_uid), written=status.st_mtime_ns, came=status.st_ctime_ns, file=_identity(status)
         )
-        trouble = trouble_with(about)
+        trouble = find_trust_problem(status)
         if not _NAME.fullmatch(name):
             trouble = "has a name that no request has"
         if trouble:
-            return dataclasses.replace(found, refused=f"It {trouble}.")
+            return dataclasses.replace(pending, refused=f"It {trouble}.")
         try:
-            return dataclasses.replace(found, request=Request.parse(_contents(self.path / name)))
+            return dataclasses.replace(pending, request=Request.parse(_contents(self.path / name)))
         except (ConfigurationError, OSError) as error:
-            return dataclasses.replace(found, refused=str(error))
+            return dataclasses.replace(pending, refused=str(error))
 
 
 def _contents(path: Path) -> bytes:
-    """The bytes of a small file, which is looked at once more when it is open."""
+    """Reads a small file, after checking it once more when it is open."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        trouble = trouble_with(os.fstat(file.fileno()))
+        trouble = find_trust_problem(os.fstat(file.fileno()))
         if trouble:
             raise ConfigurationError(f"It {trouble}.")
         return file.read(_LONGEST + 1)
 
 
-def _identity(about: os.stat_result) -> tuple[int, int, int]:
-    return about.st_dev, about.st_ino, about.st_mtime_ns
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _is_open(name: str) -> bool:
-    """Whether a file has still to be looked at: it is not being written, and was not taken, answered or cancelled."""
-    ended = (*_SETTLED, _TAKEN, _CANCELLED)
+    """Whether a file is still to be read: it is not being written, and was not claimed, answered or cancelled."""
+    ended = (*_ANSWERED, _TAKEN, _CANCELLED)
     return not (name.endswith(ended) or (name.startswith(".") and not name.endswith(".json")))
 
 
-def trouble_with(about: os.stat_result, *, directory: bool = False, longest: int = _LONGEST) -> str:
-    """Why a file, or the directory, is not to be trusted; empty where it is."""
-    if directory and not stat.S_ISDIR(about.st_mode):
+def find_trust_problem(status: os.stat_result, *, directory: bool = False, longest: int = _LONGEST) -> str:
+    """Returns why a file, or the directory, cannot be trusted; an empty text where it can."""
+    if directory and not stat.S_ISDIR(status.st_mode):
         return "is no directory"
-    if not directory and not stat.S_ISREG(about.st_mode):
+    if not directory and not stat.S_ISREG(status.st_mode):
         return "is no plain file"
-    if about.st_uid != os.geteuid():
-        return f"belongs to {_user(about.st_uid)}, and the run to {_user(os.geteuid())}"
-    if about.st_mode & 0o022:
-        return f"can be written by others (mode {stat.S_IMODE(about.st_mode):03o}). Fix: chmod go-w"
-    if not directory and about.st_nlink != 1:
+    if status.st_uid != os.geteuid():
+        return f"belongs to {_user(status.st_uid)}, and the run to {_user(os.geteuid())}"
+    if status.st_mode & 0o022:
+        return f"can be written by others (mode {stat.S_IMODE(status.st_mode):03o}). Fix: chmod go-w"
+    if not directory and status.st_nlink != 1:
         return "has another name elsewhere"
-    if not directory and about.st_size > longest:
-        return f"has {about.st_size} bytes, and at most {longest} are read"
+    if not directory and status.st_size > longest:
+        return f"has {status.st_size} bytes, and at most {longest} are read"
     return ""
 
 

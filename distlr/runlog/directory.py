@@ -1,14 +1,14 @@
-"""The directory of a run: what it was, what each epoch gave, and what was decided; one run at a time, as JSON.
+"""The directory of a run: its configuration, epochs and decisions as JSON; one run at a time.
 
 RUN_DIR/run.json          the formula, the ranks, the versions
 RUN_DIR/epochs.jsonl      a line an epoch: the rate within it, the logs, whether the replicas agreed
 RUN_DIR/decisions.jsonl   a line a decision: cuts, changes by hand, refused requests
-RUN_DIR/run.lock          who writes here, while a run is under way (`distlr._utils.directory_lock`)
+RUN_DIR/run.lock          the process that writes here, while a run is under way (`distlr._utils.directory_lock`)
 RUN_DIR/control/          requests to a run that is under way (`distlr.runlog.control_requests`)
-RUN_DIR/earlier/          what runs before this one left
+RUN_DIR/earlier/          the files of runs before this one
 
-A line that a crash or a power cut has damaged costs that line: readers leave it out and say so, and a run that goes on
-keeps the file as it was under another name.
+A crash or a power cut may damage a line: readers skip it and report it, and a run that continues keeps the file as it
+was under another name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from distlr.errors import ConfigurationError, received
 __all__ = ["Run", "RunDirectory", "now"]
 
 RUN, EPOCHS, DECISIONS, EARLIER = "run.json", "epochs.jsonl", "decisions.jsonl", "earlier"
-MODE = 0o644  # of what a restart reads again: nobody else may write it
+MODE = 0o644  # of files that a restart reads again: nobody else may write them
 
 _log = logging.getLogger("distlr")
 
@@ -45,7 +45,7 @@ def now() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run has left so far.
+    """The contents of a run's directory so far.
 
     Attributes:
         name: the directory's.
@@ -53,7 +53,7 @@ class Run:
             epochs, the versions.
         epochs: an object an epoch, in order.
         decisions: an object a decision, in order.
-        damage: what of the files could not be read, a sentence each.
+        damage: a sentence for each file that could not be read in full.
     """
 
     name: str
@@ -79,32 +79,32 @@ class RunDirectory:
         self._lock.acquire(timeout)
 
     def release(self) -> None:
-        """Lets other jobs in."""
+        """Releases the lock of the directory."""
         self._lock.release()
 
     def begin(self, run: Mapping[str, Any]) -> None:
-        """Begins a run. What an earlier one left goes to `earlier/`, under the time at which that one started."""
+        """Begins a run. The files of an earlier one move to `earlier/`, under the time at which it started."""
         self.acquire()
-        there = [self.path / name for name in (RUN, EPOCHS, DECISIONS) if os.path.lexists(self.path / name)]
-        if there:
-            started = _started(self.path / RUN)
+        existing = [self.path / name for name in (RUN, EPOCHS, DECISIONS) if os.path.lexists(self.path / name)]
+        if existing:
+            started = _start_name(self.path / RUN)
             place = self.path / EARLIER / started
             number = 1
             while place.exists():
                 number += 1
                 place = self.path / EARLIER / f"{started}-{number}"
             place.mkdir(parents=True)
-            for path in there:
+            for path in existing:
                 path.rename(place / path.name)
         write_json(self.path / RUN, dict(run))
 
-    def go_on(self, run: Mapping[str, Any], epoch: int, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Continues the run that is there: takes back the epochs that are trained again, and decisions.
+    def resume(self, run: Mapping[str, Any], epoch: int, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Continues the run in the directory: removes the epochs that are trained again, and decisions.
 
         Args:
             run: as for `begin`; the start of the first stays.
             epoch: the first that is trained again.
-            keep: says of a decision whether it stays.
+            keep: returns whether a decision stays.
         """
         self.acquire()
         started = run["started"]
@@ -113,7 +113,7 @@ class RunDirectory:
                 started = _read_json(self.path / RUN).get("started", started)
             except ConfigurationError as error:
                 _log.warning(
-                    "%s When the run started is lost; the file as it was is %s.", error, _kept(self.path / RUN)
+                    "%s When the run started is lost; the file as it was is %s.", error, _copy_damaged(self.path / RUN)
                 )
         write_json(self.path / RUN, {**run, "started": started})
         self._filter(EPOCHS, lambda line: line["epoch"] < epoch)
@@ -133,11 +133,11 @@ class RunDirectory:
         self._append(DECISIONS, record)
 
     def decisions(self) -> list[dict[str, Any]]:
-        """The decisions so far, of those that can be read."""
+        """Reads the decisions so far, without damaged lines."""
         return self.decision_lines().objects
 
     def decision_lines(self) -> Lines:
-        """The decisions so far, and how many lines are damaged.
+        """Reads the decisions so far, and counts the damaged lines.
 
         Raises:
             ConfigurationError: the file cannot be read.
@@ -145,7 +145,7 @@ class RunDirectory:
         return self._lines(DECISIONS)
 
     def read(self) -> Run:
-        """All of it; of files that are damaged what can be read.
+        """Reads the whole run; of damaged files as much as can be read.
 
         Raises:
             ConfigurationError: there is no run, or a file cannot be read.
@@ -153,14 +153,14 @@ class RunDirectory:
         if not (self.path / RUN).is_file():
             hint = "write job.callbacks([...], run_dir=...) in the script"
             raise ConfigurationError(received("run_dir", str(self.path), f"a directory with a {RUN}", hint))
-        found = {name: self._lines(name) for name in (EPOCHS, DECISIONS)}
+        lines_by_file = {name: self._lines(name) for name in (EPOCHS, DECISIONS)}
         damage = tuple(
             f"{name} cannot be read in {counted(lines.damaged, 'line')}."
-            for name, lines in found.items()
+            for name, lines in lines_by_file.items()
             if lines.damaged
         )
         run, name = _read_json(self.path / RUN), self.path.resolve().name
-        return Run(name, run, found[EPOCHS].objects, found[DECISIONS].objects, damage)
+        return Run(name, run, lines_by_file[EPOCHS].objects, lines_by_file[DECISIONS].objects, damage)
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         self._check_lock()
@@ -190,12 +190,12 @@ class RunDirectory:
             )
 
     def _filter(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Leaves in a file what is to be kept, and says what of it could not be read."""
+        """Removes lines that are not to be kept, and logs how many could not be read."""
         path, lines = self.path / name, self._lines(name)
-        damaged, kept = lines.damaged, []
+        damaged, remaining = lines.damaged, []
         for line in lines.objects:
             try:
-                kept += [line] if keep(line) else []
+                remaining += [line] if keep(line) else []
             except (KeyError, TypeError):
                 damaged += 1
         if damaged:
@@ -203,25 +203,25 @@ class RunDirectory:
                 "%s is not what a run writes in %s, which this run leaves out. The file as it was is %s.",
                 path,
                 counted(damaged, "line"),
-                _kept(path),
+                _copy_damaged(path),
             )
         elif lines.unfinished:
             _log.info(
                 "The last line of %s was not finished, as a crash leaves it; where it is half it is cut off.", path
             )
-        if damaged or lines.unfinished or kept != lines.objects:
-            text = "".join(json.dumps(line) + "\n" for line in kept)
+        if damaged or lines.unfinished or remaining != lines.objects:
+            text = "".join(json.dumps(line) + "\n" for line in remaining)
             write_bytes(path, text.encode(), mode=MODE)
 
     def _lines(self, name: str) -> Lines:
-        """The lines of a file; a last one that a crash cut off is left out."""
+        """Reads the lines of a file, without a last one that a crash cut off."""
         try:
             return read_lines(self.path / name)
         except OSError as error:
             raise ConfigurationError(f"{self.path / name} cannot be read: {error}.") from error
 
 
-def _started(path: Path) -> str:
+def _start_name(path: Path) -> str:
     """When the run of a `run.json` started, as a name for a directory."""
     try:
         text = str(_read_json(path).get("started"))
@@ -242,8 +242,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _kept(path: Path) -> Path:
-    """A copy of a damaged file, which is about to be replaced; what cannot be copied gets another name itself."""
+def _copy_damaged(path: Path) -> Path:
+    """Copies a damaged file, which is about to be replaced; one that cannot be copied is renamed."""
     names = itertools.chain(
         [f"{path.name}.damaged"], (f"{path.name}.damaged-{number}" for number in itertools.count(2))
     )

@@ -1,15 +1,14 @@
-"""What was decided in a run, in order, and who wants to hear of it."""
+"""The decisions of a run, in order, and their listeners."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 __all__ = ["KEPT", "Journal", "JournalEntry"]
 
 KEPT = ("control", "asked", "refused", "resume")
-"""The kinds of decision that a run which continues a checkpoint does not take again: what came by hand or with it."""
+"""The kinds of decision that a run which continues a checkpoint does not make again: by hand, or by continuing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +23,8 @@ class JournalEntry:
         at: the position in epochs.
         between: whether it was at the epoch's end, or before it began, and not after one of its batches.
         clock: the samples seen; without a batch the updates.
-        drawn: how far the data was: what the clock would show if no step had been left out, so that entries are told
-            apart between which the clock stood still.
+        drawn: the position in the data: the clock as if no step had been left out. It distinguishes entries between
+            which the clock stood still.
         samples_seen: the clock where it counts samples, else None.
         multiplier: the factor on the rate; None where the rate stayed.
         learning_rate: the rate after it; None where it is not finite.
@@ -47,10 +46,10 @@ class JournalEntry:
     reason: str
     by: str
     time: str
-    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """The entry as an object of JSON, as it stands in `decisions.jsonl`."""
+    def to_json(self) -> dict[str, object]:
+        """The entry as an object of JSON, as in `decisions.jsonl`."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         details = fields.pop("details")
         return {**fields, **details}
@@ -59,17 +58,17 @@ class JournalEntry:
 class Journal:
     """The decisions of one `fit`: every callback that decides adds to it, those that write listen to it.
 
-    What concerns files alone (a refused request, a checkpoint that is continued) is in rank 0's journal only.
+    An entry about files alone (a refused request, a checkpoint that is continued) is in rank 0's journal only.
     """
 
     def __init__(self) -> None:
         self.entries: list[JournalEntry] = []
         self._listeners: list[Callable[[JournalEntry], None]] = []
         self.drawn: Callable[[], int] | None = None
-        """How far the data is, where `DataPositionSync` counts it."""
+        """Returns the position in the data, where `DataPositionSync` counts it."""
 
     def listen(self, listener: Callable[[JournalEntry], None]) -> None:
-        """Has a function called with each entry: those that are there, and each from now on."""
+        """Calls a function with each entry so far, and with each later one."""
         self._listeners.append(listener)
         for entry in self.entries:
             listener(entry)

@@ -1,4 +1,4 @@
-"""Changes by hand that a run has had: where each was made, and those that its decisions tell of."""
+"""The changes by hand of a run and their places, read from the run's decisions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from distlr._utils.checks import counted
 from distlr._utils.json_lines import LONGEST_FILE, Lines
 from distlr.errors import ConfigurationError
-from distlr.runlog.control_requests import is_change, trouble_with
+from distlr.runlog.control_requests import find_trust_problem, is_change
 from distlr.runlog.directory import DECISIONS, RunDirectory
 
-__all__ = ["Moment", "Place", "again_from", "answers", "in_words", "read_changes"]
+__all__ = ["Moment", "Place", "changes_to_repeat", "describe_change", "read_answers", "read_changes"]
 
 _log = logging.getLogger("distlr")
 
@@ -34,10 +34,10 @@ class Moment(enum.IntEnum):
 
 
 class Place(NamedTuple):
-    """Where a change is made: in the order of these, a run has its changes.
+    """The place of a change in a run; changes are made in the order of their places.
 
-    `clock` is how far the data is, which the clock shows as long as no step is left out; from there on it would stand
-    still, and an epoch's end would be before the next epoch's first batch no more.
+    `clock` is the position in the data. The run's own clock stands still where a step is left out, so it would no
+    longer tell an epoch's end from the next epoch's first batch.
     """
 
     clock: int
@@ -45,17 +45,17 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Place:
-        """That of an entry that has one."""
+        """The place of an entry that has one."""
         return cls(entry.get("drawn", entry["clock"]), entry["moment"])
 
 
 def read_changes(run: RunDirectory) -> list[dict[str, Any]]:
-    """The changes by hand that the run's decisions tell of, in the order of their places.
+    """Reads the changes by hand from the run's decisions, in the order of their places.
 
-    What cannot be read costs no training, but a warning: a change by hand that is not made again is another run.
+    A line that cannot be read is warned of and ends no training: without a change by hand the run is another one.
     """
     path = run.path / DECISIONS
-    trouble = trouble_with(path.lstat(), longest=LONGEST_FILE) if os.path.lexists(path) else ""
+    trouble = find_trust_problem(path.lstat(), longest=LONGEST_FILE) if os.path.lexists(path) else ""
     try:
         lines = Lines([]) if trouble else run.decision_lines()
     except ConfigurationError as error:
@@ -69,50 +69,52 @@ def read_changes(run: RunDirectory) -> list[dict[str, Any]]:
             path,
             counted(lines.damaged, "line"),
         )
-    found = [entry for entry in lines.objects if entry.get("kind") == "control"]
-    whole = [entry for entry in found if is_change(entry) and _has_place(entry)]
-    if len(whole) < len(found):
-        _log.warning("%s: %d lines are no changes by hand, and are left out.", path, len(found) - len(whole))
-    return sorted(whole, key=Place.of)
+    entries = [entry for entry in lines.objects if entry.get("kind") == "control"]
+    changes = [entry for entry in entries if is_change(entry) and _has_place(entry)]
+    if len(changes) < len(entries):
+        _log.warning("%s: %d lines are no changes by hand, and are left out.", path, len(entries) - len(changes))
+    return sorted(changes, key=Place.of)
 
 
-def answers(run: RunDirectory) -> dict[str, str]:
-    """What the run's decisions say of each request, by its name: "asked" while it waits, "control" or "refused"."""
+def read_answers(run: RunDirectory) -> dict[str, str]:
+    """Reads the answer to each request, by its name, from the decisions: "asked" (it waits), "control" or "refused"."""
     try:
         lines = run.decisions()
     except ConfigurationError:
-        return {}  # `read_changes` says so
+        return {}  # `read_changes` warns of it
     kinds = ("asked", "control", "refused")
     return {str(line.get("id")): line["kind"] for line in lines if line.get("kind") in kinds}
 
 
-def again_from(changes: Sequence[Mapping[str, Any]], last: Place, made: int) -> list[dict[str, Any]]:
-    """What is made again by a run that goes on where it has had all changes up to `last`, and so many of those there.
+def changes_to_repeat(changes: Sequence[Mapping[str, Any]], last: Place, already_made: int) -> list[dict[str, Any]]:
+    """The changes that a continued run makes again: it has had all before `last`, and `already_made` of those there.
 
     >>> three = [{"clock": 8, "moment": 0, "action": "stop", "multiplier": None, "by": who} for who in "abc"]
-    >>> [change["by"] for change in again_from(three, Place(8, 0), 1)], again_from(three, Place(8, 1), 0)
+    >>> [change["by"] for change in changes_to_repeat(three, Place(8, 0), 1)], changes_to_repeat(three, Place(8, 1), 0)
     (['b', 'c'], [])
 
     Args:
-        changes: what `read_changes` gave.
+        changes: the result of `read_changes`.
         last: the place of the last one that the run has had.
-        made: how many of those at that place it has had.
+        already_made: how many of those at that place it has had.
     """
     later = [entry for entry in changes if Place.of(entry) >= last]
-    had = [entry for entry in later if Place.of(entry) == last][:made]
+    past = [entry for entry in later if Place.of(entry) == last][:already_made]
     names = ("moment", "action", "multiplier", "by")
     return [
-        {"clock": Place.of(entry).clock, **{name: entry[name] for name in names}} for entry in later if entry not in had
+        {"clock": Place.of(entry).clock, **{name: entry[name] for name in names}}
+        for entry in later
+        if entry not in past
     ]
 
 
-def in_words(change: Mapping[str, Any]) -> str:
-    """Who did what."""
-    did = _DID.get(change["action"]) or f"multiplied the rate by {change['multiplier']:.6g}"
-    return f"{change['by']} {did}"
+def describe_change(change: Mapping[str, Any]) -> str:
+    """Describes a change for a log: who made it, and which it was."""
+    action = _DID.get(change["action"]) or f"multiplied the rate by {change['multiplier']:.6g}"
+    return f"{change['by']} {action}"
 
 
 def _has_place(entry: Mapping[str, Any]) -> bool:
-    """Whether a line of the decisions says where its change was made."""
+    """Whether a line of the decisions has the place of its change."""
     counts = [entry.get("clock"), entry.get("drawn", 0)]
     return all(type(count) is int for count in counts) and entry.get("moment") in tuple(Moment)

@@ -1,4 +1,4 @@
-"""What is asked of a run by hand, as the object in a request's file."""
+"""A request by hand to a run, as the object in its file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST_WAIT = 1e9  # seconds
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One thing that is asked of a run.
+    """One request to a run.
 
     Attributes:
         action: one of `ACTIONS`.
@@ -30,7 +30,7 @@ class Request:
         to: "set-lr", instead: the rate itself, as it is applied.
         at_epoch: when, before the epoch that Keras prints as this number, from 1; None for as soon as it is read.
         force: "set-lr": whether a change by more than a factor of 100 is meant.
-        valid_for: seconds from when it is asked; a run that takes it later refuses it. None for no limit.
+        valid_for: seconds from when it is written; a run that reads it later refuses it. None for no limit.
 
     Raises:
         ConfigurationError: a value is out of its range, or does not belong to the action.
@@ -51,8 +51,8 @@ class Request:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is not None and not (number and 0 < value <= float(10**12) and math.isfinite(value)):
                 raise ConfigurationError(received(name, value, "a finite number above 0"))
-        given = (self.multiply is not None) + (self.to is not None)
-        if given != (self.action == "set-lr"):
+        count = (self.multiply is not None) + (self.to is not None)
+        if count != (self.action == "set-lr"):
             expected = "one of multiply and to" if self.action == "set-lr" else "neither multiply nor to"
             raise ConfigurationError(
                 f"{self.action!r} takes {expected}. Received: multiply={self.multiply!r}, to={self.to!r}."
@@ -67,20 +67,20 @@ class Request:
             raise ConfigurationError(received("valid_for", seconds, "a number of seconds above 0, at most 1e9"))
 
     def __str__(self) -> str:
-        """As on the command line of `distlr control`."""
+        """The request as on the command line of `distlr control`."""
         values = {"--multiply": self.multiply, "--to": self.to, "--at-epoch": self.at_epoch}
         words = [f"{option} {value}" for option, value in values.items() if value is not None]
         return " ".join([self.action, *words, *(["--force"] if self.force else [])])
 
     def factor(self, rate: float) -> float:
-        """What the rate is multiplied by, of a run whose rate is `rate` now.
+        """The factor on the rate of a run whose rate is `rate` now.
 
         Raises:
             ConfigurationError: the change is larger than a factor of 100 and not forced, or no rate results.
         """
         if not (math.isfinite(rate) and rate > 0):
             raise ConfigurationError(f"The rate is {rate:g} now, and a change by hand multiplies it.")
-        # A float, also of a whole number: `is_change` takes nothing else from the run's decisions.
+        # A float, also for a whole number: `is_change` accepts nothing else from the run's decisions.
         factor = float(self.multiply) if self.multiply is not None else (self.to or 1.0) / rate
         if abs(math.log(factor)) > math.log(_LARGEST_FACTOR) + 1e-6 and not self.force:
             raise ConfigurationError(
@@ -99,10 +99,10 @@ class Request:
 
     @classmethod
     def parse(cls, data: bytes) -> Request:
-        """The request in the bytes of a file.
+        """Parses the bytes of a request's file.
 
         Raises:
-            ConfigurationError: it is not exactly one.
+            ConfigurationError: they are not exactly one request.
         """
         try:
             value = json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_doubles)

@@ -27,12 +27,12 @@ def scale_moving_averages(
     steps, and a moving average that forgets by the step then lags behind the weights by k times as many
     samples; in large batches that costs more accuracy than anything else.
 
-    The base momentum is what a saved model holds, and what is scaled however often this is called.
+    A saved model holds the base momentum, and this function scales from it, however often it is called.
 
     Args:
         model: before it is trained.
-        batch: what `job.batch` gave.
-        layers: the attribute that is a momentum, by the name of the layer, of layers of your own.
+        batch: the result of `job.batch`.
+        layers: for layers of your own, the name of the momentum's attribute by the layer's name.
 
     Returns:
         (base, scaled) by "layer.attribute".
@@ -45,14 +45,14 @@ def scale_moving_averages(
     if not isinstance(model, keras.Model):
         raise ConfigurationTypeError(received("model", model, "a Keras model"))
     k = batch.ratio / batch.accumulation
-    found: dict[str, tuple[float, float]] = {}
-    for layer, attribute in [*averaging_layers(model), *_named(model, layers or {})]:
-        base = _bases(layer).setdefault(attribute, float(getattr(layer, attribute)))
+    momenta: dict[str, tuple[float, float]] = {}
+    for layer, attribute in [*averaging_layers(model), *_named_layers(model, layers or {})]:
+        base = _base_momenta(layer).setdefault(attribute, float(getattr(layer, attribute)))
         setattr(layer, attribute, rules.moving_average(base, k))
-        found[f"{layer.name}.{attribute}"] = (base, getattr(layer, attribute))
+        momenta[f"{layer.name}.{attribute}"] = (base, getattr(layer, attribute))
     for name in ("train_function", "test_function", "predict_function"):
-        setattr(model, name, None)  # a traced one holds the momentum that was
-    return found
+        setattr(model, name, None)  # a function that was traced before holds the old momentum
+    return momenta
 
 
 def averaging_layers(model: Any) -> Iterator[tuple[Any, str]]:
@@ -67,21 +67,21 @@ def is_scaled(layer: Any) -> bool:
     return _BASE in layer.__dict__
 
 
-def _bases(layer: Any) -> dict[str, float]:
+def _base_momenta(layer: Any) -> dict[str, float]:
     """The layer's momenta at the base batch; from then on its config, and so a saved model, holds these."""
     if _BASE not in layer.__dict__:
         bases: dict[str, float] = {}
         # Past Keras' own attribute tracking, which is closed on a layer that is built.
         layer.__dict__[_BASE] = bases
         layer.__dict__["get_config"] = lambda: _config_at_base(layer, bases)
-    own: dict[str, float] = layer.__dict__[_BASE]
-    return own
+    momenta: dict[str, float] = layer.__dict__[_BASE]
+    return momenta
 
 
 def _config_at_base(layer: Any, bases: Mapping[str, float]) -> dict[str, Any]:
-    """What the layer's own `get_config` gives at the base, under whatever name it has the momentum there.
+    """The layer's own config with its momenta at the base batch, under the names that its `get_config` uses.
 
-    Asked of another object with the same attributes: the layer itself may be in use meanwhile.
+    It is the config of a copy, because the layer itself may be in use meanwhile.
     """
     plain: Any = object.__new__(type(layer))
     update_copy(plain, layer, "get_config", dict(bases))
@@ -89,13 +89,13 @@ def _config_at_base(layer: Any, bases: Mapping[str, float]) -> dict[str, Any]:
     return config
 
 
-def _named(model: Any, layers: Mapping[str, str]) -> Iterator[tuple[Any, str]]:
-    known = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
+def _named_layers(model: Any, layers: Mapping[str, str]) -> Iterator[tuple[Any, str]]:
+    layers_by_name = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
     for name, attribute in layers.items():
-        if name not in known:
-            raise ConfigurationError(received("layers", name, f"named after layers: {', '.join(known)}"))
-        value = getattr(known[name], attribute, None)
+        if name not in layers_by_name:
+            raise ConfigurationError(received("layers", name, f"named after layers: {', '.join(layers_by_name)}"))
+        value = getattr(layers_by_name[name], attribute, None)
         if not isinstance(value, float) or not 0 <= value <= 1:
             expected = f"attributes that are a momentum in [0, 1]; {name}.{attribute} is {value!r}"
             raise ConfigurationError(received("layers", {name: attribute}, expected))
-        yield known[name], attribute
+        yield layers_by_name[name], attribute

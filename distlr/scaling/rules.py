@@ -10,7 +10,6 @@ import difflib
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
 
 from distlr._utils.checks import positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
@@ -33,8 +32,8 @@ __all__ = [
 def linear(k: float) -> float:
     """Linear scaling: `factor = k`.
 
-    Of SGD with momentum: one step at `k` times the batch and `k` times the rate is close to `k` steps
-    at the base batch, as long as the gradient changes little in between. It wants a warmup when `k` is large.
+    For SGD with momentum, one step at `k` times the batch and `k` times the rate is close to `k` steps
+    at the base batch, as long as the gradient changes little in between. It needs a warmup when `k` is large.
 
     Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", arXiv 1706.02677, section 2.1.
 
@@ -127,8 +126,8 @@ def factor(rule: Rule, k: float) -> float:
         2.5
     """
     function = _resolve(rule)
-    ratio = _ratio(k)
-    result: Any = function(ratio)
+    ratio = _check_ratio(k)
+    result: object = function(ratio)
     argument = f"rule({ratio!r})"
     hint = f"let the rule {rule_name(rule)!r} return a float such as {float(ratio)!r}"
     return positive_real(argument, result, hint)
@@ -159,9 +158,11 @@ def rule_name(rule: Rule) -> str:
 
 
 def adam_beta(beta: float, k: float, argument: str = "beta") -> float:
-    """A decay rate of Adam's moments at k times the batch: `1 - k (1 - beta)`, so that a moment forgets by the sample.
+    """A decay rate of Adam's moments at k times the batch: `1 - k (1 - beta)`, so that a moment forgets per sample.
 
-    Goes with the `sqrt` rule for the rate and `adam_epsilon`. Source: Malladi et al. 2022, arXiv 2205.10287, section 5.
+    It belongs with the `sqrt` rule for the rate and `adam_epsilon`.
+
+    Source: Malladi et al. 2022, arXiv 2205.10287, section 5.
 
     Args:
         beta: at the base batch, in [0, 1).
@@ -201,7 +202,7 @@ def adam_epsilon(epsilon: float, k: float) -> float:
 def weight_decay(decay: float, k: float, factor: float) -> float:
     """Decoupled weight decay at k times the batch: `decay * k / factor`.
 
-    What is kept constant is the decay of a weight by the sample, hence by the epoch: an update multiplies a weight by
+    The decay of a weight per sample, hence per epoch, stays constant: an update multiplies a weight by
     `1 - rate * decay`, the rate is `factor` times as large, and there are k times fewer updates. Under linear scaling
     nothing changes. Decoupled: Loshchilov and Hutter 2019, arXiv 1711.05101.
 
@@ -218,10 +219,11 @@ def weight_decay(decay: float, k: float, factor: float) -> float:
 
 
 def moving_average(momentum: float, k: float) -> float:
-    """The momentum of a moving average at k times the batch: `momentum^k`, so that it forgets by the sample.
+    """The momentum of a moving average at k times the batch: `momentum^k`, so that it forgets per sample.
 
-    Batch normalization's statistics, a model's averaged weights. Source: Busbridge et al. 2023, "How to Scale Your
-    EMA", arXiv 2307.13813, section 3.
+    It is for batch normalization's statistics and a model's averaged weights.
+
+    Source: Busbridge et al. 2023, "How to Scale Your EMA", arXiv 2307.13813, section 3.
 
     Args:
         momentum: at the base batch, in [0, 1].
@@ -249,8 +251,8 @@ def _resolve(rule: Rule) -> Callable[[float], float]:
     raise ConfigurationTypeError(received("rule", rule, expected, hint))
 
 
-def _ratio(k: object) -> int | float:
-    """`k` as a Python number, checked; whole types stay whole."""
+def _check_ratio(k: object) -> int | float:
+    """Validates `k` and returns it as a Python number; an integer stays an integer."""
     hint = "k is the global batch divided by the base batch"
     if isinstance(k, bool) or not isinstance(k, numbers.Real):
         raise ConfigurationTypeError(received("k", k, "a finite number above 0", hint))

@@ -1,1 +1,1 @@
-"""Where am I running? Backend selection, launchers, and where local workers meet. No TensorFlow, no communicator."""
+"""Where am I running? Backend selection, launchers, the connection of workers. No TensorFlow, no communicator."""

@@ -1,4 +1,4 @@
-"""What `distlr.init()` chooses, and why. It is only decided here: nothing is started, and TensorFlow is not imported.
+"""Chooses the backend for `distlr.init()`, with the reason. Nothing is started, and TensorFlow is not imported.
 
 `init` acts on it, and `distlr doctor` shows it.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
 from distlr._utils.checks import digits, integer, one_of
 from distlr.errors import ConfigurationError, DistributionError, received
-from distlr.startup.launcher import LauncherInfo, detect, place_on_host, tf_config_workers
+from distlr.startup.launcher import LauncherInfo, detect, rank_on_host, tf_config_workers
 from distlr.startup.rendezvous import check_addresses
 
-__all__ = ["ENGINE", "ENGINES", "SIMULATE", "BackendSelection", "choose"]
+__all__ = ["ENGINE", "ENGINES", "SIMULATE", "BackendSelection", "choose_backend"]
 
 SIMULATE = "DISTLR_SIMULATE"
 """The environment variable that asks for simulated replicas."""
@@ -26,18 +26,36 @@ ENGINE = "DISTLR_ENGINE"
 _MULTI_WORKER = "multi-worker"
 
 ENGINES = ("horovod", "mpi", _MULTI_WORKER)
-"""What `distlr.init(engine)` takes."""
+"""The values of `distlr.init(engine)`."""
+
+
+class _ClusterSpec(Protocol):
+    def as_dict(self) -> Mapping[str, list[str]]: ...
+
+
+class _ClusterResolver(Protocol):
+    task_type: str
+    task_id: int | None
+
+    def cluster_spec(self) -> _ClusterSpec: ...
+
+
+class Strategy(Protocol):
+    """The part of a `tf.distribute.Strategy` that the choice depends on."""
+
+    num_replicas_in_sync: int
+    cluster_resolver: _ClusterResolver | None
 
 
 @dataclasses.dataclass(frozen=True)
 class BackendSelection:
-    """Where a job runs.
+    """The backend of a job, and the reason for it.
 
     Attributes:
         backend: as `Job.backend`.
         reason: why, in a sentence for a person.
-        launch: what the launcher says about this process; None for a process on its own.
-        replicas: copies of the model in the whole job, where each host has the GPUs that `choose` was told of.
+        launch: the launcher's description of this process; None for a process on its own.
+        replicas: copies of the model in the whole job, if each host has as many GPUs as `choose_backend` was given.
         addresses: "host:port" of each worker of a multi-worker strategy; none where TensorFlow reads them from Slurm.
         rank: this worker's place among them.
     """
@@ -50,49 +68,49 @@ class BackendSelection:
     rank: int = 0
 
 
-def choose(
+def choose_backend(
     engine: str | None = None,
     *,
-    strategy: Any = None,
+    strategy: Strategy | None = None,
     simulate: int | None = None,
     workers: Sequence[str] | None = None,
     environ: Mapping[str, str],
     gpus: int = 0,
 ) -> BackendSelection:
-    """Chooses as `distlr.init` does; see there for the order, the arguments and what is raised.
+    """Chooses as `distlr.init` does; see there for the order, the arguments and the errors.
 
-    >>> choose(environ={"DISTLR_SIMULATE": "4"}).backend
+    >>> choose_backend(environ={"DISTLR_SIMULATE": "4"}).backend
     'simulated'
 
     Args:
-        engine: see `distlr.init`; likewise `strategy`, `simulate` and `workers`.
+        engine, strategy, simulate, workers: see `distlr.init`.
         environ: the environment. It is only read.
-        gpus: how many this machine has. It is not asked for before it must be, since asking starts TensorFlow: `init`
-            finds it out when it acts, and it changes `replicas` and `reason` alone.
+        gpus: the number of GPUs of this machine. It changes `replicas` and `reason` alone. `init` counts them after
+            the choice, because counting starts TensorFlow.
     """
     _check_together(engine, strategy, simulate, workers)
-    replicas = _asked_replicas(simulate, environ)
+    replicas = _requested_replicas(simulate, environ)
     launch = detect(environ)
     if strategy is not None:
-        everyone, rank = _addresses_of(strategy)
+        addresses, rank = _addresses_of(strategy)
         total = int(strategy.num_replicas_in_sync)
-        if len(everyone) > 1:
-            reason = f"The `strategy` given spans {len(everyone)} workers, and this process is worker {rank}."
-            return BackendSelection(_MULTI_WORKER, reason, launch, total, tuple(everyone), rank)
+        if len(addresses) > 1:
+            reason = f"The `strategy` given spans {len(addresses)} workers, and this process is worker {rank}."
+            return BackendSelection(_MULTI_WORKER, reason, launch, total, tuple(addresses), rank)
     simulating = replicas if engine is None else None
-    asked = "`engine` asks for it" if engine is not None else f"{ENGINE} asks for it"
+    engine_reason = "`engine` asks for it" if engine is not None else f"{ENGINE} asks for it"
     engine = engine or (None if strategy is not None else environ.get(ENGINE) or None)
     if engine is not None:
         one_of("engine", engine, ENGINES)
     by_tf_config = launch is not None and launch.launcher == "tf_config"
     if workers is not None or engine == _MULTI_WORKER or (by_tf_config and engine is None):
         _check_launch(launch, strategy, simulating)
-        return _of_workers(launch, workers, environ, gpus)
+        return _select_multi_worker(launch, workers, environ, gpus)
     launched = launch is not None and (launch.size > 1 or launch.launcher == "horovodrun")
     if engine is not None or launched:
         _check_launch(launch, strategy, simulating)
-        parts = [asked] if engine is not None else []
-        parts += ["no launcher started this process" if launch is None else _said(launch)]
+        parts = [engine_reason] if engine is not None else []
+        parts += ["no launcher started this process" if launch is None else _describe_launch(launch)]
         size = 1 if launch is None else launch.size
         return BackendSelection(engine or "horovod", f"{', and '.join(parts)}.", launch, size)
     if strategy is not None:
@@ -108,20 +126,22 @@ def choose(
     )
 
 
-def _addresses_of(strategy: Any) -> tuple[list[str], int]:
+def _addresses_of(strategy: Strategy) -> tuple[list[str], int]:
     """The addresses of a strategy's workers, a chief first, and this worker's place among them."""
     resolver = strategy.cluster_resolver
-    cluster = resolver.cluster_spec().as_dict() if resolver is not None else {}
-    found: list[str] = []
+    if resolver is None:
+        return [], 0
+    cluster = resolver.cluster_spec().as_dict()
+    addresses: list[str] = []
     starts: dict[str, int] = {}
     for kind in ("chief", "worker"):
-        starts[kind] = len(found)
-        found += cluster.get(kind, [])
-    return found, starts.get(resolver.task_type, 0) + (resolver.task_id or 0) if found else 0
+        starts[kind] = len(addresses)
+        addresses += cluster.get(kind, [])
+    return addresses, starts.get(resolver.task_type, 0) + (resolver.task_id or 0) if addresses else 0
 
 
-def _check_together(engine: str | None, strategy: Any, simulate: int | None, workers: Sequence[str] | None) -> None:
-    """Refuses two answers to the same question."""
+def _check_together(engine: str | None, strategy: object, simulate: int | None, workers: Sequence[str] | None) -> None:
+    """Refuses arguments that exclude each other."""
     if strategy is not None and simulate is not None:
         raise ConfigurationError(
             f"One of `strategy` and `simulate` can be given. Received: strategy={type(strategy).__name__} and "
@@ -136,8 +156,8 @@ def _check_together(engine: str | None, strategy: Any, simulate: int | None, wor
         raise ConfigurationError(received("workers", workers, "alone, or beside engine='multi-worker'", hint))
 
 
-def _check_launch(launch: LauncherInfo | None, strategy: Any, replicas: int | None) -> None:
-    """Refuses what would be a training of its own in each process of a launcher."""
+def _check_launch(launch: LauncherInfo | None, strategy: object, replicas: int | None) -> None:
+    """Refuses a choice with which each process of a launcher would train on its own."""
     if launch is None or (strategy is None and replicas is None):
         return
     what = f"simulate {replicas} replicas in each" if replicas else "train with a strategy of its own"
@@ -148,31 +168,31 @@ def _check_launch(launch: LauncherInfo | None, strategy: Any, replicas: int | No
     )
 
 
-def _of_workers(
+def _select_multi_worker(
     launch: LauncherInfo | None, workers: Sequence[str] | None, environ: Mapping[str, str], gpus: int
 ) -> BackendSelection:
-    """A multi-worker strategy of the workers that the caller, TF_CONFIG or Slurm names."""
+    """Selects a multi-worker strategy over the workers that the caller, TF_CONFIG or Slurm names."""
     if workers is not None:
         addresses = check_addresses(workers)
-        rank, who = _own_place(addresses, launch), "`workers`"
-    elif (named := tf_config_workers(environ)) is not None:  # also where srun starts the processes
-        addresses, rank, who = check_addresses(named[0]), named[1], "TF_CONFIG"
+        rank, source = _own_rank(addresses, launch), "`workers`"
+    elif (by_tf_config := tf_config_workers(environ)) is not None:  # also where srun starts the processes
+        addresses, rank, source = check_addresses(by_tf_config[0]), by_tf_config[1], "TF_CONFIG"
     elif launch is not None and launch.launcher == "srun":
-        each = max(1, gpus) if launch.local_size == 1 else 1
-        reason = f"A multi-worker strategy is asked for, and {_said(launch)}."
-        return BackendSelection(_MULTI_WORKER, reason, launch, launch.size * each, (), launch.rank)
+        replicas_each = max(1, gpus) if launch.local_size == 1 else 1
+        reason = f"A multi-worker strategy is asked for, and {_describe_launch(launch)}."
+        return BackendSelection(_MULTI_WORKER, reason, launch, launch.size * replicas_each, (), launch.rank)
     else:
         raise DistributionError(
             "A multi-worker strategy needs to know its workers, and neither TF_CONFIG nor Slurm names them. "
             'Fix: start the script with launch/tf_config.sh -n 2, or write distlr.init(workers=["host1:12345", ...]).'
         )
     # Alone on its host a worker has all of the host's GPUs.
-    each = max(1, gpus) if place_on_host(addresses, rank)[1] == 1 else 1
-    reason = f"{who} names {len(addresses)} workers, and this process is worker {rank}."
-    return BackendSelection(_MULTI_WORKER, reason, launch, len(addresses) * each, tuple(addresses), rank)
+    replicas_each = max(1, gpus) if rank_on_host(addresses, rank)[1] == 1 else 1
+    reason = f"{source} names {len(addresses)} workers, and this process is worker {rank}."
+    return BackendSelection(_MULTI_WORKER, reason, launch, len(addresses) * replicas_each, tuple(addresses), rank)
 
 
-def _own_place(addresses: list[str], launch: LauncherInfo | None) -> int:
+def _own_rank(addresses: list[str], launch: LauncherInfo | None) -> int:
     if launch is not None and launch.size == len(addresses):
         return launch.rank
     if launch is not None:
@@ -181,18 +201,18 @@ def _own_place(addresses: list[str], launch: LauncherInfo | None) -> int:
             f"{len(addresses)}. Fix: give as many addresses as processes."
         )
     names = {socket.gethostname(), socket.getfqdn()}
-    own = [i for i, address in enumerate(addresses) if address.rpartition(":")[0] in names]
+    places = [i for i, address in enumerate(addresses) if address.rpartition(":")[0] in names]
     if len(addresses) == 1:
         return 0
-    if len(own) != 1:
+    if len(places) != 1:
         raise DistributionError(
-            f"Which worker is this process? {len(own)} of {addresses} have the name of this machine, {sorted(names)}. "
-            "Fix: start the processes with srun or launch/tf_config.sh, or name each host once."
+            f"Which worker is this process? {len(places)} of {addresses} have the name of this machine, "
+            f"{sorted(names)}. Fix: start the processes with srun or launch/tf_config.sh, or name each host once."
         )
-    return own[0]
+    return places[0]
 
 
-def _asked_replicas(simulate: int | None, environ: Mapping[str, str]) -> int | None:
+def _requested_replicas(simulate: int | None, environ: Mapping[str, str]) -> int | None:
     name, value = ("simulate", simulate) if simulate is not None else (SIMULATE, environ.get(SIMULATE) or None)
     if value is None:
         return None
@@ -203,7 +223,7 @@ def _asked_replicas(simulate: int | None, environ: Mapping[str, str]) -> int | N
     return replicas
 
 
-def _said(launch: LauncherInfo) -> str:
+def _describe_launch(launch: LauncherInfo) -> str:
     started = "TF_CONFIG names" if launch.launcher == "tf_config" else f"{launch.launcher} started"
     processes = f"{launch.size} process{'es' if launch.size > 1 else ''}"
     return f"{started} {processes}, of which this is rank {launch.rank}"

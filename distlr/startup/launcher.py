@@ -1,19 +1,19 @@
-"""Which launcher started this process: read from an environment that is passed in, never changed.
+"""Detects the launcher that started this process, from an environment that is passed in and never changed.
 
-The first of these that speaks wins; the order is the order of how surely it means *this* process:
+The first of these that is set wins. They are ordered by how surely they describe *this* process:
 
 1. Horovod's own variables. `horovodrun` also runs inside Slurm allocations and on clusters that set
    TF_CONFIG, and those variables then describe something else.
 2. Open MPI's. `mpirun` in a Slurm allocation starts its daemons with `srun`, so that every rank also sees
    the Slurm variables of a step of one task a node.
 3. PMI's (MPICH, Intel MPI), for the same reason before Slurm's. `srun` with PMI-2 sets some of them too,
-   without the local rank: then the Slurm step is asked.
+   without the local rank: then the Slurm step is read.
 4. Slurm's, only inside a step of several tasks. SLURM_NTASKS and SLURM_PROCID alone are also there in
    the shell of `salloc` and in a batch script, which are one process.
 5. TF_CONFIG, last: it is set by hand or by a platform for a whole job and outlives what it describes.
 
 `horovodrun` and `mpirun` are detected at size 1 too, since only they set those variables. The variables of
-the others linger in interactive shells and on managed platforms; at size 1 they say nothing.
+the others linger in interactive shells and on managed platforms; at size 1 they mean nothing.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from distlr._utils.checks import digits
 from distlr.errors import ConfigurationError, shown
 
-__all__ = ["LauncherInfo", "detect", "place_on_host", "tf_config_workers"]
+__all__ = ["LauncherInfo", "detect", "rank_on_host", "tf_config_workers"]
 
 Launcher = Literal["horovodrun", "mpirun", "pmi", "srun", "tf_config"]
 
 
 @dataclasses.dataclass(frozen=True)
 class LauncherInfo:
-    """What the launcher says about this process. In an elastic job: what it said at the start.
+    """The launcher's description of this process. In an elastic job it is that of the start.
 
     Attributes:
         launcher: the family of variables that was found.
@@ -57,7 +57,7 @@ class LauncherInfo:
 
 
 def detect(environ: Mapping[str, str]) -> LauncherInfo | None:
-    """Says which launcher started this process, and where in the job it stands.
+    """Detects which launcher started this process, and the place of the process in the job.
 
     >>> detect({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2",
     ...         "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"})
@@ -74,21 +74,21 @@ def detect(environ: Mapping[str, str]) -> LauncherInfo | None:
     """
     if "HOROVOD_RANK" in environ:
         names = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
-        return _launch("horovodrun", environ, names)
+        return _from_variables("horovodrun", environ, names)
     if "OMPI_COMM_WORLD_RANK" in environ:
         prefix = "OMPI_COMM_WORLD_"
         names = (f"{prefix}RANK", f"{prefix}SIZE", f"{prefix}LOCAL_RANK", f"{prefix}LOCAL_SIZE")
-        return _launch("mpirun", environ, names)
+        return _from_variables("mpirun", environ, names)
     if "PMI_RANK" in environ and _number(environ, "PMI_SIZE") != 1:
         by_srun = "MPI_LOCALRANKID" not in environ and _in_slurm_step(environ)
         if not by_srun:
-            return _launch("pmi", environ, ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"))
+            return _from_variables("pmi", environ, ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"))
     if _in_slurm_step(environ):
         return _from_slurm(environ)
     return _from_tf_config(environ)
 
 
-def _launch(launcher: Launcher, environ: Mapping[str, str], names: tuple[str, str, str, str]) -> LauncherInfo:
+def _from_variables(launcher: Launcher, environ: Mapping[str, str], names: tuple[str, str, str, str]) -> LauncherInfo:
     rank, size, local_rank, local_size = (_number(environ, name) for name in names)
     _check_below(names[0], rank, names[1], size)
     _check_below(names[2], local_rank, names[3], local_size)
@@ -161,17 +161,17 @@ def _tasks_per_node(environ: Mapping[str, str], size: int) -> list[int]:
 
 
 def _from_tf_config(environ: Mapping[str, str]) -> LauncherInfo | None:
-    found = tf_config_workers(environ)
-    if found is None or len(found[0]) <= 1:
+    workers = tf_config_workers(environ)
+    if workers is None or len(workers[0]) <= 1:
         return None
-    everyone, rank = found
-    return LauncherInfo("tf_config", rank, len(everyone), *place_on_host(everyone, rank))
+    addresses, rank = workers
+    return LauncherInfo("tf_config", rank, len(addresses), *rank_on_host(addresses, rank))
 
 
-def place_on_host(addresses: Sequence[str], rank: int) -> tuple[int, int]:
+def rank_on_host(addresses: Sequence[str], rank: int) -> tuple[int, int]:
     """A worker's number among those of its host, and how many these are, from the "host:port" of all.
 
-    >>> place_on_host(["a:1", "a:2", "b:1"], 1)
+    >>> rank_on_host(["a:1", "a:2", "b:1"], 1)
     (1, 2)
     """
     hosts = [address.rpartition(":")[0] or address for address in addresses]
@@ -179,7 +179,7 @@ def place_on_host(addresses: Sequence[str], rank: int) -> tuple[int, int]:
 
 
 def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | None:
-    """The workers that TF_CONFIG names, a chief first, and this process' place; None for none, and for an evaluator.
+    """Reads the workers from TF_CONFIG, a chief first, and this process' place; None for an evaluator or no workers.
 
     Raises:
         ConfigurationError: it is malformed.
@@ -192,16 +192,17 @@ def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | Non
     except (ValueError, RecursionError) as error:
         raise _bad_tf_config(text, f"it must be JSON ({error})") from error
     cluster = _section(config, "cluster", text)
-    everyone: list[str] = []
+    workers: list[str] = []
     starts: dict[str, int] = {}
-    # Chief before workers, and 'master' as the old name of the chief: the order in which TensorFlow counts.
+    counts: dict[str, int] = {}
+    # TensorFlow counts the chief before the workers; 'master' is the old name of the chief.
     for kind in ("chief", "master", "worker"):
         addresses = cluster.get(kind, [])
         if not isinstance(addresses, list) or not all(isinstance(item, str) for item in addresses):
             raise _bad_tf_config(text, f"cluster.{kind} must be a list of 'host:port'")
-        starts[kind] = len(everyone)
-        everyone += addresses
-    if not everyone:
+        starts[kind], counts[kind] = len(workers), len(addresses)
+        workers += addresses
+    if not workers:
         return None
     task = _section(config, "task", text)
     role, index = task.get("type"), task.get("index")
@@ -211,15 +212,15 @@ def tf_config_workers(environ: Mapping[str, str]) -> tuple[list[str], int] | Non
         raise _bad_tf_config(text, f"task.type must be 'worker' or 'chief', not {role!r}")
     if cluster.get("ps"):
         raise _bad_tf_config(text, "parameter servers update the weights at different times on each worker")
-    count = len(cluster.get(role, []))
+    count = counts[role]
     if isinstance(index, str):
         index = digits(index)
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
         raise _bad_tf_config(text, f"task.index must be an int below the {count} of cluster.{role}")
-    return everyone, starts[role] + index
+    return workers, starts[role] + index
 
 
-def _section(config: Any, name: str, text: str) -> dict[str, Any]:
+def _section(config: object, name: str, text: str) -> dict[str, object]:
     section = config.get(name, {}) if isinstance(config, dict) else None
     if not isinstance(section, dict):
         raise _bad_tf_config(text, f"it must be an object whose {name!r} is an object")

@@ -16,29 +16,29 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from distlr._utils.signal_names import signal_name
 from distlr.errors import ConfigurationError, DistributionError, received
 from distlr.startup.signed_messages import SECRET
 
-__all__ = ["BACKENDS", "GRACE", "command", "free_addresses", "run_workers"]
+__all__ = ["BACKENDS", "GRACE", "build_command", "find_free_addresses", "run_workers"]
 
 BACKENDS = ("tf", "horovod", "multi-worker")
-"""What `distlr run` can start a script on."""
+"""The backends of `distlr run`."""
 
 GRACE = 30.0  # seconds in which the others may end by themselves, with an error of their own
 
 
-def free_addresses(count: int) -> list[str]:
-    """`count` addresses of this machine with ports that are free now."""
+def find_free_addresses(count: int) -> list[str]:
+    """Finds `count` addresses of this machine whose ports are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
         return [f"localhost:{each.getsockname()[1]}" for each in sockets]
 
 
-def command(n: int, backend: str, script: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The words of the command and the variables that are set for it.
+def build_command(n: int, backend: str, script: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Builds the words of the command, and the environment variables to set for it.
 
     Raises:
         ConfigurationError: `n` is below 1, or there is no such script.
@@ -56,9 +56,9 @@ def command(n: int, backend: str, script: str, arguments: list[str]) -> tuple[li
     variables = {name: value for name, value in variables.items() if name not in os.environ}
     if backend == "multi-worker":
         return words, variables
-    # Beside this interpreter first: that Horovod is the one the script imports.
-    own = Path(sys.executable).with_name("horovodrun")
-    horovodrun = str(own) if own.is_file() else shutil.which("horovodrun")
+    # Prefer the one beside this interpreter: it belongs to the Horovod that the script imports.
+    sibling = Path(sys.executable).with_name("horovodrun")
+    horovodrun = str(sibling) if sibling.is_file() else shutil.which("horovodrun")
     if horovodrun is None:
         raise DistributionError(
             "horovodrun is not installed. Fix: build Horovod with docker/build-horovod.sh (`make horovod` in a "
@@ -77,11 +77,11 @@ def run_workers(count: int, words: Sequence[str], environ: Mapping[str, str], gr
         environ: the environment.
         grace: seconds that the others have, once one has failed, before they are killed.
     """
-    addresses = free_addresses(count)
+    addresses = find_free_addresses(count)
     shared = {SECRET: secrets.token_hex(16), **environ, "DISTLR_ENGINE": "multi-worker"}
     ended: queue.Queue[tuple[int, int]] = queue.Queue()
-    processes: list[subprocess.Popen[Any]] = []
-    before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    processes: list[subprocess.Popen[bytes]] = []
+    before = {number: signal.signal(number, _exit_on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         for rank in range(count):
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
@@ -89,7 +89,7 @@ def run_workers(count: int, words: Sequence[str], environ: Mapping[str, str], gr
             process = subprocess.Popen(words, env=variables)
             processes.append(process)
             threading.Thread(target=lambda p=process, r=rank: ended.put((r, p.wait())), daemon=True).start()
-        return _wait(ended, count, grace)
+        return _wait_for_all(ended, count, grace)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -98,7 +98,7 @@ def run_workers(count: int, words: Sequence[str], environ: Mapping[str, str], gr
                 process.kill()
 
 
-def _wait(ended: queue.Queue[tuple[int, int]], count: int, grace: float) -> int:
+def _wait_for_all(ended: queue.Queue[tuple[int, int]], count: int, grace: float) -> int:
     status, deadline = 0, None
     for _ in range(count):
         try:
@@ -113,5 +113,5 @@ def _wait(ended: queue.Queue[tuple[int, int]], count: int, grace: float) -> int:
     return status
 
 
-def _leave(number: int, _: Any) -> NoReturn:
+def _exit_on_signal(number: int, _: object) -> NoReturn:
     sys.exit(128 + number)

@@ -1,10 +1,10 @@
-"""Workers meet before TensorFlow starts: a wrong list of workers is an error within a bounded time, on all of them.
+"""Connects the workers before TensorFlow starts: a wrong list is an error on all of them, within a bounded time.
 
-TensorFlow itself waits for a worker that does not come for up to an hour, and takes any list. No TensorFlow here.
+TensorFlow itself accepts any list, and waits up to an hour for a worker that does not come. No TensorFlow here.
 
-The ports are open to whoever can reach them, so that nothing that comes over them is trusted (`signed_messages`): many
-connections are read at once, each for a bounded time, and what a stranger sends is passed over. What differs between
-workers that know the job's secret is an error; without a secret a stranger can pretend to be such a worker.
+Anybody who can reach the ports can connect, so no message is trusted (`signed_messages`). Many connections are read at
+once, each for a bounded time, and messages of strangers are ignored. A difference between workers that know the job's
+secret is an error. Without a secret a stranger can pretend to be a worker.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 
 from distlr._utils.checks import digits
+from distlr._utils.json_types import JSON
 from distlr._utils.rank_names import name_ranks
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, received
 from distlr.startup.signed_messages import LONGEST, SECRET, Messenger
-from distlr.startup.start_guard import guarded
+from distlr.startup.start_guard import guard_start
 
-__all__ = ["check_addresses", "is_on_this_machine", "meet", "meeting"]
+__all__ = ["check_addresses", "connected_workers", "is_on_this_machine", "wait_for_workers"]
 
 _RETRY = 0.1  # seconds between two attempts to connect
-_GRACE = 10.0  # seconds in which somebody who has connected must speak
-_LINGER = 2.0  # seconds for which a problem is told to those that come
-_SHOWN = 1000  # characters of what another process said
-_STRANGERS = 256  # that are read at the same time, before they have said who they are; then the oldest goes
-_ATTEMPTS = 20  # where a connection is closed before it was read: the other side has too many, or has ended
+_GRACE = 10.0  # seconds within which a process that has connected must send a message
+_LINGER = 2.0  # seconds for which workers that connect later still receive a problem
+_SHOWN = 1000  # characters of another process' message
+_STRANGERS = 256  # unidentified connections that are read at the same time; one more closes the oldest
+_ATTEMPTS = 20  # where the other side closes a connection unread: it has too many, or has ended
 
 _ENDED = "rank 0 ended. Fix: look at what it said last."
 
 _Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-def check_addresses(workers: Any) -> list[str]:
-    """The list, refused where an entry is no "host:port" or stands twice."""
+def check_addresses(workers: object) -> list[str]:
+    """Validates the list of workers: each entry is a "host:port", and none occurs twice."""
     if isinstance(workers, str) or not isinstance(workers, Sequence):
         raise ConfigurationTypeError(received("workers", workers, 'a list such as ["host1:12345", "host2:12345"]'))
     for address in workers:
@@ -55,11 +55,11 @@ def check_addresses(workers: Any) -> list[str]:
             raise ConfigurationError(received("workers", address, expected, 'write "host1:12345"'))
     if not workers:
         raise ConfigurationError(received("workers", workers, "at least one address"))
-    twice = sorted({address for address in workers if list(workers).count(address) > 1})
-    if twice:
+    duplicates = sorted({address for address in workers if list(workers).count(address) > 1})
+    if duplicates:
         hint = "give each worker a port of its own"
         raise ConfigurationError(
-            received("workers", twice, "different addresses, and each of these stands twice", hint)
+            received("workers", duplicates, "different addresses, and each of these stands twice", hint)
         )
     return list(workers)
 
@@ -73,50 +73,53 @@ def is_on_this_machine(workers: Sequence[str]) -> bool:
     return all(_is_loopback(_host(address)) for address in workers)
 
 
-def meet(workers: Sequence[str], rank: int, timeout: float, secret: str = "") -> None:
-    """Returns once all workers have come, with the same list, and each can be reached where the list says.
+def wait_for_workers(workers: Sequence[str], rank: int, timeout: float, secret: str = "") -> None:
+    """Returns once all workers have connected, with the same list, and each can be reached at its address in it.
 
-    Rank 0 listens; the others come to it, and it calls each back at its own address. Everything is closed again then.
+    Rank 0 listens, the others connect to it, and it calls each back at its own address. Then all are closed.
 
     Args:
-        workers: "host:port" of each, as `check_addresses` gave it.
+        workers: "host:port" of each, as `check_addresses` returns it.
         rank: this worker's place in the list.
         timeout: seconds to wait for the others.
-        secret: what all workers of the job share; with an empty one a stranger can pretend to be a worker.
+        secret: shared by all workers of the job; with an empty one a stranger can pretend to be a worker.
 
     Raises:
-        DistributionError: on every worker that has come: which workers are missing, have another list, cannot be
-            reached, or take themselves for another.
+        DistributionError: on every worker that has connected. It names the workers that are missing, have another
+            list, cannot be reached, or claim the rank of another.
     """
-    _close(_meet(workers, rank, timeout, secret))
+    _close(_connect_workers(workers, rank, timeout, secret))
 
 
 @contextlib.contextmanager
-def meeting(workers: Sequence[str], rank: int, timeout: float, secret: str = "") -> Iterator[dict[int, socket.socket]]:
-    """As `meet`; and while what stands in the context starts TensorFlow, a worker that ends is noticed by the others.
+def connected_workers(
+    workers: Sequence[str], rank: int, timeout: float, secret: str = ""
+) -> Iterator[dict[int, socket.socket]]:
+    """Waits as `wait_for_workers` does, and then watches the workers while the body of the context starts TensorFlow.
 
-    TensorFlow would wait for it, deaf to signals, so that their processes are ended, with a message that names it.
-    TensorFlow takes the same ports; the connections of the meeting are given, and stay open (`presence`).
+    TensorFlow would wait for a worker that has ended, deaf to signals. So the processes of the other workers are ended
+    instead, with a message that names it. TensorFlow listens at the same ports; the connections between the workers are
+    the value of the context, and stay open (`presence`).
     """
-    connections = _meet(workers, rank, timeout, secret)
+    connections = _connect_workers(workers, rank, timeout, secret)
     try:
-        with guarded(connections, rank, timeout):
+        with guard_start(connections, rank, timeout):
             yield connections
     except BaseException:
         _close(connections)
         raise
 
 
-def _meet(workers: Sequence[str], rank: int, timeout: float, secret: str) -> dict[int, socket.socket]:
-    """The open connection to rank 0, or on rank 0 to each other rank, by rank."""
+def _connect_workers(workers: Sequence[str], rank: int, timeout: float, secret: str) -> dict[int, socket.socket]:
+    """Returns the open connection to rank 0, or on rank 0 those to all other ranks, by rank."""
     if len(workers) == 1:
         return {}
     place = _FirstWorker if rank == 0 else _OtherWorker
     worker = place(workers, rank, time.monotonic() + timeout, Messenger(secret))
-    problem = _run(worker.meet())
+    problem = _run(worker.wait_for_workers())
     if problem:
         _close(worker.connections)
-        raise DistributionError(f"[rank {rank}] The workers did not meet: {problem}")
+        raise DistributionError(f"[rank {rank}] The workers could not connect: {problem}")
     return worker.connections
 
 
@@ -125,8 +128,8 @@ def _close(connections: Mapping[int, socket.socket]) -> None:
         connection.close()
 
 
-def _run(coroutine: Coroutine[Any, Any, str]) -> str:
-    """What a coroutine gives; beside the event loop of a notebook in a thread of its own."""
+def _run(coroutine: Coroutine[object, object, str]) -> str:
+    """Runs a coroutine; in a thread of its own where an event loop runs already, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -139,10 +142,10 @@ def _run(coroutine: Coroutine[Any, Any, str]) -> str:
 
 
 class _Worker:
-    """One worker at the meeting: it listens at its own address.
+    """One worker while all connect: it listens at its own address.
 
     Args:
-        workers: see `meet`; likewise `rank`.
+        workers, rank: see `wait_for_workers`.
         deadline: until when it waits for the others, by the monotonic clock.
         messenger: reads and writes the job's messages.
     """
@@ -158,8 +161,8 @@ class _Worker:
         return max(0.0, self.deadline - time.monotonic())
 
     @contextlib.asynccontextmanager
-    async def _listening(self, handle: _Handler) -> Any:
-        """Gives each connection to the handler, many at the same time, and closes it after that."""
+    async def _listening(self, handle: _Handler) -> AsyncIterator[None]:
+        """Calls the handler with each connection, many at the same time, and closes the connection after that."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
@@ -171,7 +174,7 @@ class _Worker:
             try:
                 await handle(reader, writer)
             except asyncio.CancelledError:
-                pass  # too many connections, or the meeting is over
+                pass  # too many connections, or all workers have connected
             finally:
                 writer.close()
                 self._tasks.discard(task)
@@ -189,14 +192,14 @@ class _Worker:
                 task.cancel()
 
     def _trust(self, task: asyncio.Task[None] | None) -> None:
-        """Keeps a connection however many strangers come."""
-        with contextlib.suppress(ValueError):  # it is none of the strangers' any more
+        """Keeps a connection open however many strangers connect."""
+        with contextlib.suppress(ValueError):  # it is trusted already, or closed
             self._strangers.remove(task)  # type: ignore[arg-type]
 
     async def _connect(
         self, address: str, is_patient: bool = True
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Tries until the deadline, or once."""
+        """Connects to an address; tries until the deadline, or once."""
         host, port = _host(address), int(address.rpartition(":")[2])
         while True:
             try:
@@ -210,12 +213,12 @@ class _Worker:
                 await asyncio.sleep(_RETRY)
 
     def _keep(self, rank: int, writer: asyncio.StreamWriter) -> None:
-        """Keeps a connection beyond the meeting: its stream is closed then, and this copy of it is not."""
+        """Keeps a copy of a connection, which stays open when its stream is closed."""
         self.connections[rank] = socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
 
 
 class _FirstWorker(_Worker):
-    """Rank 0, to which the others come."""
+    """Rank 0, to which the others connect."""
 
     def __init__(self, workers: Sequence[str], rank: int, deadline: float, messenger: Messenger) -> None:
         super().__init__(workers, rank, deadline, messenger)
@@ -224,13 +227,13 @@ class _FirstWorker(_Worker):
         self._problem = ""
         self._decided = asyncio.Event()
 
-    async def meet(self) -> str:
-        """What is wrong, on all that have come; an empty text where all may start."""
+    async def wait_for_workers(self) -> str:
+        """Returns the problem, and sends it to all that have connected; an empty text where all may start."""
         async with self._listening(self._greet):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._decided.wait(), self.seconds_left)
             if self._problem:
-                await asyncio.sleep(_LINGER)  # those that come a little later hear of it, too
+                await asyncio.sleep(_LINGER)  # workers that connect a little later receive it, too
             elif len(self._came) < len(self.workers) - 1:
                 self._problem = self._missing()
             for rank, (writer, token) in self._came.items():
@@ -241,27 +244,29 @@ class _FirstWorker(_Worker):
         return self._problem
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hears who has come, and holds the connection until it is decided."""
+        """Identifies a worker that has connected, and keeps its connection open until the outcome is known."""
         nonce = secrets.token_hex(16)
         self.messenger.send(writer, {"nonce": nonce})
         hello = await self.messenger.receive(reader, min(_GRACE, self.seconds_left))
-        if hello is None or hello.get("nonce") != nonce or not isinstance(hello.get("token"), str):
+        token = None if hello is None else hello.get("token")
+        if hello is None or hello.get("nonce") != nonce or not isinstance(token, str):
             return  # a scan of the port, a worker that ended, a stranger
         self._trust(asyncio.current_task())
-        token = hello["token"]
         problem = self._problem or await self._check(hello)
         if problem:
             self._problem = self._problem or problem
             self._tell(writer, token)
             self._decided.set()
             return
-        self._came[hello["rank"]] = writer, token
+        rank = hello["rank"]
+        assert isinstance(rank, int)  # by `_check`
+        self._came[rank] = writer, token
         if len(self._came) == len(self.workers) - 1:
             self._decided.set()
-        await reader.read()  # until the meeting is over
+        await reader.read()  # until the outcome is known
 
-    async def _check(self, hello: dict[str, Any]) -> str:
-        """What is wrong with a worker that has come; an empty text where nothing is."""
+    async def _check(self, hello: dict[str, JSON]) -> str:
+        """Returns the problem with a worker that has connected; an empty text where there is none."""
         rank = hello.get("rank")
         if hello.get("workers") != self.workers:
             who, list_of_other = _printable(rank), _printable(hello.get("workers"))
@@ -304,14 +309,14 @@ class _FirstWorker(_Worker):
 
 
 class _OtherWorker(_Worker):
-    """A rank that goes to rank 0, answers its call, and hears what it found wrong."""
+    """A rank that connects to rank 0, answers its call, and receives the problem from it."""
 
     def __init__(self, workers: Sequence[str], rank: int, deadline: float, messenger: Messenger) -> None:
         super().__init__(workers, rank, deadline, messenger)
         self._token = secrets.token_hex(16)
 
-    async def meet(self) -> str:
-        """What is wrong; an empty text where all may start."""
+    async def wait_for_workers(self) -> str:
+        """Returns the problem; an empty text where all may start."""
         problem: str | None = None
         async with self._listening(self._answer):
             for attempt in range(_ATTEMPTS):
@@ -331,13 +336,13 @@ class _OtherWorker(_Worker):
         return f"rank 0 cannot be reached at {self.workers[0]}. Fix: start it, and correct its address."
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str | None:
-        """What is wrong, or an empty text; None where rank 0 closed the connection before it knew who this is."""
+        """Returns the problem, or an empty text; None where rank 0 closed the connection before it knew this rank."""
         question = await self.messenger.receive(reader, min(_GRACE, self.seconds_left))
         if question is None:
             return None if _is_closed(reader) else self._unanswered(self._unreachable)
         hello = {"rank": self.rank, "token": self._token, "workers": self.workers, "nonce": question.get("nonce")}
         self.messenger.send(writer, hello)
-        # Rank 0 calls back, and then says what is wrong, or at once. It waits no longer than until its own deadline.
+        # Rank 0 sends the problem at once, or after it has called back, by its own deadline.
         verdict = await self.messenger.receive(reader, self.seconds_left + _GRACE + _LINGER)
         if verdict is None or verdict.get("token") != self._token:
             return None if verdict is None and _is_closed(reader) else self._unanswered(_ENDED)
@@ -362,12 +367,12 @@ class _OtherWorker(_Worker):
 
 
 def _is_closed(reader: asyncio.StreamReader) -> bool:
-    """Whether the other side has closed a connection of which nothing is left to read."""
+    """Whether the other side has closed a connection, and all that it sent was read."""
     return reader.at_eof() or reader.exception() is not None
 
 
 def _listeners(workers: Sequence[str], rank: int) -> Iterator[socket.socket]:
-    """Sockets that listen where the list says, or everywhere, where its name is not that of an interface."""
+    """Sockets that listen at the address in the list, or everywhere where its name is not that of an interface."""
     address = workers[rank]
     port = int(address.rpartition(":")[2])
     try:
@@ -381,7 +386,7 @@ def _listeners(workers: Sequence[str], rank: int) -> Iterator[socket.socket]:
 
 
 def _own_addresses(workers: Sequence[str], rank: int) -> list[str]:
-    """The addresses to listen at; none where only listening everywhere is sure to be heard.
+    """The addresses to listen at; none where only listening everywhere is sure to work.
 
     Many machines know their own name as one of the loopback interface, at which the others could not reach them.
     """
@@ -409,7 +414,7 @@ def _listen_at(addresses: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def _listen_everywhere(port: int) -> list[socket.socket]:
-    # Where both can be had, the others come by IPv6 or by IPv4, as the list says.
+    # Where the machine has both, the others connect over IPv6 or IPv4, depending on the list.
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     return [socket.create_server(("", port), family=family, backlog=_STRANGERS, dualstack_ipv6=both)]
@@ -427,6 +432,6 @@ def _is_loopback(host: str) -> bool:
 
 
 def _printable(value: object) -> str:
-    """What came from another process, for a log: no escape codes, no new lines, and not all of it where it is long."""
+    """Another process' message for a log: without escape codes and new lines, and cut where it is long."""
     text = ascii(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

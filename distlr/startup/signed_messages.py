@@ -1,6 +1,6 @@
 """Messages between the workers of one job over plain sockets: a line of JSON each, signed where they share a secret.
 
-Nothing that comes is trusted: it is read within a bounded time, up to a bounded length, and it is only JSON.
+No message is trusted: it is read within a bounded time, up to a bounded length, and only as JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from typing import Any
+
+from distlr._utils.json_types import JSON
 
 __all__ = ["SECRET", "Messenger"]
 
@@ -18,7 +19,7 @@ SECRET = "DISTLR_SECRET"
 """The environment variable with the secret that all workers of a job share."""
 
 LONGEST = 2**20
-"""Bytes of a message, with which workers of some ten thousand addresses can name them all."""
+"""Bytes of a message: enough for a list of some ten thousand addresses."""
 
 _MAGIC = "distlr"
 
@@ -26,25 +27,25 @@ _MAGIC = "distlr"
 class Messenger:
     """Writes and reads the messages of one job.
 
-    A message is `{"distlr": text, "signature": HMAC-SHA256 of the text}`, the text being JSON itself. What answers a
-    question repeats a random number of the question's, so that a message that was recorded earlier is worth nothing.
+    A message is `{"distlr": text, "signature": HMAC-SHA256 of the text}`, the text being JSON itself. An answer repeats
+    the random number of its question, so that a message that was recorded earlier is useless.
 
     Args:
-        secret: what all workers share; with an empty one every well-formed message is taken.
+        secret: shared by all workers; with an empty one every well-formed message is accepted.
     """
 
     def __init__(self, secret: str = "") -> None:
         self.secret = secret
         self.refused = 0
-        """How many messages were not signed with the secret."""
+        """The number of messages that were not signed with the secret."""
 
-    def encode(self, message: Mapping[str, Any]) -> bytes:
-        """A message as the line that is sent."""
+    def encode(self, message: Mapping[str, object]) -> bytes:
+        """Encodes a message as the line that is sent."""
         text = json.dumps(message)
         return json.dumps({_MAGIC: text, "signature": self._signature(text)}).encode() + b"\n"
 
-    def decode(self, line: bytes) -> dict[str, Any] | None:
-        """The message of a line; None where it is none, or is not signed with the secret.
+    def decode(self, line: bytes) -> dict[str, JSON] | None:
+        """Decodes a line; None where it is no message, or is not signed with the secret.
 
         >>> ours, theirs = Messenger("secret"), Messenger("another")
         >>> ours.decode(ours.encode({"rank": 1})), ours.decode(theirs.encode({"rank": 1})), ours.decode(b"GET /")
@@ -63,15 +64,15 @@ class Messenger:
             return None
         return message if isinstance(message, dict) else None
 
-    async def receive(self, reader: asyncio.StreamReader, seconds: float) -> dict[str, Any] | None:
-        """The next message of a connection; None where none comes in time, or something else."""
+    async def receive(self, reader: asyncio.StreamReader, seconds: float) -> dict[str, JSON] | None:
+        """Returns the next message of a connection; None where no valid one comes in time."""
         try:
             return self.decode(await asyncio.wait_for(reader.readuntil(b"\n"), max(0.0, seconds)))
         except (asyncio.TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
             return None
 
-    def send(self, writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
-        """Sends a message, for as long as the other side is there, which finds out itself when it is not."""
+    def send(self, writer: asyncio.StreamWriter, message: Mapping[str, object]) -> None:
+        """Sends a message, unless the connection is closing."""
         if not writer.is_closing():
             writer.write(self.encode(message))
 

@@ -1,8 +1,8 @@
 """Notices, while TensorFlow connects this worker with the others, that one of them ends.
 
 TensorFlow waits for it in C++, holding the interpreter's lock: no thread and no signal handler of Python's runs
-meanwhile. So another process looks, which has the connections over which the workers have met. This file is its
-program as well, so that it imports nothing of distlr.
+meanwhile. So another process watches the connections between the workers. This file is its program as well, so it
+imports nothing of distlr.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
-__all__ = ["ENDED", "guarded"]
+__all__ = ["ENDED", "guard_start"]
 
 _STARTED = b"started"
-"""What a worker sends to the others, and to its guard, once TensorFlow has started."""
+"""A worker sends it to the others, and to its guard, once TensorFlow has started."""
 ENDED = b"ended "
-"""Begins what rank 0 sends to the others, before the number of the rank that ended."""
+"""Rank 0 sends it to the others, followed by the number of the rank that ended."""
 
 
 @contextlib.contextmanager
-def guarded(connections: Mapping[int, socket.socket], rank: int, timeout: float) -> Iterator[None]:
+def guard_start(connections: Mapping[int, socket.socket], rank: int, timeout: float) -> Iterator[None]:
     """Ends this process, with a message, if a worker ends before TensorFlow has started on it, or too late.
 
     Args:
-        connections: to rank 0, or on rank 0 to each other rank, by rank. The others see that they break where this
-            process has ended, and then its guard.
+        connections: to rank 0, or on rank 0 to each other rank, by rank. They break for the others once this process
+            and then its guard have ended.
         rank: this worker's.
         timeout: seconds that TensorFlow may take.
     """

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from distlr.communicators import Communicator
-from distlr.communicators.lost_ranks import says_lost
+from distlr.communicators.lost_ranks import says_rank_is_lost
 
 __all__ = ["explained", "with_text"]
 
@@ -39,6 +39,6 @@ def explained(communicator: Communicator, what: str) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        if communicator.size == 1 or not says_lost(error.message):
+        if communicator.size == 1 or not says_rank_is_lost(error.message):
             raise
         raise with_text(error, communicator.survivor_message(what, error.message)) from error

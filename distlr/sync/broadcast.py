@@ -9,7 +9,7 @@ from typing import Any
 
 from distlr.communicators import Communicator
 from distlr.communicators.bundles import broadcast_arrays
-from distlr.communicators.frames import by_rank
+from distlr.communicators.frames import group_by_rank
 from distlr.errors import DistributionError, StateError
 from distlr.optimizer import AdoptedOptimizer, strategy_of, unwrap_loss_scale
 
@@ -143,7 +143,7 @@ def check_equal(communicator: Communicator, parts: dict[str, Any], *, tag: str, 
     shown = []
     for name in different:
         values = [json.loads(said.get(name, "null")) for said in everyone]
-        shown.append(f"{name}: {by_rank([_difference(values, value) for value in values], 'with')}")
+        shown.append(f"{name}: {group_by_rank([_difference(values, value) for value in values], 'with')}")
     advice = "run the same script with the same arguments on every rank"
     if "callbacks" in different:
         advice += "; give job.callbacks the same list on every rank (what writes files it leaves to rank 0 by itself)"

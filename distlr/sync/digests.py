@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from distlr.communicators import Communicator
-from distlr.communicators.frames import by_rank
+from distlr.communicators.frames import group_by_rank
 from distlr.errors import ReplicaDivergenceError
 from distlr.optimizer import AdoptedOptimizer, rate_of, unwrap_loss_scale
 
@@ -80,11 +80,11 @@ def compare_ranks(
     fields = [name for name in states[0] if any(state.get(name) != states[0][name] for state in states)]
     if not fields:
         return
-    lines = [f"{name}: {by_rank([_shown(state.get(name)) for state in states], 'with')}" for name in fields]
+    lines = [f"{name}: {group_by_rank([_shown(state.get(name)) for state in states], 'with')}" for name in fields]
     if "weights" in fields:
         named = communicator.gather_json(_weight_digests(model), tag="the weights of diverged replicas")
         lines += [
-            f"weight {name}: {by_rank([digests.get(name, 'none') for digests in named], 'with')}"
+            f"weight {name}: {group_by_rank([digests.get(name, 'none') for digests in named], 'with')}"
             for name in named[0]
             if len({digests.get(name) for digests in named}) > 1
         ]

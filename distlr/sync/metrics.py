@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from distlr._utils.checks import one_of
-from distlr.communicators.bundles import Bundle, number, reduce_over
-from distlr.communicators.frames import REDUCERS, by_rank
+from distlr.communicators.bundles import Bundle, reduce_over, to_number
+from distlr.communicators.frames import REDUCERS, group_by_rank
 from distlr.errors import ConfigurationError, DistributionError, received
 
 __all__ = [
@@ -216,7 +216,7 @@ class GraphMetrics:
         """
         names = [sorted(bundle.arrays) for bundle in bundles]
         if any(own and own != sorted(self._how) for own in names):
-            said = by_rank([f"[{', '.join(own)}]" for own in names], "with")
+            said = group_by_rank([f"[{', '.join(own)}]" for own in names], "with")
             raise DistributionError(
                 f"The ranks' metrics differ in the number, the order, the type or the shape of their states: {said}. "
                 "Fix: build the same model, with the same metrics, on every rank."
@@ -360,7 +360,7 @@ def _given_or_own(combined: Mapping[str, np.ndarray], name: str, variable: Any) 
 
 
 def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
-    return {name: number(value) for name, value in found.items()}
+    return {name: to_number(value) for name, value in found.items()}
 
 
 def _sendable(value: np.ndarray) -> np.ndarray:

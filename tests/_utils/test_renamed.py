@@ -6,6 +6,8 @@ import importlib
 
 import pytest
 
+import distlr
+
 RENAMED = [
     ("distlr.callbacks", "Audit", "PreflightCheck"),
     ("distlr.callbacks", "BadNumbers", "NonFiniteGuard"),
@@ -14,15 +16,23 @@ RENAMED = [
     ("distlr.callbacks", "Scalars", "TensorBoardScalars"),
     ("distlr.callbacks", "Steering", "ManualControl"),
     ("distlr.communicators", "Launch", "LauncherInfo"),
+    ("distlr.communicators", "alone", "single_process_communicator"),
 ]
 
 
 @pytest.mark.parametrize(("module", "old", "new"), RENAMED)
 def test_an_old_name_warns_and_gives_the_new_one(module, old, new):
-    found = importlib.import_module(module)
+    namespace = importlib.import_module(module)
     with pytest.warns(DeprecationWarning, match=rf"{old} is called {module}\.{new} now") as warned:
-        value = getattr(found, old)
-    assert value is getattr(found, new)
+        value = getattr(namespace, old)
+    assert value is getattr(namespace, new)
+    assert warned[0].filename == __file__
+
+
+def test_the_old_name_of_the_local_batch_warns_and_gives_it():
+    batch = distlr.GlobalBatch(64, replicas=8, base_batch=256, local_replicas=4)
+    with pytest.warns(DeprecationWarning, match=r"GlobalBatch\.feed is called GlobalBatch\.local_batch now") as warned:
+        assert batch.feed == batch.local_batch == 256
     assert warned[0].filename == __file__
 
 

@@ -30,7 +30,7 @@ MNIST = batch(64, 60_000, replicas=8, duration="90ep")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "size", "ratio", "feed", "updates", "steps"),
+    ("arguments", "size", "ratio", "local_batch", "updates", "steps"),
     [
         ({"per_replica": 256}, 256, 1, 256, 234, 234),
         ({"per_replica": 64, "replicas": 8}, 512, 2, 512, 117, 117),
@@ -45,16 +45,30 @@ MNIST = batch(64, 60_000, replicas=8, duration="90ep")
         ({"per_replica": np.int64(64), "replicas": np.int32(8)}, 512, 2, 512, 117, 117),
     ],
 )
-def test_sizes(arguments: Any, size: int, ratio: float, feed: int, updates: int, steps: int) -> None:
-    made = GlobalBatch(**arguments, base_batch=256, samples_per_epoch=60_000)
-    found = (made.size, made.ratio, made.feed, made.updates_per_epoch, made.steps_per_epoch)
-    assert found == (size, ratio, feed, updates, steps)
-    assert [type(number) for number in found] == [int, type(ratio), int, int, int]
+def test_sizes(arguments: Any, size: int, ratio: float, local_batch: int, updates: int, steps: int) -> None:
+    global_batch = GlobalBatch(**arguments, base_batch=256, samples_per_epoch=60_000)
+    values = (
+        global_batch.size,
+        global_batch.ratio,
+        global_batch.local_batch,
+        global_batch.updates_per_epoch,
+        global_batch.steps_per_epoch,
+    )
+    assert values == (size, ratio, local_batch, updates, steps)
+    assert [type(number) for number in values] == [int, type(ratio), int, int, int]
 
 
 def test_numbers_are_plain_ints() -> None:
-    made = GlobalBatch(np.int64(2), replicas=np.int8(4), base_batch=np.uint16(8), samples_per_epoch=np.int64(99))
-    numbers = (made.per_replica, made.replicas, made.base_batch, made.samples_per_epoch, made.local_replicas)
+    global_batch = GlobalBatch(
+        np.int64(2), replicas=np.int8(4), base_batch=np.uint16(8), samples_per_epoch=np.int64(99)
+    )
+    numbers = (
+        global_batch.per_replica,
+        global_batch.replicas,
+        global_batch.base_batch,
+        global_batch.samples_per_epoch,
+        global_batch.local_replicas,
+    )
     assert numbers == (2, 4, 8, 99, 4)
     assert {type(number) for number in numbers} == {int}
 
@@ -120,10 +134,10 @@ BAD_BATCHES: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
 
 @pytest.mark.parametrize(("changes", "error", "words"), BAD_BATCHES, ids=lambda value: repr(value)[:40])
 def test_bad_batches(changes: dict[str, Any], error: type[Exception], words: list[str]) -> None:
-    good = {"per_replica": 64, "replicas": 8, "base_batch": 256, "samples_per_epoch": 60_000}
-    assert GlobalBatch(**good).size == 512  # type: ignore[arg-type]
+    valid = {"per_replica": 64, "replicas": 8, "base_batch": 256, "samples_per_epoch": 60_000}
+    assert GlobalBatch(**valid).size == 512  # type: ignore[arg-type]
     with pytest.raises(error) as caught:
-        GlobalBatch(**{**good, **changes})
+        GlobalBatch(**{**valid, **changes})
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -149,12 +163,12 @@ def test_the_edge_of_int64(samples: int, size: int, last: int | None, expected: 
         with pytest.raises(ConfigurationError, match=r"2\*\*63"):
             batch(size, samples)
         return
-    made = batch(size, samples)
-    u = made.updates_per_epoch
+    global_batch = batch(size, samples)
+    u = global_batch.updates_per_epoch
     # Int64 fails on any number in between that leaves the type.
-    assert made.advance(Int64(last)).value == expected
-    assert made.updates_at(Int64(last)).value == (1 if u == 1 else samples - 1)
-    assert made.samples_at(Int64(u)).value == samples
+    assert global_batch.advance(Int64(last)).value == expected
+    assert global_batch.updates_at(Int64(last)).value == (1 if u == 1 else samples - 1)
+    assert global_batch.samples_at(Int64(u)).value == samples
 
 
 # -- the clock ---------------------------------------------------------------------------------------------
@@ -214,16 +228,16 @@ def batches(draw: st.DrawFn, most: int = 3_000) -> GlobalBatch:
     ],
 )
 def test_the_clock(size: int, samples: int | None, expected: list[int]) -> None:
-    made = batch(size, samples)
-    assert [made.samples_at(n) for n in range(len(expected))] == expected
-    assert [made.updates_at(at) for at in expected] == list(range(len(expected)))
-    assert [made.advance(at) for at in expected[:-1]] == expected[1:]
-    assert [type(made.advance(at)) for at in expected] == [int] * len(expected)
+    global_batch = batch(size, samples)
+    assert [global_batch.samples_at(n) for n in range(len(expected))] == expected
+    assert [global_batch.updates_at(at) for at in expected] == list(range(len(expected)))
+    assert [global_batch.advance(at) for at in expected[:-1]] == expected[1:]
+    assert [type(global_batch.advance(at)) for at in expected] == [int] * len(expected)
 
 
 def test_samples_between_two_updates() -> None:
-    made = batch(3, 10)
-    assert [made.updates_at(n) for n in range(14)] == [0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4]
+    global_batch = batch(3, 10)
+    assert [global_batch.updates_at(n) for n in range(14)] == [0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4]
     assert [batch(3).updates_at(n) for n in range(8)] == [0, 1, 1, 1, 2, 2, 2, 3]
 
 
@@ -233,44 +247,44 @@ def test_epoch_at() -> None:
 
 
 def test_the_naive_clock_would_drift() -> None:
-    made = batch(512, 1_437)
-    assert made.updates_per_epoch * made.size == 1_024
-    assert made.samples_at(90 * made.updates_per_epoch) == 90 * 1_437
+    global_batch = batch(512, 1_437)
+    assert global_batch.updates_per_epoch * global_batch.size == 1_024
+    assert global_batch.samples_at(90 * global_batch.updates_per_epoch) == 90 * 1_437
 
 
 @given(batches(), st.integers(0, 1_000))
-def test_an_epoch_of_ticks_is_exactly_an_epoch(made: GlobalBatch, epoch: int) -> None:
-    s, u = made.samples_per_epoch, made.updates_per_epoch
+def test_an_epoch_of_ticks_is_exactly_an_epoch(global_batch: GlobalBatch, epoch: int) -> None:
+    s, u = global_batch.samples_per_epoch, global_batch.updates_per_epoch
     assert s is not None
     samples = epoch * s
     for _ in range(u):
-        assert made.epoch_at(samples) == epoch
-        samples = made.advance(samples)
+        assert global_batch.epoch_at(samples) == epoch
+        samples = global_batch.advance(samples)
     assert samples == (epoch + 1) * s
 
 
 @given(batches(10**9), st.integers(0, 10**9))
-def test_the_tick_is_the_table_of_samples(made: GlobalBatch, updates: int) -> None:
-    at = made.samples_at(updates)
-    assert made.samples_at(updates + 1) == made.advance(at)
-    assert made.updates_at(at) == updates
+def test_the_tick_is_the_table_of_samples(global_batch: GlobalBatch, updates: int) -> None:
+    at = global_batch.samples_at(updates)
+    assert global_batch.samples_at(updates + 1) == global_batch.advance(at)
+    assert global_batch.updates_at(at) == updates
     # Not more than one sample off the straight line.
-    line = Fraction(updates) * (made.samples_per_epoch or 0) / made.updates_per_epoch
+    line = Fraction(updates) * (global_batch.samples_per_epoch or 0) / global_batch.updates_per_epoch
     assert line - 1 < at <= line
 
 
 @given(st.integers(1, 10**6), st.integers(1, 64), st.integers(1, 8), st.integers(0, 10**9))
 def test_the_clock_without_an_epoch(each: int, replicas: int, accumulation: int, updates: int) -> None:
-    made = batch(each, replicas=replicas, accumulation=accumulation)
+    global_batch = batch(each, replicas=replicas, accumulation=accumulation)
     size = each * replicas * accumulation
-    assert made.samples_at(updates) == updates * size
-    assert made.advance(updates * size) == (updates + 1) * size
-    assert made.updates_at(updates * size) == updates
+    assert global_batch.samples_at(updates) == updates * size
+    assert global_batch.advance(updates * size) == (updates + 1) * size
+    assert global_batch.updates_at(updates * size) == updates
 
 
 @given(batches(10**9), st.integers(0, 10**6))
-def test_a_tensor_gives_the_numbers_of_an_int(made: GlobalBatch, number: int) -> None:
-    for clock in (made.samples_at, made.advance, made.updates_at):
+def test_a_tensor_gives_the_numbers_of_an_int(global_batch: GlobalBatch, number: int) -> None:
+    for clock in (global_batch.samples_at, global_batch.advance, global_batch.updates_at):
         assert clock(Int64(number)).value == clock(number)
 
 
@@ -301,16 +315,16 @@ def test_any_number_of_changes_keeps_later_epochs_exact(data: st.DataObject) -> 
     s = data.draw(st.integers(1, 500), label="S")
     samples = 0
     for _ in range(3):
-        made = batch(data.draw(st.integers(1, s)), s)
+        global_batch = batch(data.draw(st.integers(1, s)), s)
         for _ in range(data.draw(st.integers(0, 5))):
-            advanced = made.advance(samples)
+            advanced = global_batch.advance(samples)
             assert advanced > samples
             samples = advanced
-    made = batch(data.draw(st.integers(1, s)), s)
+    global_batch = batch(data.draw(st.integers(1, s)), s)
     # Where no update fits in this epoch any more, these are the updates of the next one.
-    left = made.updates_per_epoch - made.updates_at(samples) % made.updates_per_epoch
+    left = global_batch.updates_per_epoch - global_batch.updates_at(samples) % global_batch.updates_per_epoch
     for _ in range(left):
-        samples = made.advance(samples)
+        samples = global_batch.advance(samples)
     assert samples % s == 0
 
 
@@ -318,24 +332,24 @@ def test_any_number_of_changes_keeps_later_epochs_exact(data: st.DataObject) -> 
 def test_the_clock_on_tensors() -> None:
     import tensorflow as tf
 
-    made = batch(64, 1_437, replicas=2)
-    tick = tf.function(made.advance, input_signature=[tf.TensorSpec([], tf.int64)])
+    global_batch = batch(64, 1_437, replicas=2)
+    tick = tf.function(global_batch.advance, input_signature=[tf.TensorSpec([], tf.int64)])
     samples = tf.constant(0, tf.int64)
     for n in range(1, 30):
         samples = tick(samples)
         assert samples.dtype == tf.int64
-        assert int(samples) == made.samples_at(n) == int(made.samples_at(tf.constant(n, tf.int64)))
-        assert int(made.updates_at(samples)) == n
-        assert made.epoch_at(samples) == n // 11
+        assert int(samples) == global_batch.samples_at(n) == int(global_batch.samples_at(tf.constant(n, tf.int64)))
+        assert int(global_batch.updates_at(samples)) == n
+        assert global_batch.epoch_at(samples) == n // 11
     far = 1_437 * 10**12 + 3
-    assert int(tick(tf.constant(far, tf.int64))) == made.advance(far)
+    assert int(tick(tf.constant(far, tf.int64))) == global_batch.advance(far)
 
 
 # -- conversions -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("made", "text", "samples", "updates", "base_steps", "epochs"),
+    ("global_batch", "text", "samples", "updates", "base_steps", "epochs"),
     [
         (MNIST, "5ep", 300_000, 585, 1_171.875, 5),
         (MNIST, "0ep", 0, 0, 0, 0),
@@ -355,31 +369,31 @@ def test_the_clock_on_tensors() -> None:
     ],
 )
 def test_conversions(
-    made: GlobalBatch, text: str, samples: float, updates: float, base_steps: float, epochs: float | None
+    global_batch: GlobalBatch, text: str, samples: float, updates: float, base_steps: float, epochs: float | None
 ) -> None:
     expected = [samples, updates, base_steps]
-    found = [made.to_samples(text), made.to_updates(text), made.to_base_steps(text)]
+    values = [global_batch.to_samples(text), global_batch.to_updates(text), global_batch.to_base_steps(text)]
     if epochs is not None:
         expected.append(epochs)
-        found.append(made.to_epochs(Duration.parse(text)))
-    assert found == pytest.approx(expected, rel=1e-15)
-    assert [type(number) for number in found] == [type(number) for number in expected]
+        values.append(global_batch.to_epochs(Duration.parse(text)))
+    assert values == pytest.approx(expected, rel=1e-15)
+    assert [type(number) for number in values] == [type(number) for number in expected]
 
 
 @given(batches(10**6), st.fractions(0, 1_000, max_denominator=1_000))
-def test_conversions_round_trip(made: GlobalBatch, value: Fraction) -> None:
-    backs = {"ep": made.to_epochs, "ba": made.to_updates, "sp": made.to_samples}
-    for unit, back in backs.items():
+def test_conversions_round_trip(global_batch: GlobalBatch, value: Fraction) -> None:
+    converters = {"ep": global_batch.to_epochs, "ba": global_batch.to_updates, "sp": global_batch.to_samples}
+    for unit, convert in converters.items():
         exact = value.numerator if value.denominator == 1 else float(value)
-        assert back(Duration(value, unit)) == exact
+        assert convert(Duration(value, unit)) == exact
     # A whole number of updates goes through every other unit exactly, and agrees with the clock.
-    whole = value.numerator * made.updates_per_epoch
-    for unit, there in backs.items():
-        number = there(Duration(whole, "ba"))
+    whole = value.numerator * global_batch.updates_per_epoch
+    for unit, convert in converters.items():
+        number = convert(Duration(whole, "ba"))
         assert isinstance(number, int)
-        assert made.to_updates(Duration(number, unit)) == whole
-    assert made.to_samples(Duration(whole, "ba")) == made.samples_at(whole)
-    assert made.to_base_steps(Duration(whole, "ba")) * made.base_batch == made.samples_at(whole)
+        assert global_batch.to_updates(Duration(number, unit)) == whole
+    assert global_batch.to_samples(Duration(whole, "ba")) == global_batch.samples_at(whole)
+    assert global_batch.to_base_steps(Duration(whole, "ba")) * global_batch.base_batch == global_batch.samples_at(whole)
 
 
 @pytest.mark.parametrize(
@@ -423,19 +437,19 @@ COPIES = [
 ]
 
 
-@pytest.mark.parametrize("made", COPIES, ids=repr)
-def test_round_trips(made: GlobalBatch) -> None:
+@pytest.mark.parametrize("global_batch", COPIES, ids=repr)
+def test_round_trips(global_batch: GlobalBatch) -> None:
     copies = [
-        GlobalBatch.from_dict(json.loads(json.dumps(made.to_dict()))),
-        eval(repr(made), {"GlobalBatch": GlobalBatch}),
-        pickle.loads(pickle.dumps(made)),
-        copy.deepcopy(made),
-        made.replace(),
+        GlobalBatch.from_dict(json.loads(json.dumps(global_batch.to_dict()))),
+        eval(repr(global_batch), {"GlobalBatch": GlobalBatch}),
+        pickle.loads(pickle.dumps(global_batch)),
+        copy.deepcopy(global_batch),
+        global_batch.replace(),
     ]
-    for found in copies:
-        assert found == made
-        assert hash(found) == hash(made)
-        assert found.to_dict() == made.to_dict()
+    for restored in copies:
+        assert restored == global_batch
+        assert hash(restored) == hash(global_batch)
+        assert restored.to_dict() == global_batch.to_dict()
 
 
 def test_to_dict_has_what_was_set() -> None:
@@ -474,7 +488,7 @@ def test_equality_is_of_the_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "changes", "per_replica", "size", "feed"),
+    ("global_batch", "changes", "per_replica", "size", "local_batch"),
     [
         (MNIST, {"replicas": 16}, 64, 1024, 1024),
         (MNIST, {"per_replica": 32}, 32, 256, 256),
@@ -488,10 +502,12 @@ def test_equality_is_of_the_numbers() -> None:
         (batch(64, replicas=8, local_replicas=2), {"replicas": 3, "local_replicas": None}, 64, 192, 192),
     ],
 )
-def test_replace(made: GlobalBatch, changes: dict[str, Any], per_replica: int, size: int, feed: int) -> None:
-    changed = made.replace(**changes)
-    assert (changed.per_replica, changed.size, changed.feed) == (per_replica, size, feed)
-    assert (changed.base_batch, changed.samples_per_epoch) == (made.base_batch, made.samples_per_epoch)
+def test_replace(
+    global_batch: GlobalBatch, changes: dict[str, Any], per_replica: int, size: int, local_batch: int
+) -> None:
+    changed = global_batch.replace(**changes)
+    assert (changed.per_replica, changed.size, changed.local_batch) == (per_replica, size, local_batch)
+    assert (changed.base_batch, changed.samples_per_epoch) == (global_batch.base_batch, global_batch.samples_per_epoch)
 
 
 def test_replace_can_take_away() -> None:

@@ -118,7 +118,7 @@ class Run:
         data = (X[:SAMPLES], Y[:SAMPLES])
         train = job.shard(data, batch, seed=1)
         if own_data:
-            train = tf.data.Dataset.from_tensor_slices(data).batch(batch.feed, drop_remainder=True)
+            train = tf.data.Dataset.from_tensor_slices(data).batch(batch.local_batch, drop_remainder=True)
         if not known_length:
             train = train.filter(lambda x, y: True)
         self.left, self.seconds, self.logs = None, None, {}

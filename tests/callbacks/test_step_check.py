@@ -73,7 +73,9 @@ def test_a_batch_of_another_size_is_refused_with_both_numbers(eager) -> None:
     """fit(x, y) has a batch of 32 by default: under per_replica=64 the rate would be twice what it is for."""
     job, _, model = _compiled(_net, per_replica=64, compile_with={"run_eagerly": eager})
     before = model.get_weights()
-    with pytest.raises(ConfigurationError, match=r"takes 32 samples.*per_replica=64.*2 times.*batch_size=batch\.feed"):
+    with pytest.raises(
+        ConfigurationError, match=r"takes 32 samples.*per_replica=64.*2 times.*batch_size=batch\.local_batch"
+    ):
         model.fit(X, Y, callbacks=job.callbacks(), verbose=0)
     if eager:
         np.testing.assert_array_equal(before[0], model.get_weights()[0])
@@ -172,7 +174,7 @@ def test_data_of_unknown_rank_is_looked_at() -> None:
 
 def test_the_last_batch_may_be_smaller_and_without_a_batch_nothing_is_compared() -> None:
     job, batch, model = _compiled(_net)
-    model.fit(X[:40], Y[:40], batch_size=batch.feed, callbacks=job.callbacks(), verbose=0)
+    model.fit(X[:40], Y[:40], batch_size=batch.local_batch, callbacks=job.callbacks(), verbose=0)
     with job.scope():
         model = _net()
         model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse")
@@ -260,7 +262,7 @@ def test_each_replica_takes_its_share(four_cpus) -> None:
             model.fit(X, Y, batch_size=size, callbacks=job.callbacks(), verbose=0)
             assert model.optimizer.samples_seen == 64
         else:
-            with pytest.raises(ConfigurationError, match=r"takes 8 samples.*batch_size=batch\.feed\).*here 64"):
+            with pytest.raises(ConfigurationError, match=r"takes 8 samples.*batch_size=batch\.local_batch\).*here 64"):
                 model.fit(X, Y, batch_size=size, callbacks=job.callbacks(), verbose=0)
 
 

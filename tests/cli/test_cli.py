@@ -81,16 +81,16 @@ def test_help_lists_every_subcommand(capsys):
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], BATCH], ids=lambda words: words[0])
 @pytest.mark.parametrize("prelude", ["", HIDE_TENSORFLOW], ids=["installed", "hidden"])
 def test_the_command_imports_no_tensorflow_and_needs_none(arguments, prelude):
-    done = _script(*arguments, prelude=prelude)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("IMPORTED []\n")
+    process = _script(*arguments, prelude=prelude)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.endswith("IMPORTED []\n")
 
 
 def test_without_tensorflow_what_needs_it_fails_with_one_line_that_says_how_to_install_it():
     attempt = "import distlr\ntry:\n    distlr.init\nexcept ImportError as error:\n    print(error)"
     code = f"import sys\n{HIDE_TENSORFLOW}\n{attempt}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    (line,) = done.stdout.splitlines()
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    (line,) = process.stdout.splitlines()
     assert 'pip install "distlr[cpu]"' in line
 
 
@@ -146,7 +146,7 @@ def test_batch_json_without_an_epoch_has_null(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "argument"),
     [
         ([], "COMMAND"),
         (["nonsense"], "nonsense"),
@@ -165,7 +165,7 @@ def test_batch_json_without_an_epoch_has_null(capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_an_error_is_one_line_and_exit_code_2(capsys, arguments, named):
+def test_an_error_is_one_line_and_exit_code_2(capsys, arguments, argument):
     try:
         code = main(arguments)
     except SystemExit as stop:
@@ -175,7 +175,7 @@ def test_an_error_is_one_line_and_exit_code_2(capsys, arguments, named):
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert line.startswith("distlr: error: ")
-    assert named in line
+    assert argument in line
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a pipe whose reader left")
@@ -184,7 +184,7 @@ def test_a_reader_that_leaves_is_no_traceback():
     os.close(read)
     code = "import sys; from distlr.cli.main import main; sys.exit(main(sys.argv[1:]))"
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", code, *BATCH],
             stdout=write,
             stderr=subprocess.PIPE,
@@ -193,4 +193,4 @@ def test_a_reader_that_leaves_is_no_traceback():
         )
     finally:
         os.close(write)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (process.returncode, process.stderr) == (1, b"")

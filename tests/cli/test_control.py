@@ -38,13 +38,13 @@ def run(tmp_path) -> str:
 )
 def test_what_is_typed_is_asked(run, capsys, words, request_) -> None:
     assert main(["control", run, *words]) == 0
-    (found,) = ControlDirectory(run).look()
-    assert found.request == dataclasses.replace(request_, valid_for=3600.0)
+    (request,) = ControlDirectory(run).look()
+    assert request.request == dataclasses.replace(request_, valid_for=3600.0)
     assert f"asked: {request_}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "text"),
     [
         (["set-lr"], "one of the arguments --multiply --to is required"),
         (["set-lr", "--multiply", "2", "--to", "1"], "not allowed with"),
@@ -57,14 +57,14 @@ def test_what_is_typed_is_asked(run, capsys, words, request_) -> None:
         (["cancel", "../run.json"], "`ID` must be an ID that `distlr control RUN_DIR list` shows"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line_and_no_file(run, capsys, words, said) -> None:
+def test_what_cannot_be_asked_is_one_line_and_no_file(run, capsys, words, text) -> None:
     try:
         code = main(["control", run, *words])
     except SystemExit as stop:
         code = stop.code
     assert code == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert text in error
     assert error.count("\n") == 1
     assert ControlDirectory(run).look() == []
 
@@ -108,9 +108,9 @@ def test_no_answer_in_time(run, capsys) -> None:
     assert main(["control", run, "stop", "--wait", "0.01"]) == 3
     error = capsys.readouterr().err
     assert "is the run under way?" in error
-    (found,) = ControlDirectory(run).waiting()
-    assert f"To take it back: distlr control {run} cancel {found.name}" in error
-    until = datetime.datetime.fromtimestamp(os.stat(ControlDirectory(run).path / found.name).st_mtime + 3600)
+    (request,) = ControlDirectory(run).waiting()
+    assert f"To take it back: distlr control {run} cancel {request.name}" in error
+    until = datetime.datetime.fromtimestamp(os.stat(ControlDirectory(run).path / request.name).st_mtime + 3600)
     assert f"still waits, until {until:%Y-%m-%d %H:%M:%S}" in error
 
 
@@ -118,24 +118,24 @@ def test_a_request_is_valid_for_as_long_as_somebody_waits(run, monkeypatch) -> N
     monkeypatch.setattr(control, "_answer", lambda *_: None)
     main(["control", run, "stop", "--wait", "7200"])
     main(["control", run, "stop", "--wait", "7200", "--valid-for", "60"])
-    assert [found.request.valid_for for found in ControlDirectory(run).waiting()] == [7200, 60]
+    assert [request.request.valid_for for request in ControlDirectory(run).waiting()] == [7200, 60]
 
 
-@pytest.mark.parametrize("taken", [False, True])
-def test_an_interrupt_takes_the_request_back_where_no_run_has_taken_it(run, capsys, monkeypatch, taken) -> None:
+@pytest.mark.parametrize("claimed", [False, True])
+def test_an_interrupt_takes_the_request_back_where_no_run_has_taken_it(run, capsys, monkeypatch, claimed) -> None:
     def interrupted(directory, name, seconds):
-        if taken:
-            (found,) = ControlDirectory(run).waiting()
-            assert ControlDirectory(run).claim(found)
+        if claimed:
+            (request,) = ControlDirectory(run).waiting()
+            assert ControlDirectory(run).claim(request)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(control, "_answer", interrupted)
     assert main(["control", run, "stop", "--wait", "60"]) == 130
-    said = capsys.readouterr().out
-    assert ("was taken by the run already, and cannot be cancelled" if taken else "cancelled: ") in said
+    text = capsys.readouterr().out
+    assert ("was taken by the run already, and cannot be cancelled" if claimed else "cancelled: ") in text
     assert ControlDirectory(run).look() == []
     (path,) = ControlDirectory(run).path.iterdir()
-    assert path.name.endswith(".json.taken" if taken else ".json.cancelled")
+    assert path.name.endswith(".json.taken" if claimed else ".json.cancelled")
 
 
 def test_requests_are_listed_and_cancelled(run, capsys) -> None:
@@ -144,10 +144,10 @@ def test_requests_are_listed_and_cancelled(run, capsys) -> None:
     directory = ControlDirectory(run)
     first = directory.ask(Request("stop"))
     accepted = directory.ask(Request("set-lr", to=0.1, at_epoch=9, valid_for=60))
-    done = directory.ask(Request("set-lr", to=0.2, valid_for=60))
+    applied_name = directory.ask(Request("set-lr", to=0.2, valid_for=60))
     (directory.path / "\x1b[31m.json").write_text("{")
     RunDirectory(run).add_decision({"kind": "asked", "id": accepted, "reason": "waits"})
-    RunDirectory(run).add_decision({"kind": "control", "id": done, "reason": "done"})
+    RunDirectory(run).add_decision({"kind": "control", "id": applied_name, "reason": "done"})
     assert main(["control", run, "list"]) == 0
     junk, one, two = sorted(capsys.readouterr().out.splitlines(), key=lambda line: (line[:1] != "\\", line))
     assert junk.startswith("\\x1b[31m.json")
@@ -160,8 +160,8 @@ def test_requests_are_listed_and_cancelled(run, capsys) -> None:
     assert capsys.readouterr().out == f"cancelled: {first}; no run will do it\n"
     assert main(["control", run, "cancel", first]) == 1
     assert "it was cancelled before, or never asked" in capsys.readouterr().out
-    directory.settle([done], applied=True)
-    assert main(["control", run, "cancel", done]) == 1
+    directory.mark_answered([applied_name], applied=True)
+    assert main(["control", run, "cancel", applied_name]) == 1
     assert "was answered already, and cannot be cancelled. control: done" in capsys.readouterr().out
 
 

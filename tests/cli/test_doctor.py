@@ -48,8 +48,8 @@ def findings(capsys) -> dict[str, dict[str, str]]:
 
 def test_a_sound_machine(machine, capsys) -> None:
     assert main(["doctor", "--quick", "--json"]) == 0
-    found = findings(capsys)
-    assert list(found) == [
+    by_name = findings(capsys)
+    assert list(by_name) == [
         "Python",
         "machine",
         "TensorFlow",
@@ -64,7 +64,7 @@ def test_a_sound_machine(machine, capsys) -> None:
         "Horovod",
         "distlr.init()",
     ]
-    assert {finding["status"] for finding in found.values()} == {"OK"}
+    assert {finding["status"] for finding in by_name.values()} == {"OK"}
 
 
 def test_an_error_makes_the_status_1(machine, capsys) -> None:
@@ -91,9 +91,9 @@ def test_quiet_says_nothing_where_all_is_well(machine, capsys) -> None:
 def test_without_tensorflow_it_says_so_and_asks_no_further(machine, capsys) -> None:
     machine["tensorflow"] = {}
     assert main(["doctor", "--json"]) == 1  # not quick: there is nothing to launch
-    found = findings(capsys)
-    assert found["TensorFlow"]["status"] == found["distlr.init()"]["status"] == "error"
-    assert not {"Keras", "devices", "Horovod"} & found.keys()
+    by_name = findings(capsys)
+    assert by_name["TensorFlow"]["status"] == by_name["distlr.init()"]["status"] == "error"
+    assert not {"Keras", "devices", "Horovod"} & by_name.keys()
 
 
 @pytest.mark.parametrize(
@@ -153,26 +153,26 @@ def test_a_script_with_setup_is_measured_and_its_losses_are_then_not_guessed_at(
         "    def train_step(self, data):\n        with tf.GradientTape():\n            loss = tf.reduce_mean(data)\n"
         "def setup(job): ...\n"
     )
-    asked = []
+    scripts = []
     monkeypatch.setattr("distlr.tools.doctor.two_ranks.check", lambda engine, environ, gpus: [])
     monkeypatch.setattr(
         "distlr.tools.doctor.two_replicas.check",
-        lambda path, environ: asked.append(path) or Finding(f"{path}: one update on two replicas", status, "Said."),
+        lambda path, environ: scripts.append(path) or Finding(f"{path}: one update on two replicas", status, "Said."),
     )
     assert main(["doctor", "--quick", "--json", "--script", str(script)]) == 0
-    assert asked == []
+    assert scripts == []
     capsys.readouterr()
     main(["doctor", "--json", "--script", str(script)])
-    assert asked == [script]
+    assert scripts == [script]
     of_script = {name: each for name, each in findings(capsys).items() if name.startswith(str(script))}
     assert [each["status"] for each in of_script.values()] == statuses
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "argument"),
     [(["--script", "absent.py"], "--script"), (["--slow"], "--slow"), (["--script"], "--script")],
 )
-def test_bad_arguments_are_one_line_and_status_2(capsys, arguments, named) -> None:
+def test_bad_arguments_are_one_line_and_status_2(capsys, arguments, argument) -> None:
     try:
         code = main(["doctor", *arguments])
     except SystemExit as stop:
@@ -181,17 +181,17 @@ def test_bad_arguments_are_one_line_and_status_2(capsys, arguments, named) -> No
     assert (code, captured.out) == (2, "")
     (line,) = captured.err.splitlines()
     assert line.startswith("distlr: error: ")
-    assert named in line
+    assert argument in line
 
 
 @pytest.mark.processes
 def test_on_this_machine(capsys) -> None:
     code = main(["doctor", "--quick", "--json"])
-    found = findings(capsys)
-    assert code == int(any(finding["status"] == "error" for finding in found.values()))
-    assert found["TensorFlow"]["status"] in ("OK", "warning")
-    assert found["Keras"]["status"] == "OK"
-    assert found["distlr.init()"]["found"].startswith("local")
+    by_name = findings(capsys)
+    assert code == int(any(finding["status"] == "error" for finding in by_name.values()))
+    assert by_name["TensorFlow"]["status"] in ("OK", "warning")
+    assert by_name["Keras"]["status"] == "OK"
+    assert by_name["distlr.init()"]["found"].startswith("local")
 
 
 @pytest.mark.processes
@@ -215,9 +215,9 @@ def test_without_tensorflow_the_command_answers(tmp_path) -> None:
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (1, "")
-    found = {finding["name"]: finding for finding in json.loads(ended.stdout)["findings"]}
-    assert found["TensorFlow"]["status"] == "error"
-    assert "pip install" in found["TensorFlow"]["to_do"]
+    by_name = {finding["name"]: finding for finding in json.loads(ended.stdout)["findings"]}
+    assert by_name["TensorFlow"]["status"] == "error"
+    assert "pip install" in by_name["TensorFlow"]["to_do"]
 
 
 @pytest.mark.processes

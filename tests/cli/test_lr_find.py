@@ -58,30 +58,30 @@ def test_a_picture_that_cannot_be_written_is_one_line(script, capsys) -> None:
 
 def test_the_chart_and_the_suggestions(script, capsys) -> None:
     assert find("a_script:setup", *SHORT, "--png", "out/curve.png") == 0
-    said = capsys.readouterr()
-    assert said.err == ""  # no progress where there is no terminal
+    output = capsys.readouterr()
+    assert output.err == ""  # no progress where there is no terminal
     for text in ("█", "0.0001", "valley: ", "steepest: ", "at the base batch", "multiplies it by 2"):
-        assert text in said.out, text
-    assert any(sorted(line.split()) == ["s", "v"] for line in said.out.splitlines())
+        assert text in output.out, text
+    assert any(sorted(line.split()) == ["s", "v"] for line in output.out.splitlines())
     assert (script / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.replicas
 def test_json_on_simulated_replicas(script, capsys) -> None:
     assert find("a_script:setup", *SHORT, "--json", "-n", "4") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["factor"] == 8
-    assert found["base"]["valley"] == found["valley"] / 8
-    assert len(found["rates"]) == len(found["losses"]) <= 40
+    result = json.loads(capsys.readouterr().out)
+    assert result["factor"] == 8
+    assert result["base"]["valley"] == result["valley"] / 8
+    assert len(result["rates"]) == len(result["losses"]) <= 40
 
 
 def test_quiet(script, capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert find("a_script:setup", *SHORT, "--quiet") == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert "█" not in said.out
-    assert "valley: " in said.out
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert "█" not in output.out
+    assert "valley: " in output.out
 
 
 def test_progress_on_a_terminal(script, monkeypatch) -> None:
@@ -95,7 +95,7 @@ def test_progress_on_a_terminal(script, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["a_script"], "`setup` must be of the form package.module:name"),
         ([":setup"], "`setup` must be of the form package.module:name"),
@@ -108,11 +108,11 @@ def test_progress_on_a_terminal(script, monkeypatch) -> None:
         (["a_script:setup", "-n", "0"], "`simulate` must be a number of replicas"),
     ],
 )
-def test_what_cannot_be_is_one_line(script, capsys, words, said) -> None:
+def test_what_cannot_be_is_one_line(script, capsys, words, message) -> None:
     assert find(*words) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert said in error
+    assert message in error
 
 
 def test_replicas_are_not_simulated_in_a_launcher(script, capsys, monkeypatch) -> None:

@@ -20,11 +20,11 @@ def plan(*words: str) -> int:
 
 def test_the_table_the_chart_and_the_warnings(capsys) -> None:
     assert plan(json.dumps(COSINE), *RUN, "--replicas", "4", "16", "256", "--warmup", "2ep") == 0
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     for text in ("4 replicas", "batch 1024", "factor 4", "the warmup ends", "0.0095491", "█"):
-        assert text in said.out, text
-    assert said.err.count("warning (") == 1
-    assert "warning (256 replicas): k = 64 is beyond" in said.err
+        assert text in output.out, text
+    assert output.err.count("warning (") == 1
+    assert "warning (256 replicas): k = 64 is beyond" in output.err
 
 
 def test_files_and_silence(tmp_path, capsys) -> None:
@@ -85,7 +85,7 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("nothing_here", "must be an importable object, JSON, or a file of it"),
         ("no_such_module:rate", "cannot be imported"),
@@ -99,8 +99,8 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path, capsys) -> None:
         ('{"name": "cosine", "initial": 0.1, "steps": "1zz"}', "steps"),
     ],
 )
-def test_what_cannot_be_is_one_line(capsys, spec, said) -> None:
+def test_what_cannot_be_is_one_line(capsys, spec, message) -> None:
     assert plan(spec, *RUN) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert said in error
+    assert message in error

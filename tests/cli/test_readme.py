@@ -36,8 +36,8 @@ def outputs(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> ModuleTy
 @pytest.mark.processes
 def test_the_pages_show_what_the_commands_print() -> None:
     words = [sys.executable, str(SCRIPT), "--check"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize("page", SHOWN)
@@ -46,9 +46,9 @@ def test_each_page_has_its_blocks_with_an_output_in_them(
 ) -> None:
     monkeypatch.setattr(outputs, "ROOT", ROOT)
     assert ROOT / page in outputs.pages()
-    found = outputs.blocks(ROOT / page)
+    blocks = outputs.blocks(ROOT / page)
     for command in SHOWN[page]:
-        of_it = [each["text"] for each in found if f"distlr {command} " in f"{each['command']} "]
+        of_it = [each["text"] for each in blocks if f"distlr {command} " in f"{each['command']} "]
         assert of_it, f"{page} shows no output of distlr {command}"
         for text in of_it:
             assert "    $ " in text

@@ -64,8 +64,8 @@ def test_files_a_title_and_silence(run_dirs, tmp_path, capsys) -> None:
     assert "<h1>&lt;b&gt; &amp; rates</h1>" in page.read_text(encoding="utf-8")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert report(run_dirs[1], "--output", page, "--quiet") == 0
-    said = capsys.readouterr()
-    assert said.out == said.err == ""
+    output = capsys.readouterr()
+    assert output.out == output.err == ""
 
 
 def test_a_run_that_is_under_way(run_dirs, capsys) -> None:
@@ -87,11 +87,11 @@ def test_damaged_lines_cost_those_lines_and_the_page_says_so(run_dirs, capsys) -
 
 def _fails(capsys, *words: object) -> str:
     assert report(*words) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("distlr: error: ")
-    assert said.err.count("\n") == 1
-    return said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("distlr: error: ")
+    assert output.err.count("\n") == 1
+    return output.err
 
 
 def test_what_cannot_be_is_one_line(run_dirs, tmp_path, capsys) -> None:
@@ -113,6 +113,6 @@ def test_a_picture_without_matplotlib_is_one_line(run_dirs, tmp_path, capsys, mo
 
 def test_the_command_needs_no_tensorflow(run_dirs) -> None:
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW, "report", *map(str, run_dirs)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"wrote {run_dirs[0] / 'report.html'}\n"
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout == f"wrote {run_dirs[0] / 'report.html'}\n"

@@ -24,7 +24,7 @@ def script(tmp_path) -> str:
 
 
 def test_simulated_replicas_are_one_process(script) -> None:
-    words, variables = run.command(4, "tf", script, ["--epochs", "3"])
+    words, variables = run.build_command(4, "tf", script, ["--epochs", "3"])
     assert words == [sys.executable, script, "--epochs", "3"]
     assert variables == {"DISTLR_SIMULATE": "4"}
 
@@ -33,14 +33,14 @@ def test_ranks_are_started_by_the_interpreters_own_horovodrun(monkeypatch, tmp_p
     for name in ("python", "horovodrun"):
         (tmp_path / name).touch()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    words, variables = run.command(3, "horovod", script, ["-v"])
+    words, variables = run.build_command(3, "horovod", script, ["-v"])
     launcher = [str(tmp_path / "horovodrun"), "--gloo", "-np", "3", "-H", "localhost:3", "--network-interface", "lo"]
     assert words == [*launcher, str(tmp_path / "python"), script, "-v"]
     assert int(variables["TF_NUM_INTRAOP_THREADS"]) >= 1
 
 
 def test_workers_are_started_by_the_command_itself(script) -> None:
-    words, variables = run.command(2, "multi-worker", script, ["-v"])
+    words, variables = run.build_command(2, "multi-worker", script, ["-v"])
     assert words == [sys.executable, script, "-v"]
     assert int(variables["TF_NUM_INTRAOP_THREADS"]) >= 1
 
@@ -58,10 +58,10 @@ time.sleep(60)
     start = time.monotonic()
     assert run_workers(3, [sys.executable, "-c", code], os.environ, grace=1) == 7
     assert time.monotonic() - start < 20
-    said = capfd.readouterr()
-    assert sorted(said.out.split("\n")[:-1]) == [f"worker {rank} multi-worker" for rank in range(3)]
-    assert "process rank 1 ended with status 7" in said.err
-    assert "the others did not end and are killed" in said.err
+    output = capfd.readouterr()
+    assert sorted(output.out.split("\n")[:-1]) == [f"worker {rank} multi-worker" for rank in range(3)]
+    assert "process rank 1 ended with status 7" in output.err
+    assert "the others did not end and are killed" in output.err
 
 
 @pytest.mark.processes
@@ -73,21 +73,21 @@ def test_threads_that_the_user_set_stay(monkeypatch, tmp_path, script) -> None:
     (tmp_path / "horovodrun").touch()
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert "OMP_NUM_THREADS" not in run.command(2, "horovod", script, [])[1]
+    assert "OMP_NUM_THREADS" not in run.build_command(2, "horovod", script, [])[1]
 
 
 def test_without_horovodrun_it_says_how_to_build_it(monkeypatch, tmp_path, script) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DistributionError, match=r"horovodrun is not installed.*build-horovod\.sh.*--backend tf"):
-        run.command(2, "horovod", script, [])
+        run.build_command(2, "horovod", script, [])
 
 
 @pytest.mark.parametrize(("n", "path", "argument"), [(0, "train.py", "-n"), (2, "absent.py", "script")])
 def test_bad_arguments(tmp_path, n, path, argument) -> None:
     (tmp_path / "train.py").touch()
     with pytest.raises(ConfigurationError, match=f"`{argument}`"):
-        run.command(n, "tf", str(tmp_path / path), [])
+        run.build_command(n, "tf", str(tmp_path / path), [])
 
 
 def test_an_error_is_one_line(capsys) -> None:

@@ -9,11 +9,11 @@ from distlr.communicators import run_ranks
 from distlr.communicators.bundles import (
     Bundle,
     broadcast_arrays,
+    bundle_numbers,
     exchange_bundles,
     exchange_together,
-    first_of,
+    first_numbers,
     mean_over,
-    numbers,
     reduce_over,
 )
 from distlr.errors import ConfigurationTypeError, DistlrError, DistributionError
@@ -78,21 +78,22 @@ def test_a_refusal_on_one_rank_is_told_to_all(bad) -> None:
             exchange_bundles(comm, bad if comm.rank == 1 else Bundle({}), tag="t")
         return type(info.value), str(info.value), comm.allreduce(1, tag="after").item()
 
-    said = run_ranks(rank, 3, timeout=5.0)
-    assert [kind for kind, _, _ in said] == [DistributionError, ConfigurationTypeError, DistributionError]
-    assert [after for _, _, after in said] == [3, 3, 3]
+    replies = run_ranks(rank, 3, timeout=5.0)
+    assert [kind for kind, _, _ in replies] == [DistributionError, ConfigurationTypeError, DistributionError]
+    assert [after for _, _, after in replies] == [3, 3, 3]
     for other in (0, 2):
         assert (
-            f"A rank refused its argument in allgather 't' (this is rank {other} of 3). On rank 1: " in said[other][1]
+            f"A rank refused its argument in allgather 't' (this is rank {other} of 3). On rank 1: "
+            in replies[other][1]
         )
 
 
 def test_the_first_ranks_numbers_are_floats_and_arrays_where_there_are_several() -> None:
     values = {"loss": 0.5, "of one class": np.array([0.25]), "f1": np.array([0.5, 1.0])}
-    bundles, _ = exchanged(lambda rank: numbers(values) if rank else Bundle({}))[0]
-    found = first_of(bundles)
-    assert (found["loss"], found["of one class"], found["f1"].tolist()) == (0.5, 0.25, [0.5, 1.0])
-    assert type(found["loss"]) is type(found["of one class"]) is float
+    bundles, _ = exchanged(lambda rank: bundle_numbers(values) if rank else Bundle({}))[0]
+    values = first_numbers(bundles)
+    assert (values["loss"], values["of one class"], values["f1"].tolist()) == (0.5, 0.25, [0.5, 1.0])
+    assert type(values["loss"]) is type(values["of one class"]) is float
 
 
 def test_empty_arrays_and_no_arrays() -> None:
@@ -107,11 +108,11 @@ def test_a_broadcast_of_many_arrays_keeps_every_bit_and_any_type(monkeypatch, ch
     root = [np.float32([1.1, np.nan]), np.array(2**60 + 1), np.float16([[0.1], [0.2]]), np.zeros(0), np.array(True)]
 
     def rank(comm):
-        mine = root if comm.is_root else [np.zeros_like(array) for array in root]
-        return broadcast_arrays(comm, mine, tag="t"), comm.log.total
+        local_arrays = root if comm.is_root else [np.zeros_like(array) for array in root]
+        return broadcast_arrays(comm, local_arrays, tag="t"), comm.log.total
 
-    for got, collectives in run_ranks(rank, 2, timeout=5.0):
-        for expected, array in zip(root, got, strict=True):
+    for received, collectives in run_ranks(rank, 2, timeout=5.0):
+        for expected, array in zip(root, received, strict=True):
             assert (array.dtype, array.shape, array.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
         assert collectives == (1 if chunk > 100 else 3)
 
@@ -125,8 +126,10 @@ def test_several_bundles_in_one_collective_stay_apart():
         parts = {"a": Bundle({"ab/x": np.ones(2)}, note="a"), "ab": Bundle({"x": np.zeros(1)} if comm.rank else {})}
         return exchange_together(comm, parts, tag="t"), comm.log.total
 
-    for said, collectives in run_ranks(rank, 2):
+    for replies, collectives in run_ranks(rank, 2):
         assert collectives == 1
-        assert [bundle.note for bundle in said["a"]] == ["a", "a"]
-        assert [{name: array.tolist() for name, array in b.arrays.items()} for b in said["a"]] == [{"ab/x": [1, 1]}] * 2
-        assert [{name: array.tolist() for name, array in b.arrays.items()} for b in said["ab"]] == [{}, {"x": [0]}]
+        assert [bundle.note for bundle in replies["a"]] == ["a", "a"]
+        assert [{name: array.tolist() for name, array in b.arrays.items()} for b in replies["a"]] == [
+            {"ab/x": [1, 1]}
+        ] * 2
+        assert [{name: array.tolist() for name, array in b.arrays.items()} for b in replies["ab"]] == [{}, {"x": [0]}]

@@ -64,8 +64,8 @@ def _launched(engine: str) -> Backend:
 
     def run(fn: Callable[[Communicator], Any]) -> list[Any]:
         comm.log.__init__()  # as new, as the tests expect it
-        own = np.frombuffer(pickle.dumps(fn(comm)), np.uint8)
-        return [pickle.loads(part.tobytes()) for part in comm.allgather(own, tag="what the test returned")]
+        local_result = np.frombuffer(pickle.dumps(fn(comm)), np.uint8)
+        return [pickle.loads(part.tobytes()) for part in comm.allgather(local_result, tag="what the test returned")]
 
     return Backend(engine, comm.size, run)
 
@@ -111,9 +111,9 @@ def errors(backend: Backend, fn: Callable[[Communicator], Any]) -> list[Exceptio
 
 
 def test_numbers_of_the_rank(backend):
-    said = backend.run(lambda c: (c.rank, c.size, c.local_rank, c.local_size, c.is_root, c.name))
+    results = backend.run(lambda c: (c.rank, c.size, c.local_rank, c.local_size, c.is_root, c.name))
     size = backend.size
-    assert said == [(rank, size, rank, size, rank == 0, backend.name) for rank in range(size)]
+    assert results == [(rank, size, rank, size, rank == 0, backend.name) for rank in range(size)]
 
 
 def test_int64_sums_are_exact_beyond_float64(backend):
@@ -174,10 +174,10 @@ def test_results_are_identical_on_all_ranks_and_independent(backend):
         comm.barrier(tag="e")
         return digest, all((result == comm.rank).all() for result in results), value.sum()
 
-    said = backend.run(fn)
-    assert len({digest for digest, _, _ in said}) == 1
-    assert all(own for _, own, _ in said)
-    assert said[0][2] == np.random.default_rng(0).normal(size=(7, 5)).sum()
+    results = backend.run(fn)
+    assert len({digest for digest, _, _ in results}) == 1
+    assert all(own for _, own, _ in results)
+    assert results[0][2] == np.random.default_rng(0).normal(size=(7, 5)).sum()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -214,21 +214,21 @@ def test_non_contiguous_and_big_endian_arrays(backend):
 
 def test_json_round_trip(backend):
     obj = {"grüße": ["学习率", "\U0001f600", "\ud800"], "nest": [{"a": [None, True, 1.5, -(2**70)]}], "e": {}}
-    said = backend.run(lambda c: c.broadcast_json(obj if c.is_root else object(), tag="t"))
-    assert said == [obj] * backend.size
+    results = backend.run(lambda c: c.broadcast_json(obj if c.is_root else object(), tag="t"))
+    assert results == [obj] * backend.size
     gathered = backend.run(lambda c: c.gather_json({"rank": c.rank, "text": "é" * c.rank}, tag="t"))
     assert gathered == [[{"rank": r, "text": "é" * r} for r in range(backend.size)]] * backend.size
 
 
 def test_json_carries_nan_and_infinity(backend):
-    for said in backend.run(lambda c: c.broadcast_json([math.nan, math.inf, -math.inf], tag="t")):
-        assert math.isnan(said[0])
-        assert said[1:] == [math.inf, -math.inf]
+    for reply in backend.run(lambda c: c.broadcast_json([math.nan, math.inf, -math.inf], tag="t")):
+        assert math.isnan(reply[0])
+        assert reply[1:] == [math.inf, -math.inf]
 
 
 def test_json_root_gets_what_the_others_get(backend):
-    said = backend.run(lambda c: c.broadcast_json({1: (2, 3)}, tag="t"))
-    assert said == [{"1": [2, 3]}] * backend.size
+    results = backend.run(lambda c: c.broadcast_json({1: (2, 3)}, tag="t"))
+    assert results == [{"1": [2, 3]}] * backend.size
 
 
 @several
@@ -350,9 +350,9 @@ def test_only_the_root_sends_a_broadcast(backend):
         comm.broadcast(np.zeros(10_000), tag="t")
         return comm.log.bytes_sent
 
-    sent = backend.run(fn)
-    assert sent[0] > 80_000
-    assert all(count < 200 for count in sent[1:])
+    byte_counts = backend.run(fn)
+    assert byte_counts[0] > 80_000
+    assert all(count < 200 for count in byte_counts[1:])
 
 
 if not ENGINE:  # an engine ends the process of a rank that waits: tests/distributed/test_launchers.py

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distlr.communicators.frames import EMPTY, CollectiveMessage, check_same, decode, encode, filled, split
+from distlr.communicators.frames import EMPTY, CollectiveMessage, check_same, decode, encode, pad_frame, split_frames
 from distlr.errors import CollectiveMismatchError, DistributionError
 
 
@@ -48,10 +48,10 @@ def test_what_must_not_differ(different, kind, words):
 def test_frames_one_behind_another_are_taken_apart(unit):
     data = [np.arange(size, dtype=np.uint8) for size in (0, 1, 8, 200, 0)]
     frames = [
-        filled(encode(CollectiveMessage("allgather", "t" * rank, {}, rank, "", own)), unit)
-        for rank, own in enumerate(data)
+        pad_frame(encode(CollectiveMessage("allgather", "t" * rank, {}, rank, "", payload)), unit)
+        for rank, payload in enumerate(data)
     ]
     assert all(frame.size % unit == 0 for frame in frames)
-    for rank, frame in enumerate(split(np.concatenate(frames), len(frames), "allgather 't'", unit)):
+    for rank, frame in enumerate(split_frames(np.concatenate(frames), len(frames), "allgather 't'", unit)):
         part = decode(frame, rank, "allgather 't'")
         assert (part.tag, part.length, part.data.tolist()) == ("t" * rank, rank, data[rank].tolist())

@@ -26,11 +26,11 @@ def watched(monkeypatch):
                 connections[rank][0] = socket.create_connection(listener.getsockname())
                 connections[0][rank] = listener.accept()[0]
             opened.extend((connections[rank][0], connections[0][rank]))
-        heard: list[queue.Queue[int]] = [queue.Queue() for _ in range(size)]
+        lost_ranks: list[queue.Queue[int]] = [queue.Queue() for _ in range(size)]
         for rank in range(size):
             if rank != but:
-                watch_connections(connections[rank], heard[rank].put)
-        return connections, heard
+                watch_connections(connections[rank], lost_ranks[rank].put)
+        return connections, lost_ranks
 
     yield connect
     for connection in opened:
@@ -50,20 +50,20 @@ def end(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("lost", [0, 2])
 def test_all_others_hear_who_has_ended(watched, lost) -> None:
-    connections, heard = watched(4, but=lost)
+    connections, lost_ranks = watched(4, but=lost)
     for connection in connections[lost].values():
         end(connection)
     for rank in range(4):
         if rank != lost:
-            assert heard[rank].get(timeout=10) == lost
+            assert lost_ranks[rank].get(timeout=10) == lost
 
 
 def test_what_the_guard_of_the_start_sent_is_passed_over(watched) -> None:
-    connections, heard = watched(3)
+    connections, lost_ranks = watched(3)
     connections[1][0].sendall(b"started")
     connections[0][2].sendall(b"startedended 1")
-    assert heard[2].get(timeout=10) == 1
-    assert heard[1].empty()
+    assert lost_ranks[2].get(timeout=10) == 1
+    assert lost_ranks[1].empty()
 
 
 def test_a_host_that_is_silent_is_asked(watched) -> None:

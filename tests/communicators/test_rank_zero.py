@@ -7,7 +7,7 @@ import pytest
 
 from distlr.communicators import run_ranks
 from distlr.communicators.bundles import Bundle
-from distlr.communicators.rank_zero import bundle_from_root, from_root
+from distlr.communicators.rank_zero import compute_bundle_on_root, compute_on_root
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError, StateError
 
 
@@ -25,7 +25,7 @@ def raised(make, size=3, **options):
 
     def rank(comm):
         with pytest.raises(Exception) as info:  # noqa: PT011
-            from_root(comm, make, tag="t", what="read the file", **options)
+            compute_on_root(comm, make, tag="t", what="read the file", **options)
         assert comm.allreduce(1, tag="after") == comm.size
         return info.value
 
@@ -34,23 +34,24 @@ def raised(make, size=3, **options):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_every_rank_gets_what_rank_0_makes_in_one_collective(size) -> None:
-    made = []
+    calls = []
 
     def rank(comm):
-        value = from_root(comm, lambda: made.append(comm.rank) or {"a": (1, None)}, tag="t", what="make")
+        value = compute_on_root(comm, lambda: calls.append(comm.rank) or {"a": (1, None)}, tag="t", what="make")
         return value, comm.log.total
 
     assert run_ranks(rank, size, timeout=5.0) == [({"a": [1, None]}, 1)] * size
-    assert made == [0]
+    assert calls == [0]
 
 
 def test_arrays_come_with_a_value() -> None:
     bundles = run_ranks(
-        lambda comm: bundle_from_root(comm, lambda: Bundle({"a": np.arange(3)}, note=7), tag="t", what="make"), 2
+        lambda comm: compute_bundle_on_root(comm, lambda: Bundle({"a": np.arange(3)}, note=7), tag="t", what="make"), 2
     )
     assert [(bundle.note, bundle.arrays["a"].tolist()) for bundle in bundles] == [(7, [0, 1, 2])] * 2
     assert (
-        run_ranks(lambda comm: bundle_from_root(comm, lambda: Bundle({}), tag="t", what="make").note, 2) == [None] * 2
+        run_ranks(lambda comm: compute_bundle_on_root(comm, lambda: Bundle({}), tag="t", what="make").note, 2)
+        == [None] * 2
     )
 
 

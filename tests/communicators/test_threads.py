@@ -60,7 +60,7 @@ def test_rank_that_returns_early_ends_the_others_at_once():
 
 
 def test_one_ranks_exception_ends_all():
-    seen = {}
+    errors = {}
 
     def fn(comm):
         comm.barrier(tag="start")
@@ -69,7 +69,7 @@ def test_one_ranks_exception_ends_all():
         try:
             comm.allgather(np.ones(1), tag="metrics")
         except DistributionError as error:
-            seen[comm.rank] = error
+            errors[comm.rank] = error
             raise
 
     start = time.monotonic()
@@ -77,8 +77,8 @@ def test_one_ranks_exception_ends_all():
         run_ranks(fn, 3, timeout=20)
     assert time.monotonic() - start < 5
     assert "Raised on rank 1 of 3." in info.value.__notes__
-    assert sorted(seen) == [0, 2]
-    for error in seen.values():
+    assert sorted(errors) == [0, 2]
+    for error in errors.values():
         assert "Rank 1 failed with KeyError: 'boom'" in str(error)
         assert error.__cause__ is info.value
 

@@ -171,7 +171,7 @@ def test_workers_that_do_not_meet_end_with_a_reason(launching) -> None:
     command = ["launch/tf_config.sh", "--workers", workers, "--index", "0", "tests/distributed/scripts/connects.py"]
     finished = launching.run(command, limit=60)
     assert finished.code not in (0, None)
-    assert "[rank 0] The workers did not meet: rank 1 did not come" in finished.output
+    assert "[rank 0] The workers could not connect: rank 1 did not come" in finished.output
     assert "localhost:45872" in finished.output
 
 

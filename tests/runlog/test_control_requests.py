@@ -29,11 +29,11 @@ def hostile(load_helper):
 def test_a_request_is_found_once_as_it_was_asked(tmp_path, request_, words) -> None:
     run = ControlDirectory(tmp_path)
     name = ControlDirectory(tmp_path).ask(request_)
-    (found,) = run.look()
-    assert (found.name, found.request, found.refused) == (name, request_, "")
+    (request,) = run.look()
+    assert (request.name, request.request, request.refused) == (name, request_, "")
     assert str(request_) == words
     assert run.look() == []
-    run.settle([name], applied=True)
+    run.mark_answered([name], applied=True)
     assert ControlDirectory(tmp_path).look() == []
     assert [path.name for path in (tmp_path / "control").iterdir()] == [f"{name}.applied"]
     assert (tmp_path / "control" / f"{name}.applied").stat().st_mode & 0o777 == 0o600
@@ -42,7 +42,7 @@ def test_a_request_is_found_once_as_it_was_asked(tmp_path, request_, words) -> N
 def test_requests_come_in_the_order_in_which_they_were_asked(tmp_path) -> None:
     directory = ControlDirectory(tmp_path)
     names = [directory.ask(Request("set-lr", multiply=float(i))) for i in range(1, 6)]
-    assert [found.name for found in directory.look()] == names
+    assert [request.name for request in directory.look()] == names
 
 
 def test_a_request_that_was_cancelled_is_not_there_any_more(tmp_path) -> None:
@@ -55,7 +55,7 @@ def test_a_request_that_was_cancelled_is_not_there_any_more(tmp_path) -> None:
     assert directory.claim(two)
     assert not ControlDirectory(tmp_path).cancel(second)
     assert ControlDirectory(tmp_path).look() == []
-    directory.settle([second], applied=True)
+    directory.mark_answered([second], applied=True)
     names = sorted(path.name for path in directory.path.iterdir())
     assert names == [f"{first}.cancelled", f"{second}.applied"]
 
@@ -65,10 +65,10 @@ def test_a_file_that_took_the_place_of_another_is_not_the_request_that_was_read(
     directory.make()
     for multiply in (2.0, 3.0):
         if multiply == 3.0:
-            (found,) = directory.look()
+            (request,) = directory.look()
             ControlDirectory(tmp_path).cancel("mine.json")
         (directory.path / "mine.json").write_text(json.dumps({"distlr": 1, "action": "set-lr", "multiply": multiply}))
-    assert not directory.claim(found)
+    assert not directory.claim(request)
     assert [each.request for each in directory.look()] == [Request("set-lr", multiply=3.0)]
 
 
@@ -76,11 +76,11 @@ def test_what_a_run_had_taken_as_it_died_waits_again(tmp_path) -> None:
     directory = ControlDirectory(tmp_path)
     name = directory.ask(Request("stop"))
     assert directory.claim(directory.look()[0])
-    assert directory.take_back() == set()  # the one that has it keeps it
+    assert directory.release_claimed() == set()  # the one that has it keeps it
     other = ControlDirectory(tmp_path)
     assert other.look() == []
-    assert other.take_back() == {name}
-    assert [found.name for found in other.look()] == [name]
+    assert other.release_claimed() == {name}
+    assert [request.name for request in other.look()] == [name]
 
 
 def test_when_a_request_expires(tmp_path) -> None:
@@ -116,16 +116,16 @@ def test_a_thousand_files_with_long_names_do_not_starve_a_request(tmp_path, rena
     for name in junk:
         (directory.path / name).touch(mode=0o600)
     (directory.path / "zzz.json").write_text('{"distlr": 1, "action": "stop"}')
-    asked = directory.ask(Request("stop"))
-    looks, found = 0, []
-    while (looked := directory.look()) and looks < 20:
-        assert len(looked) <= 100
+    name = directory.ask(Request("stop"))
+    looks, requests = 0, []
+    while (new := directory.look()) and looks < 20:
+        assert len(new) <= 100
         looks += 1
-        found += looked
+        requests += new
         if renamed:
-            directory.settle([each.name for each in looked], applied=False)
-    assert found[0].name == asked  # at the first look
-    assert {each.name for each in found[1:]} == junk | {"zzz.json"}  # each once
+            directory.mark_answered([each.name for each in new], applied=False)
+    assert requests[0].name == name  # at the first look
+    assert {each.name for each in requests[1:]} == junk | {"zzz.json"}  # each once
     assert looks == 11
     left = {path.name for path in directory.path.iterdir()}
     assert len(left) == 1002
@@ -141,11 +141,11 @@ def test_a_look_goes_over_a_bounded_number_of_names(tmp_path, monkeypatch) -> No
     names = []
     for _ in range(6):
         names.append(directory.ask(Request("stop")))
-        found = []
+        requests = []
         for _ in range(2 * 5 + 1):  # at most one look that has passed its place, and two rounds
-            found += directory.look()
-            directory.settle([each.name for each in found], applied=True)
-        assert [each.name for each in found] == [names[-1]]
+            requests += directory.look()
+            directory.mark_answered([each.name for each in requests], applied=True)
+        assert [each.name for each in requests] == [names[-1]]
     directory.close()
 
 
@@ -166,13 +166,13 @@ def test_every_hostile_file_is_refused_once(tmp_path, hostile) -> None:
     directory.make()
     names = hostile.write(tmp_path / "control", tmp_path / "elsewhere")
     assert len(names) >= 50
-    found = {each.name: each for each in directory.look()}
-    assert sorted(found) == sorted(names)
+    requests = {each.name: each for each in directory.look()}
+    assert sorted(requests) == sorted(names)
     judged = {"too_large_a_change.json", "beyond_any_rate.json", "an_epoch_that_is_over.json"}
-    assert {name for name, each in found.items() if each.request is not None} == judged
-    assert all(found[name].refused for name in set(names) - judged)
+    assert {name for name, each in requests.items() if each.request is not None} == judged
+    assert all(requests[name].refused for name in set(names) - judged)
     assert directory.look() == []
-    directory.settle(names, applied=False)
+    directory.mark_answered(names, applied=False)
     assert ControlDirectory(tmp_path).look() == []
 
 
@@ -186,12 +186,12 @@ def test_a_directory_that_is_not_the_owners_alone_is_not_read(tmp_path, how) -> 
     else:
         place.rename(tmp_path / "moved")
         place.symlink_to(tmp_path / "moved") if how == "link" else place.write_text("")
-    found = directory.look()
+    requests = directory.look()
     if how == "file":
-        assert found == []
+        assert requests == []
     else:
-        assert [each.request for each in found] == [None]
-        assert ("chmod go-w" if how == "writable" else "is no directory") in found[0].refused
+        assert [each.request for each in requests] == [None]
+        assert ("chmod go-w" if how == "writable" else "is no directory") in requests[0].refused
         assert directory.look() == []  # said once
 
 
@@ -201,12 +201,12 @@ def test_a_file_of_another_user_is_refused_with_both_names(tmp_path, monkeypatch
     path = next((tmp_path / "control").iterdir())
     if os.geteuid() == 0:
         os.chown(path, 12345, -1)
-        said = "belongs to user 12345, and the run to root"
+        text = "belongs to user 12345, and the run to root"
     else:
-        own = os.geteuid()
-        monkeypatch.setattr(os, "geteuid", lambda: own + 1)
-        said = "belongs to"
-    assert said in directory.look()[0].refused
+        user = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+        text = "belongs to"
+    assert text in directory.look()[0].refused
 
 
 @pytest.mark.parametrize(
@@ -223,16 +223,16 @@ def test_the_factor_on_the_rate(request_, rate, factor) -> None:
     assert request_.factor(rate) == pytest.approx(factor)
 
 
-@pytest.mark.parametrize("asked", ['"multiply": 2', '"to": 1', '"multiply": 0.5'])
-def test_what_was_decided_is_a_change_that_can_be_made_again(asked) -> None:
+@pytest.mark.parametrize("value", ['"multiply": 2', '"to": 1', '"multiply": 0.5'])
+def test_what_was_decided_is_a_change_that_can_be_made_again(value) -> None:
     """Also where the file says a whole number."""
-    request = Request.parse(b'{"distlr": 1, "action": "set-lr", %s}' % asked.encode())
+    request = Request.parse(b'{"distlr": 1, "action": "set-lr", %s}' % value.encode())
     decided = {"action": request.action, "multiplier": request.factor(0.5), "by": "somebody"}
     assert is_change(json.loads(json.dumps(decided)))
 
 
 @pytest.mark.parametrize(
-    ("request_", "rate", "said"),
+    ("request_", "rate", "text"),
     [
         (Request("set-lr", multiply=101), 0.1, "by more than a factor of 100"),
         (
@@ -245,7 +245,7 @@ def test_what_was_decided_is_a_change_that_can_be_made_again(asked) -> None:
         (Request("set-lr", to=0.1), float("nan"), "The rate is nan now"),
     ],
 )
-def test_a_change_that_cannot_be_meant(request_, rate, said) -> None:
+def test_a_change_that_cannot_be_meant(request_, rate, text) -> None:
     with pytest.raises(ConfigurationError) as raised:
         request_.factor(rate)
-    assert said in str(raised.value)
+    assert text in str(raised.value)

@@ -34,7 +34,7 @@ def test_what_is_written_is_read(tmp_path) -> None:
 def test_a_run_that_goes_on_takes_back_what_it_trains_again(tmp_path) -> None:
     directory = _written(tmp_path)
     directory.end()
-    directory.go_on({**RUN, "started": "later", "host": "b"}, 2, lambda entry: entry["epoch"] < 1)
+    directory.resume({**RUN, "started": "later", "host": "b"}, 2, lambda entry: entry["epoch"] < 1)
     run = directory.read()
     assert run.run == {**RUN, "host": "b"}  # the start stays the first one
     assert [epoch["epoch"] for epoch in run.epochs] == [0, 1]
@@ -56,7 +56,7 @@ def test_a_line_that_a_crash_cut_off_is_left_out_and_mended(tmp_path) -> None:
     with open(directory.path / "epochs.jsonl", "a") as file:
         file.write('{"epoch": 3, "los')
     assert len(directory.read().epochs) == 3
-    directory.go_on(RUN, 3, lambda entry: True)
+    directory.resume(RUN, 3, lambda entry: True)
     directory.add_epoch({"epoch": 3})
     lines = (directory.path / "epochs.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2, 3]
@@ -79,7 +79,7 @@ def test_a_line_for_which_there_is_no_room_leaves_nothing_behind(tmp_path, room)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{", "is not what a run writes"),
         ("", "is not what a run writes"),
@@ -89,10 +89,10 @@ def test_a_line_for_which_there_is_no_room_leaves_nothing_behind(tmp_path, room)
         ("\udcff", "is not what a run writes"),
     ],
 )
-def test_a_run_that_does_not_say_what_it_is(tmp_path, text, said) -> None:
+def test_a_run_that_does_not_say_what_it_is(tmp_path, text, message) -> None:
     directory = _written(tmp_path)
     (directory.path / "run.json").write_text(text, errors="surrogateescape")
-    with pytest.raises(ConfigurationError, match=said):
+    with pytest.raises(ConfigurationError, match=message):
         directory.read()
 
 
@@ -125,11 +125,11 @@ def test_a_damaged_line_costs_that_line_alone(tmp_path, caplog, name, line) -> N
     assert run.damage == (f"{name} cannot be read in 1 line.",)
     assert [entry["epoch"] for entry in (run.epochs if name == "epochs.jsonl" else run.decisions)] == [0, 1, 2]
     assert path.read_bytes() == damaged
-    directory.go_on(RUN, 3, lambda entry: True)
+    directory.resume(RUN, 3, lambda entry: True)
     assert path.read_bytes() == first + second + third
     assert path.with_name(f"{name}.damaged").read_bytes() == damaged
     assert caplog.text.count(f"{path} is not what a run writes in 1 line, which this run leaves out.") == 1
-    directory.go_on(RUN, 3, lambda entry: True)
+    directory.resume(RUN, 3, lambda entry: True)
     assert directory.read().damage == ()
     assert len(caplog.records) == 1
 
@@ -138,7 +138,7 @@ def test_lines_of_another_program_are_left_out_by_a_run_that_goes_on(tmp_path) -
     directory = _written(tmp_path)
     with open(directory.path / "decisions.jsonl", "a") as file:
         file.write('{"clock": null}\n')
-    directory.go_on(RUN, 3, lambda entry: entry.get("clock", 0) <= 5)
+    directory.resume(RUN, 3, lambda entry: entry.get("clock", 0) <= 5)
     assert [entry["epoch"] for entry in directory.decisions()] == [0, 1, 2]
     assert '{"clock": null}' in (directory.path / "decisions.jsonl.damaged").read_text()
 
@@ -149,7 +149,7 @@ def test_a_last_line_that_lacks_its_end_alone_is_read(tmp_path) -> None:
     before = path.read_bytes()
     path.write_bytes(before[:-1])
     assert [epoch["epoch"] for epoch in directory.read().epochs] == [0, 1, 2]
-    directory.go_on(RUN, 3, lambda entry: True)
+    directory.resume(RUN, 3, lambda entry: True)
     assert path.read_bytes() == before
 
 
@@ -170,7 +170,7 @@ def test_a_run_goes_on_whose_run_json_is_damaged(tmp_path, content, caplog) -> N
         path.mkdir()
     elif content is not None:
         path.write_text(content)
-    directory.go_on(RUN, 3, lambda entry: True)
+    directory.resume(RUN, 3, lambda entry: True)
     assert directory.read().run == RUN
     assert len(directory.read().epochs) == 3
     assert caplog.text.count("When the run started is lost") == (content is not None)

@@ -8,7 +8,7 @@ import pytest
 
 from distlr.runlog import directory
 from distlr.runlog.directory import RunDirectory
-from distlr.runlog.manual_changes import Moment, Place, again_from, in_words, read_changes
+from distlr.runlog.manual_changes import Moment, Place, changes_to_repeat, describe_change, read_changes
 
 CHANGE = {"kind": "control", "clock": 8, "moment": 0, "action": "set-lr", "multiplier": 0.5, "by": "ada"}
 
@@ -20,8 +20,8 @@ def read(path, *entries):
 
 def test_they_come_in_the_order_of_their_places(tmp_path) -> None:
     moments = (Moment.BEGIN, Moment.BATCH, Moment.EPOCH_END)
-    found = read(tmp_path, *({**CHANGE, "clock": clock, "moment": moment} for clock in (8, 4) for moment in moments))
-    assert [Place.of(entry) for entry in found] == [(4, 0), (4, 1), (4, 2), (8, 0), (8, 1), (8, 2)]
+    entries = read(tmp_path, *({**CHANGE, "clock": clock, "moment": moment} for clock in (8, 4) for moment in moments))
+    assert [Place.of(entry) for entry in entries] == [(4, 0), (4, 1), (4, 2), (8, 0), (8, 1), (8, 2)]
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def test_what_is_no_change_is_left_out(tmp_path, wrong, caplog) -> None:
 
 @pytest.mark.parametrize("line", [b"\0" * 64, b'{"kind": "contr', b"7", b"\xff", b"[" * 100_000, b'{"clock": 1e999}'])
 def test_a_damaged_line_costs_no_other_change_and_is_said_loudly(tmp_path, line, caplog) -> None:
-    whole = [json.dumps({**CHANGE, "clock": clock}).encode() for clock in (4, 8)]
+    lines = [json.dumps({**CHANGE, "clock": clock}).encode() for clock in (4, 8)]
     path = tmp_path / "decisions.jsonl"
-    path.write_bytes(b"\n".join([whole[0], line, whole[1], b""]))
+    path.write_bytes(b"\n".join([lines[0], line, lines[1], b""]))
     assert [entry["clock"] for entry in read_changes(RunDirectory(tmp_path))] == [4, 8]
     assert f"{path} cannot be read in 1 line. A change by hand that stood there is NOT made again. Fix: " in caplog.text
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -76,25 +76,25 @@ def test_a_run_without_decisions_has_none(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "made", "again"),
+    ("last", "already_made", "again"),
     [((0, 0), 0, "abc"), ((8, 0), 0, "abc"), ((8, 0), 1, "bc"), ((8, 0), 2, "c"), ((8, 1), 0, "c"), ((8, 1), 1, "")],
 )
-def test_what_is_made_again(last, made, again) -> None:
+def test_what_is_made_again(last, already_made, again) -> None:
     changes = [{**CHANGE, "by": by, "moment": moment, "id": by} for by, moment in (("a", 0), ("b", 0), ("c", 1))]
-    found = again_from(changes, Place(*last), made)
-    assert [change["by"] for change in found] == list(again)
-    assert all(set(change) == {"clock", "moment", "action", "multiplier", "by"} for change in found)
+    entries = changes_to_repeat(changes, Place(*last), already_made)
+    assert [change["by"] for change in entries] == list(again)
+    assert all(set(change) == {"clock", "moment", "action", "multiplier", "by"} for change in entries)
 
 
 def test_places_go_on_with_the_data_where_the_clock_stands_still(tmp_path) -> None:
     """One at an epoch's end, one after the next epoch's first step, which was left out: at one clock."""
     end, first = {**CHANGE, "by": "end", "moment": 1, "drawn": 8}, {**CHANGE, "by": "first", "drawn": 12}
-    found = read(tmp_path, first, end)
-    assert [entry["by"] for entry in found] == ["end", "first"]
-    assert [(entry["by"], entry["clock"]) for entry in again_from(found, Place(8, 1), 1)] == [("first", 12)]
-    assert again_from(found, Place(12, 0), 1) == []
+    entries = read(tmp_path, first, end)
+    assert [entry["by"] for entry in entries] == ["end", "first"]
+    assert [(entry["by"], entry["clock"]) for entry in changes_to_repeat(entries, Place(8, 1), 1)] == [("first", 12)]
+    assert changes_to_repeat(entries, Place(12, 0), 1) == []
 
 
 def test_in_words() -> None:
-    assert in_words(CHANGE) == "ada multiplied the rate by 0.5"
-    assert in_words({**CHANGE, "action": "stop"}) == "ada stopped the training"
+    assert describe_change(CHANGE) == "ada multiplied the rate by 0.5"
+    assert describe_change({**CHANGE, "action": "stop"}) == "ada stopped the training"

@@ -48,9 +48,12 @@ def test_the_job_says_so_on_rank_0(caplog) -> None:
 def test_the_momentum_to_the_kth_power_however_often_it_is_asked_for() -> None:
     scaled = model()
     for _ in range(3):
-        found = scale_moving_averages(scaled, BATCH)
+        changed = scale_moving_averages(scaled, BATCH)
     assert momenta(scaled) == (pytest.approx(0.9**4), pytest.approx(0.8**4), 0.9)
-    assert found == {"outside.momentum": (0.9, pytest.approx(0.9**4)), "inside.momentum": (0.8, pytest.approx(0.8**4))}
+    assert changed == {
+        "outside.momentum": (0.9, pytest.approx(0.9**4)),
+        "inside.momentum": (0.8, pytest.approx(0.8**4)),
+    }
     scale_moving_averages(scaled, distlr.GlobalBatch(8, base_batch=8))
     assert momenta(scaled) == (0.9, 0.8, 0.9)
 
@@ -71,10 +74,10 @@ def test_a_saved_model_holds_the_base(tmp_path) -> None:
     scaled = model()
     scale_moving_averages(scaled, BATCH, {"smoothed": "decay"})
     scaled.save(tmp_path / "m.keras")
-    again = keras.models.load_model(tmp_path / "m.keras")
-    assert momenta(again) == (0.9, 0.8, 0.9)
-    scale_moving_averages(again, BATCH, {"smoothed": "decay"})
-    assert momenta(again) == momenta(scaled)
+    reloaded = keras.models.load_model(tmp_path / "m.keras")
+    assert momenta(reloaded) == (0.9, 0.8, 0.9)
+    scale_moving_averages(reloaded, BATCH, {"smoothed": "decay"})
+    assert momenta(reloaded) == momenta(scaled)
     assert momenta(keras.models.clone_model(scaled)) == (0.9, 0.8, 0.9)
 
 
@@ -93,8 +96,8 @@ def test_a_config_holds_the_base_under_a_name_of_its_own() -> None:
     scaled = keras.Sequential([keras.Input((1,)), Smoothed(0.25, name="smoothed")])
     scale_moving_averages(scaled, BATCH, {"smoothed": "decay"})
     assert scaled.layers[0].decay == 0.75**4
-    again = Smoothed.from_config(scaled.layers[0].get_config())  # no scaled value, and no argument that it has not
-    assert again.decay == 0.75
+    reloaded = Smoothed.from_config(scaled.layers[0].get_config())  # no scaled value, and no argument that it has not
+    assert reloaded.decay == 0.75
 
 
 def test_the_statistics_move_by_the_scaled_momentum() -> None:

@@ -59,10 +59,10 @@ def test_factor(rule: Any, k: Any, expected: float) -> None:
 
 @pytest.mark.parametrize(("k", "kind"), [(8, int), (np.int32(8), int), (8.0, float), (np.float64(8), float)])
 def test_a_callable_is_given_a_python_number(k: Any, kind: type) -> None:
-    seen: list[Any] = []
-    rules.factor(lambda value: seen.append(value) or 1.0, k)
-    assert seen == [8]
-    assert type(seen[0]) is kind
+    ratios: list[Any] = []
+    rules.factor(lambda value: ratios.append(value) or 1.0, k)
+    assert ratios == [8]
+    assert type(ratios[0]) is kind
 
 
 @pytest.mark.parametrize(

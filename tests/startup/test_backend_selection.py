@@ -11,7 +11,7 @@ import pytest
 import distlr
 from distlr.communicators import SingleCommunicator
 from distlr.errors import ConfigurationError, DistributionError
-from distlr.startup.backend_selection import ENGINE, SIMULATE, choose
+from distlr.startup.backend_selection import ENGINE, SIMULATE, choose_backend
 
 
 def launched(
@@ -67,21 +67,21 @@ ROWS = [
 
 @pytest.mark.parametrize(("options", "environ", "backend", "replicas", "reason"), ROWS)
 def test_what_is_chosen_and_why(options, environ, backend, replicas, reason) -> None:
-    choice = choose(**options, environ=environ)
+    choice = choose_backend(**options, environ=environ)
     assert (choice.backend, choice.replicas) == (backend, replicas)
     assert reason in choice.reason
     assert choice.reason.endswith(".")
 
 
 def test_the_workers_and_this_process_place_among_them() -> None:
-    choice = choose(environ=tf_config(*WORKERS, index=1))
+    choice = choose_backend(environ=tf_config(*WORKERS, index=1))
     assert (choice.addresses, choice.rank) == (tuple(WORKERS), 1)
-    choice = choose("multi-worker", environ=SRUN)  # TensorFlow reads them from Slurm
+    choice = choose_backend("multi-worker", environ=SRUN)  # TensorFlow reads them from Slurm
     assert (choice.addresses, choice.rank, choice.launch.size) == ((), 1, 2)
 
 
 @pytest.mark.parametrize(
-    ("options", "environ", "error", "said"),
+    ("options", "environ", "error", "text"),
     [
         ({}, {ENGINE: "gloo"}, ConfigurationError, "`engine` must be one of"),
         ({}, {SIMULATE: "many"}, ConfigurationError, "DISTLR_SIMULATE"),
@@ -97,9 +97,9 @@ def test_the_workers_and_this_process_place_among_them() -> None:
         ({"workers": WORKERS, "simulate": 2}, {}, ConfigurationError, "leave the others out"),
     ],
 )
-def test_what_cannot_be_is_refused(options, environ, error, said) -> None:
-    with pytest.raises(error, match=said):
-        choose(**options, environ=environ)
+def test_what_cannot_be_is_refused(options, environ, error, text) -> None:
+    with pytest.raises(error, match=text):
+        choose_backend(**options, environ=environ)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_cannot_be_is_refused(options, environ, error, said) -> None:
     [(options, environ) for options, environ, backend, *_ in ROWS if backend in ("local", "simulated") and not options],
 )
 def test_init_does_what_is_chosen(four_cpus, options, environ) -> None:
-    job, choice = distlr.init(**options, environ=environ), choose(**options, environ=environ)
+    job, choice = distlr.init(**options, environ=environ), choose_backend(**options, environ=environ)
     assert (job.backend, job.replicas) == (choice.backend, choice.replicas)
 
 
@@ -120,21 +120,21 @@ def test_init_starts_the_engine_that_is_chosen(monkeypatch, environ) -> None:
         return SingleCommunicator()
 
     monkeypatch.setattr("distlr.start.connect", connect)
-    choice = choose(environ=environ)
+    choice = choose_backend(environ=environ)
     assert distlr.init(environ=environ).backend == choice.backend
     assert started == [(choice.backend, choice.launch)]
 
 
 def test_a_strategy_of_ones_own(four_cpus) -> None:
     strategy = distlr.init(simulate=3, environ={}).strategy
-    choice = choose(strategy=strategy, environ={SIMULATE: "2", ENGINE: "horovod"})
+    choice = choose_backend(strategy=strategy, environ={SIMULATE: "2", ENGINE: "horovod"})
     assert (choice.backend, choice.replicas) == ("tf.distribute", 3)
     assert distlr.init(strategy=strategy, environ={SIMULATE: "2", ENGINE: "horovod"}).backend == choice.backend
 
 
 @pytest.mark.processes
 def test_choosing_starts_no_tensorflow() -> None:
-    code = "import sys; from distlr.startup.backend_selection import choose; choose(environ={}); "
+    code = "import sys; from distlr.startup.backend_selection import choose_backend; choose_backend(environ={}); "
     code += "print('tensorflow' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout == "False\n"

@@ -14,20 +14,20 @@ import pytest
 
 from distlr.errors import ConfigurationError, ConfigurationTypeError, DistributionError
 from distlr.startup import rendezvous
-from distlr.startup.local_workers import free_addresses
-from distlr.startup.rendezvous import check_addresses, meet
+from distlr.startup.local_workers import find_free_addresses
+from distlr.startup.rendezvous import check_addresses, wait_for_workers
 from distlr.startup.signed_messages import Messenger
 
 
-def _meet(places: Sequence[tuple[Sequence[str], int]], timeout: float, secrets: Sequence[str] = ()) -> list[str]:
+def _connect(places: Sequence[tuple[Sequence[str], int]], timeout: float, secrets: Sequence[str] = ()) -> list[str]:
     """What each of these workers hears: "" where all met. `secrets`: of each of them."""
-    heard = [""] * len(places)
+    problems = [""] * len(places)
 
     def worker(number: int, workers: Sequence[str], rank: int) -> None:
         try:
-            meet(workers, rank, timeout, secrets[number] if secrets else "")
+            wait_for_workers(workers, rank, timeout, secrets[number] if secrets else "")
         except DistributionError as error:
-            heard[number] = str(error)
+            problems[number] = str(error)
 
     threads = [
         threading.Thread(target=worker, args=(number, *place), daemon=True) for number, place in enumerate(places)
@@ -37,24 +37,24 @@ def _meet(places: Sequence[tuple[Sequence[str], int]], timeout: float, secrets: 
     for thread in threads:
         thread.join(timeout + 15)
         assert not thread.is_alive()
-    return heard
+    return problems
 
 
 @pytest.fixture
 def workers() -> list[str]:
-    return free_addresses(3)
+    return find_free_addresses(3)
 
 
 def test_all_meet_and_their_ports_are_free_again(workers) -> None:
     for _ in range(2):
-        assert _meet([(workers, rank) for rank in range(3)], 10) == ["", "", ""]
+        assert _connect([(workers, rank) for rank in range(3)], 10) == ["", "", ""]
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
 def test_workers_meet_by_ipv6_and_by_ipv4(workers) -> None:
     hosts = ("[::1]", "127.0.0.1", "localhost")
     mixed = check_addresses([f"{host}:{each.rpartition(':')[2]}" for host, each in zip(hosts, workers, strict=True)])
-    assert _meet([(mixed, rank) for rank in range(3)], 10) == ["", "", ""]
+    assert _connect([(mixed, rank) for rank in range(3)], 10) == ["", "", ""]
 
 
 def test_ipv6_is_refused_where_it_cannot_be_listened_to(monkeypatch) -> None:
@@ -65,30 +65,32 @@ def test_ipv6_is_refused_where_it_cannot_be_listened_to(monkeypatch) -> None:
 
 def test_where_there_is_no_ipv6_they_meet_by_ipv4(workers, monkeypatch) -> None:
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
-    assert _meet([(workers, rank) for rank in range(3)], 10) == ["", "", ""]
+    assert _connect([(workers, rank) for rank in range(3)], 10) == ["", "", ""]
 
 
 def test_one_worker_meets_nobody_and_opens_no_port(workers) -> None:
     with socket.create_server(("", int(workers[0].rpartition(":")[2]))):  # taken: it could not be opened
-        assert _meet([(workers[:1], 0)], 0.1) == [""]
+        assert _connect([(workers[:1], 0)], 0.1) == [""]
 
 
 def test_a_worker_that_is_missing_is_named_on_all_others(workers) -> None:
     start = time.monotonic()
-    for rank, said in enumerate(_meet([(workers, 0), (workers, 1)], 1)):
-        assert said.startswith(f"[rank {rank}] The workers did not meet: rank 2 did not come to {workers[0]} in time")
-        assert workers[2] in said
+    for rank, problem in enumerate(_connect([(workers, 0), (workers, 1)], 1)):
+        assert problem.startswith(
+            f"[rank {rank}] The workers could not connect: rank 2 did not come to {workers[0]} in time"
+        )
+        assert workers[2] in problem
     assert time.monotonic() - start < 10
 
 
 def test_without_the_first_worker_the_others_say_so(workers) -> None:
-    for said in _meet([(workers, 1), (workers, 2)], 0.5):
-        assert f"rank 0 cannot be reached at {workers[0]}" in said
+    for problem in _connect([(workers, 1), (workers, 2)], 0.5):
+        assert f"rank 0 cannot be reached at {workers[0]}" in problem
 
 
 def test_a_worker_with_another_list_is_named(workers) -> None:
-    others = [*workers[:2], "elsewhere:1"]
-    first, second = _meet([(workers, 0), (others, 1)], 2)
+    other_list = [*workers[:2], "elsewhere:1"]
+    first, second = _connect([(workers, 0), (other_list, 1)], 2)
     assert "rank 1 has another list of workers" in first
     assert "rank 1 has another list of workers" in second
     assert "elsewhere:1" in first
@@ -96,13 +98,13 @@ def test_a_worker_with_another_list_is_named(workers) -> None:
 
 def test_a_worker_that_cannot_be_reached_where_the_list_says(workers) -> None:
     wrong = [*workers[:2], f"no.such.host.invalid:{workers[2].rpartition(':')[2]}"]
-    for said in _meet([(wrong, rank) for rank in range(3)], 2):
-        assert "rank 2 came, but cannot be reached at no.such.host.invalid" in said
+    for problem in _connect([(wrong, rank) for rank in range(3)], 2):
+        assert "rank 2 came, but cannot be reached at no.such.host.invalid" in problem
 
 
 def test_a_worker_that_is_started_twice_finds_its_port_taken(workers) -> None:
-    heard = _meet([(workers, 1), (workers, 1)], 0.5)
-    assert any("cannot be opened for worker 1" in said for said in heard)
+    problems = _connect([(workers, 1), (workers, 1)], 0.5)
+    assert any("cannot be opened for worker 1" in problem for problem in problems)
 
 
 def test_what_is_no_worker_is_passed_over(workers) -> None:
@@ -110,25 +112,25 @@ def test_what_is_no_worker_is_passed_over(workers) -> None:
     host, _, port = workers[0].rpartition(":")
 
     def disturb() -> None:
-        for said in (b"", b"GET / HTTP/1.0\r\n\r\n", b'{"other": 1}\n'):
+        for message in (b"", b"GET / HTTP/1.0\r\n\r\n", b'{"other": 1}\n'):
             deadline = time.monotonic() + 5
             while time.monotonic() < deadline:
                 try:
                     with socket.create_connection((host, int(port)), timeout=1) as connection:
-                        connection.sendall(said)
+                        connection.sendall(message)
                     break
                 except OSError:
                     time.sleep(0.01)
 
     disturber = threading.Thread(target=disturb, daemon=True)
     disturber.start()
-    first = threading.Thread(target=lambda: heard.extend(_meet([(workers, 0)], 10)), daemon=True)
-    heard: list[str] = []
+    first = threading.Thread(target=lambda: problems.extend(_connect([(workers, 0)], 10)), daemon=True)
+    problems: list[str] = []
     first.start()
     disturber.join(20)
-    assert _meet([(workers, 1), (workers, 2)], 10) == ["", ""]
+    assert _connect([(workers, 1), (workers, 2)], 10) == ["", ""]
     first.join(20)
-    assert heard == [""]
+    assert problems == [""]
 
 
 @pytest.fixture(scope="session")
@@ -139,25 +141,25 @@ def strangers(load_helper):
 @pytest.mark.parametrize("first", [0, 2], ids=["rank 0 waits for the others", "the others wait for rank 0"])
 def test_strangers_do_not_keep_workers_from_meeting(workers, strangers, first) -> None:
     """While one worker waits for the others, and while all meet."""
-    stop, heard, secrets = threading.Event(), [], ["of the job"] * 3
-    waiting = threading.Thread(target=lambda: heard.extend(_meet([(workers, first)], 30, secrets)), daemon=True)
+    stop, problems, secrets = threading.Event(), [], ["of the job"] * 3
+    waiting = threading.Thread(target=lambda: problems.extend(_connect([(workers, first)], 30, secrets)), daemon=True)
     disturber = threading.Thread(target=strangers.disturb, args=(workers, stop), daemon=True)
     disturber.start()
     waiting.start()
     time.sleep(1)
-    others = [rank for rank in range(3) if rank != first]
-    assert _meet([(workers, rank) for rank in others], 30, secrets) == ["", ""]
+    other_ranks = [rank for rank in range(3) if rank != first]
+    assert _connect([(workers, rank) for rank in other_ranks], 30, secrets) == ["", ""]
     waiting.join(60)
     stop.set()
     disturber.join(30)
-    assert heard == [""]
+    assert problems == [""]
 
 
 def test_a_worker_that_waits_is_not_pushed_out(workers) -> None:
     """By strangers who come after it, of whom the oldest go."""
-    heard: list[str] = []
+    problems: list[str] = []
     places = [(workers, 0), (workers, 1)]
-    waiting = threading.Thread(target=lambda: heard.extend(_meet(places, 30, ["of the job"] * 3)), daemon=True)
+    waiting = threading.Thread(target=lambda: problems.extend(_connect(places, 30, ["of the job"] * 3)), daemon=True)
     waiting.start()
     host, _, port = workers[0].rpartition(":")
     with contextlib.ExitStack() as stack:
@@ -165,9 +167,9 @@ def test_a_worker_that_waits_is_not_pushed_out(workers) -> None:
         time.sleep(1)  # worker 1 has come
         for _ in range(300):
             stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
-        assert _meet([(workers, 2)], 30, ["of the job"]) == [""]
+        assert _connect([(workers, 2)], 30, ["of the job"]) == [""]
         waiting.join(60)
-    assert heard == ["", ""]
+    assert problems == ["", ""]
 
 
 @pytest.mark.parametrize("handler", ["_FirstWorker._greet", "_OtherWorker._answer"])
@@ -181,13 +183,13 @@ def test_who_is_pushed_out_before_it_spoke_comes_again(workers, monkeypatch, han
             await handle(self, reader, writer)
 
     monkeypatch.setattr(getattr(rendezvous, place), name, pushed_out)
-    assert _meet([(workers, rank) for rank in range(3)], 30, ["of the job"] * 3) == ["", "", ""]
+    assert _connect([(workers, rank) for rank in range(3)], 30, ["of the job"] * 3) == ["", "", ""]
 
 
 def test_what_a_stranger_says_is_printable_in_a_log(workers) -> None:
     """Without a secret a forged hello is an error; its text must not reach a terminal raw."""
-    heard: list[str] = []
-    waiting = threading.Thread(target=lambda: heard.extend(_meet([(workers, 0)], 10)), daemon=True)
+    problems: list[str] = []
+    waiting = threading.Thread(target=lambda: problems.extend(_connect([(workers, 0)], 10)), daemon=True)
     waiting.start()
     host, _, port = workers[0].rpartition(":")
     with _connected(host, int(port)) as connection, connection.makefile("rwb") as stream:
@@ -196,9 +198,9 @@ def test_what_a_stranger_says_is_printable_in_a_log(workers) -> None:
         stream.write(Messenger().encode(hello))
         stream.flush()
         waiting.join(30)
-    assert "has another list of workers" in heard[0]
-    assert heard[0].isprintable()
-    assert len(heard[0]) < 3000
+    assert "has another list of workers" in problems[0]
+    assert problems[0].isprintable()
+    assert len(problems[0]) < 3000
 
 
 def _connected(host: str, port: int) -> socket.socket:
@@ -215,25 +217,25 @@ def test_a_hello_that_was_recorded_is_worth_nothing(workers) -> None:
     """Signed with the job's secret, but for another meeting: it answers no question of this one."""
     secrets = ["of the job"] * 3
     recorded = Messenger("of the job").encode({"rank": 1, "token": "old", "nonce": "old", "workers": ["another:1"]})
-    heard: list[str] = []
-    waiting = threading.Thread(target=lambda: heard.extend(_meet([(workers, 0)], 20, secrets)), daemon=True)
+    problems: list[str] = []
+    waiting = threading.Thread(target=lambda: problems.extend(_connect([(workers, 0)], 20, secrets)), daemon=True)
     waiting.start()
     host, _, port = workers[0].rpartition(":")
     with _connected(host, int(port)) as connection:
         connection.sendall(recorded)
-        assert _meet([(workers, 1), (workers, 2)], 20, secrets) == ["", ""]
+        assert _connect([(workers, 1), (workers, 2)], 20, secrets) == ["", ""]
     waiting.join(30)
-    assert heard == [""]
+    assert problems == [""]
 
 
 def test_workers_of_two_secrets_do_not_meet_and_hear_why(workers) -> None:
-    first, second = _meet([(workers[:2], 0), (workers[:2], 1)], 2, ["one", "two"])
+    first, second = _connect([(workers[:2], 0), (workers[:2], 1)], 2, ["one", "two"])
     assert "rank 1 did not come" in first
     assert "does not know this job's secret" in second or "not signed with this job's secret" in second
 
 
 def test_workers_of_this_machine_listen_on_it_alone() -> None:
-    workers = [address.replace("localhost", "127.0.0.1") for address in free_addresses(2)]
+    workers = [address.replace("localhost", "127.0.0.1") for address in find_free_addresses(2)]
     listening: list[str] = []
 
     def look() -> None:
@@ -248,13 +250,13 @@ def test_workers_of_this_machine_listen_on_it_alone() -> None:
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
-    _meet([(workers, 0)], 1)
+    _connect([(workers, 0)], 1)
     looking.join(10)
     assert [address.partition(":")[0] for address in listening] == ["0100007F"]
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "said"),
+    ("addresses", "error", "problem"),
     [
         ("a:1,b:2", ConfigurationTypeError, "a list such as"),
         (7, ConfigurationTypeError, "a list such as"),
@@ -270,6 +272,6 @@ def test_workers_of_this_machine_listen_on_it_alone() -> None:
         (["a:1", "b:1", "a:1"], ConfigurationError, "stands twice"),
     ],
 )
-def test_lists_that_cannot_be(given, error, said) -> None:
-    with pytest.raises(error, match=said):
-        check_addresses(given)
+def test_lists_that_cannot_be(addresses, error, problem) -> None:
+    with pytest.raises(error, match=problem):
+        check_addresses(addresses)

@@ -10,16 +10,16 @@ import time
 
 import pytest
 
-from distlr.startup.local_workers import free_addresses
+from distlr.startup.local_workers import find_free_addresses
 
 pytestmark = pytest.mark.processes
 
 # Stands for TensorFlow: a call that does not return, deaf to SIGTERM.
 WORKER = """
 import json, os, signal, sys, time
-from distlr.startup.rendezvous import meeting
+from distlr.startup.rendezvous import connected_workers
 workers, rank, what = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-with meeting(workers, rank, float(sys.argv[4]), "secret"):
+with connected_workers(workers, rank, float(sys.argv[4]), "secret"):
     if what == "wait":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print("met", flush=True)
@@ -34,7 +34,7 @@ print("started", flush=True)
 
 
 def start(*whats: str, timeout: float = 20) -> list[subprocess.Popen[str]]:
-    workers = json.dumps(free_addresses(len(whats)))
+    workers = json.dumps(find_free_addresses(len(whats)))
     return [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, workers, str(rank), what, str(timeout)],

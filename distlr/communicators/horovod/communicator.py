@@ -1,6 +1,6 @@
 """The communicator over Horovod, and the exchange of gradients that it hands to the optimizer.
 
-Of what trains, this alone imports Horovod, with `elastic.py` and the drop-in.
+No other module of the training imports Horovod, except `elastic.py` and the drop-in.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 from distlr._utils.checks import not_negative_real
 from distlr.communicators.communicator import Communicator
-from distlr.communicators.frames import Frame, filled, split
+from distlr.communicators.frames import Frame, pad_frame, split_frames
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.horovod.gradients import HorovodGradients
-from distlr.communicators.horovod.participation import HorovodUpdates, different
+from distlr.communicators.horovod.participation import HorovodUpdates, distinct_zero
 from distlr.errors import CollectiveTimeoutError, ConfigurationError, DistributionError, received
 
 __all__ = ["HorovodCommunicator"]
@@ -35,14 +35,14 @@ _STILL_TRAINED = (
 class HorovodCommunicator(Communicator):
     """The ranks that `horovodrun`, `mpirun` or `srun` started, over Horovod's own controller (gloo or MPI).
 
-    Every collective is one Horovod allgather of int64 words, of a size of its own on each rank: Horovod pairs eager
-    calls by their order, whatever their names, so all being of one kind they always meet, and the frames
-    tell whether they mean the same. Beside the first one after updates the rank takes part in the updates of the others
-    until all have come (`HorovodUpdates.wait`): one whose data has ended comes here while others still average.
+    Every collective is one Horovod allgather of int64 words, of a size of its own on each rank. Horovod pairs eager
+    calls by their order, whatever their names. As all of them are allgathers they always pair, and the frames show
+    whether the ranks are in the same collective. In the first one after updates the rank also takes part in the others'
+    updates until all have arrived (`HorovodUpdates.participate`): one whose data has ended enters while others average.
 
     Args:
         timeout: seconds after which Horovod ends a job in which some ranks wait for others, if the variable
-            HOROVOD_STALL_SHUTDOWN_TIME_SECONDS does not say otherwise. Takes effect where Horovod was not
+            HOROVOD_STALL_SHUTDOWN_TIME_SECONDS is not set. It takes effect where Horovod was not
             started before.
 
     Raises:
@@ -61,24 +61,24 @@ class HorovodCommunicator(Communicator):
         hvd.init()
         super().__init__("horovod", hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
         self._reducers: list[tuple[HorovodUpdates, weakref.ref[HorovodGradients]]] = []
-        self._updated: list[HorovodUpdates] = []  # which there have been since the collective before
-        self._ended: HorovodUpdates | None = None  # whose data has ended on this rank, perhaps not on others
+        self._updated: list[HorovodUpdates] = []  # those with updates since the last collective
+        self._ended: HorovodUpdates | None = None  # of the optimizer whose data has ended on this rank
 
     def gradients(self, prefix: str, compression: str = "none") -> HorovodGradients:
-        """What reduces the gradients of one optimizer; see `HorovodGradients`."""
+        """Creates the gradient reducer of one optimizer; see `HorovodGradients`."""
         reducer = HorovodGradients(self._hvd, prefix, compression)
         self._reducers.append((reducer.updates, weakref.ref(reducer)))
         return reducer
 
     def data_ended(self, reducer: GradientReducer | None) -> None:
-        """Has the next collective take part in updates that other ranks still make; see `Communicator`."""
+        """Lets the next collective take part in updates that other ranks still make; see `Communicator`."""
         self._ended = reducer.updates if isinstance(reducer, HorovodGradients) else None
 
-    def _take_updates(self) -> int:
+    def _pop_update_count(self) -> int:
         ended, self._ended = self._ended, None
-        counts = {updates: updates.take() for updates, _ in self._reducers}
-        # Told of once more after their optimizer is gone: Python collects it on each rank when it likes, and a rank
-        # that has it yet would wait here for one that has not.
+        counts = {updates: updates.pop_count() for updates, _ in self._reducers}
+        # Kept for one more report after their optimizer is gone: Python collects it at another time on each rank, and
+        # a rank that still has it would wait here for one that has not.
         self._reducers = [(updates, of) for updates, of in self._reducers if counts[updates] or of() is not None]
         self._updated = [
             updates
@@ -93,47 +93,49 @@ class HorovodCommunicator(Communicator):
         updated, self._updated = self._updated, []
         with self._explaining(label, _STILL_TRAINED if updated else ""):
             with tf.device("/CPU:0"):
-                own = tf.constant(filled(frame, _UNIT).view(np.int64))
-            everyone = self._meet(updated, own) if updated else self._gathered(own)
-        return split(everyone.numpy().view(np.uint8), self.size, label, _UNIT)
+                local_frame = tf.constant(pad_frame(frame, _UNIT).view(np.int64))
+            all_frames = (
+                self._gather_while_participating(updated, local_frame) if updated else self._gather(local_frame)
+            )
+        return split_frames(all_frames.numpy().view(np.uint8), self.size, label, _UNIT)
 
-    def _meet(self, updated: Sequence[HorovodUpdates], own: Any) -> Any:
-        """Gathers frames and takes part in the other ranks' updates until all are here.
+    def _gather_while_participating(self, updated: Sequence[HorovodUpdates], local_frame: Any) -> Any:
+        """Gathers frames and takes part in the other ranks' updates until all ranks have arrived.
 
-        Both at once where the updates are in a graph, because one after the other takes a round of Horovod's more: 5 ms
-        of an epoch's end of 48, on 4 ranks of 2 cores.
+        It does both at once where the updates are in a graph, because one after the other needs a further round of
+        Horovod: 5 ms of an epoch's end of 48, on 4 ranks of 2 cores.
         """
         import tensorflow as tf
 
         zero = tf.constant(0.0)
         for updates in updated:
             if updates.eager:
-                updates.wait(zero)
+                updates.participate(zero)
         updated = [updates for updates in updated if not updates.eager]
         if not updated:
-            return self._gathered(own)
-        meetings = updated[0].meetings
+            return self._gather(local_frame)
+        graphs = updated[0].graphs
         key = tuple((updates, updates.signature) for updates in updated)
-        if key not in meetings:
+        if key not in graphs:
 
-            def meet(own: Any, zero: Any) -> Any:
-                waits = [updates.wait(different(zero, place)) for place, updates in enumerate(updated)]
-                return self._gathered(own), waits
+            def gather_and_participate(local_frame: Any, zero: Any) -> Any:
+                waits = [updates.participate(distinct_zero(zero, place)) for place, updates in enumerate(updated)]
+                return self._gather(local_frame), waits
 
-            meetings[key] = tf.function(meet, autograph=False).get_concrete_function(
+            graphs[key] = tf.function(gather_and_participate, autograph=False).get_concrete_function(
                 tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.float32)
             )
-        return meetings[key](own, zero)[0]
+        return graphs[key](local_frame, zero)[0]
 
-    def _gathered(self, own: Any) -> Any:
+    def _gather(self, local_frame: Any) -> Any:
         import tensorflow as tf
 
         with tf.device("/CPU:0"):
-            return self._hvd.allgather(own, name="HorovodAllgather.distlr", ignore_name_scope=True)
+            return self._hvd.allgather(local_frame, name="HorovodAllgather.distlr", ignore_name_scope=True)
 
     @contextlib.contextmanager
     def _explaining(self, label: str, hint: str) -> Iterator[None]:
-        """Says what Horovod's error means."""
+        """Explains Horovod's error."""
         import tensorflow as tf
 
         try:
@@ -160,7 +162,7 @@ def _stall_end() -> float:
 def _horovod() -> Any:
     try:
         import horovod.tensorflow as hvd
-    except Exception as error:  # an import that fails in a C++ library says so in many ways
+    except Exception as error:  # an import that fails in a C++ library raises errors of many classes
         raise DistributionError(
             f"Horovod cannot be loaded: {error} Fix: build it for the installed TensorFlow with "
             "docker/build-horovod.sh (`make horovod` in a clone of distlr)."

@@ -1,8 +1,8 @@
 """Ranks that come and go while a job runs, over Horovod's elastic mode.
 
-Of Horovod's own `hvd.elastic` the driver, its notices and the new start of the ranks are used. Its `run` is not: it
-swallows errors that it does not know by an operation's name, so that ranks exit with 0 in mid-training, and its states
-pickle and do not work with Keras 3.
+The driver, its notices and the new start of the ranks are those of Horovod's own `hvd.elastic`. Its `run` is not used:
+it swallows errors that it does not know by an operation's name, so that ranks exit with 0 in mid-training, and its
+states pickle and do not work with Keras 3.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def is_elastic() -> bool:
 
 
 class _Notices:
-    """What the driver says to a rank about the hosts."""
+    """The driver's notices to a rank about the hosts."""
 
     def __init__(self) -> None:
         self.changed = False
@@ -49,7 +49,7 @@ class ElasticCommunicator(HorovodCommunicator):
 
     @property
     def ranks_changed(self) -> bool:
-        """Whether this rank has heard of hosts that were added or taken away."""
+        """Whether this rank was notified of hosts that were added or removed."""
         return self._notices.changed
 
 
@@ -92,7 +92,7 @@ def run_elastic(train: Callable[[HorovodCommunicator], T], *, timeout: float, re
 
 
 def _lost_a_rank(error: BaseException) -> bool:
-    """Whether an error says that the ranks are no longer those that began, and not that something is wrong here."""
+    """Whether an error means that the ranks have changed, and not that something is wrong on this one."""
     import tensorflow as tf
     from horovod.common.exceptions import HorovodInternalError
 

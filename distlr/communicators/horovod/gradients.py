@@ -7,7 +7,7 @@ from typing import Any
 
 from distlr._utils.checks import one_of
 from distlr.communicators.gradient_reducer import GradientReducer
-from distlr.communicators.horovod.participation import HorovodUpdates, flat
+from distlr.communicators.horovod.participation import HorovodUpdates, flatten_name
 
 __all__ = ["COMPRESSIONS", "HorovodGradients", "check_compression"]
 
@@ -28,12 +28,12 @@ class HorovodGradients(GradientReducer):
     wants reaches all of them at the same update at no collective's cost.
 
     Attributes:
-        updates: what is known of the updates between collectives. The optimizer has this object, and takes it along
-            when it goes; the communicator has the updates until it has told the other ranks of them.
+        updates: the state of the updates between collectives. It outlives this object, which is collected with the
+            optimizer: the communicator keeps it until it has reported the updates to the other ranks.
 
     Args:
         hvd: the module `horovod.tensorflow`, started.
-        prefix: tells this optimizer's tensors from another's; the same on all ranks.
+        prefix: distinguishes this optimizer's tensors from another's; the same on all ranks.
         compression: "none", or "fp16" to send float32 gradients in half precision.
     """
 
@@ -46,7 +46,7 @@ class HorovodGradients(GradientReducer):
 
     @property
     def terms(self) -> str:
-        """Which optimizer's it is, and as what it is sent."""
+        """The optimizer's prefix and the compression; see `GradientReducer`."""
         return self._named
 
     def average(self, gradients: Sequence[Any], names: Sequence[str]) -> list[Any]:
@@ -54,18 +54,18 @@ class HorovodGradients(GradientReducer):
         import tensorflow as tf
 
         before = self._update_before()
-        # Not before a gradient is there: at the end of data of unknown length Keras runs one more step, which fails,
-        # and what does not wait for the data would be sent all the same and meet nothing.
+        # Wait for a gradient: at the end of data of unknown length Keras runs one more step, which fails, and an
+        # operation that does not wait for the data would be sent all the same, with no counterpart on other ranks.
         first = [gradient for gradient in gradients if gradient is not None][:1]
         with tf.control_dependencies([before, *first]):
             sent = tf.identity(self.signals.sent)
             if not self.updates.gated:
-                self.updates.begin()
-        self.updates.record()
-        received = self.updates.mean(sent, "signals")
+                self.updates.count_update()
+        self.updates.start_recording()
+        received = self.updates.average(sent, "signals")
         with tf.control_dependencies([before]):
             means = [
-                gradient if gradient is None else self._average(gradient, flat(name))
+                gradient if gradient is None else self._average(gradient, flatten_name(name))
                 for gradient, name in zip(gradients, names, strict=True)
             ]
         with tf.control_dependencies(tf.nest.flatten(means, expand_composites=True)):
@@ -86,14 +86,14 @@ class HorovodGradients(GradientReducer):
 
         self.updates.gated, self.updates.eager = True, tf.executing_eagerly()
         with tf.control_dependencies([flag, self._update_before()]):
-            self.updates.begin()
-        return self.updates.mean(tf.cast(flag, tf.float32), "finite") >= 1.0
+            self.updates.count_update()
+        return self.updates.average(tf.cast(flag, tf.float32), "finite") >= 1.0
 
     def _average(self, gradient: Any, name: str) -> Any:
         import tensorflow as tf
 
         if not isinstance(gradient, tf.IndexedSlices):
-            return self.updates.gradient(gradient, name)
-        values = self.updates.rows(gradient.values, f"{name}.values")
-        indices = self.updates.rows(gradient.indices, f"{name}.indices")
+            return self.updates.average_gradient(gradient, name)
+        values = self.updates.gather_rows(gradient.values, f"{name}.values")
+        indices = self.updates.gather_rows(gradient.indices, f"{name}.indices")
         return tf.IndexedSlices(values / self._hvd.size(), indices, gradient.dense_shape)

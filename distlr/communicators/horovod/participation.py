@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 from distlr.communicators.step_signals import StepSignal
 
-__all__ = ["HorovodUpdates", "different", "flat"]
+__all__ = ["HorovodUpdates", "distinct_zero", "flatten_name"]
 
 # `hvd.elastic.run` restarts a job on an error that names one of these, and swallows the error of any other op.
 _ALLREDUCE, _ALLGATHER = "HorovodAllreduce.distlr", "HorovodAllgather.distlr"
 
 
 class _Sent(NamedTuple):
-    """One tensor that an update sends: to be averaged, or, of a sparse gradient, gathered; then without its rows."""
+    """One tensor that an update sends. It is averaged; a part of a sparse gradient is gathered, and has 0 rows here."""
 
     name: str
     shape: tuple[int, ...]
@@ -23,20 +23,20 @@ class _Sent(NamedTuple):
 
 
 class HorovodUpdates:
-    """What the ranks' updates of one optimizer exchange, for those who make them and for those who wait.
+    """The exchanges of one optimizer's updates, on ranks that make them and on ranks that wait.
 
-    A rank that waits in a collective, its data ended, takes part in the updates of the others with zeros (`wait`).
+    A rank whose data has ended waits in a collective, and takes part in the others' updates with zeros (`participate`).
     `hvd.join` is there for that, but no graph may keep one, it has no sparse gradients, and after a rank was lost
     while another had joined the next ranks that start in that process crash: Horovod does not forget the join.
 
     Attributes:
-        gated: whether the ranks agree, before each step, that they take it (`HorovodGradients.all_true`).
+        gated: whether the ranks agree before each step that they make it (`HorovodGradients.all_true`).
         eager: whether the last step was outside of a graph, where Horovod pairs by order and not by name.
-        meetings: the graphs of `wait` that begin with this one, by what they were traced for.
+        graphs: the graphs of `participate` that begin with this optimizer's, by their signatures.
 
     Args:
         hvd: the module `horovod.tensorflow`, started.
-        prefix: tells this optimizer's tensors from another's; the same on all ranks.
+        prefix: distinguishes this optimizer's tensors from another's; the same on all ranks.
         compression: a name of `hvd.Compression`, for gradients.
     """
 
@@ -44,41 +44,41 @@ class HorovodUpdates:
         import tensorflow as tf
 
         self._hvd = hvd
-        self._prefix = flat(prefix)
+        self._prefix = flatten_name(prefix)
         self._compression = getattr(hvd.Compression, compression)
         self.gated = self.eager = False
-        self.meetings: dict[Any, Any] = {}
+        self.graphs: dict[Any, Any] = {}
         self._sent: list[_Sent] = []
         self._count = tf.Variable(0, trainable=False, dtype=tf.int64)
 
-    def begin(self) -> None:
-        """One more update, or, where it is gated, one more step."""
+    def count_update(self) -> None:
+        """Counts one more update, or, where it is gated, one more step."""
         self._count.assign_add(1)
 
-    def take(self) -> int:
-        """How many updates, where it is gated how many steps, this rank has taken since it was last asked."""
+    def pop_count(self) -> int:
+        """Returns how many updates (steps, where it is gated) this rank has made since the last call."""
         count = int(self._count.numpy())
         if count:
             self._count.assign(0)
         return count
 
-    def record(self) -> None:
-        """What is sent from here on is what an update sends."""
+    def start_recording(self) -> None:
+        """Begins to record what an update sends."""
         import tensorflow as tf
 
         self._sent, self.eager = [], tf.executing_eagerly()
 
-    def gradient(self, gradient: Any, name: str) -> Any:
+    def average_gradient(self, gradient: Any, name: str) -> Any:
         """The mean of a dense gradient over the ranks."""
-        self._note(gradient, name)
-        return self.mean(gradient, name, self._compression)
+        self._record_sent(gradient, name)
+        return self.average(gradient, name, self._compression)
 
-    def rows(self, part: Any, name: str) -> Any:
+    def gather_rows(self, part: Any, name: str) -> Any:
         """All ranks' rows of a part of a sparse gradient."""
-        self._note(part, name, gathered=True)
-        return self._gathered(part, name)
+        self._record_sent(part, name, gathered=True)
+        return self._gather(part, name)
 
-    def mean(self, tensor: Any, name: str, compression: Any = None) -> Any:
+    def average(self, tensor: Any, name: str, compression: Any = None) -> Any:
         """The mean of a tensor over the ranks."""
         return self._hvd.allreduce(
             tensor,
@@ -90,26 +90,26 @@ class HorovodUpdates:
 
     @property
     def are_known(self) -> bool:
-        """Whether there has been one, of which this rank knows what it sends."""
+        """Whether this rank knows what an update sends, because it has made one."""
         return self.gated or bool(self._sent)
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """What a graph of `wait` is traced for."""
+        """Identifies a graph of `participate`: for another signature it is traced anew."""
         return self.gated, *self._sent
 
-    def wait(self, zero: Any) -> Any:
-        """Takes part in the updates of the other ranks, with zeros, until all ranks wait; in a graph if those are.
+    def participate(self, zero: Any) -> Any:
+        """Takes part in the other ranks' updates, with zeros, until all ranks wait; in a graph if the updates are.
 
-        Where it is gated the others leave these steps out. Once all wait, the collective finds that the ranks have not
+        Where it is gated the others skip these steps. Once all wait, the collective finds that the ranks have not
         made equally many updates, and all raise.
 
         Args:
-            zero: 0.0, an argument of the graph: what depends on nothing else TensorFlow computes once, and keeps. It is
-                `different` for each optimizer in the graph.
+            zero: 0.0 as an argument of the graph, because TensorFlow computes a constant once and keeps it; another
+                `distinct_zero` for each optimizer in the graph.
 
         Returns:
-            What the graph must return, or TensorFlow takes what is exchanged for unused.
+            Tensors that the graph must return, or TensorFlow removes the exchanges as unused.
         """
         import tensorflow as tf
 
@@ -125,40 +125,40 @@ class HorovodUpdates:
         return tf.while_loop(others_go_on, again, (self._share_that_waits(zero), zero), parallel_iterations=1)
 
     def _share_that_waits(self, zero: Any) -> Any:
-        """Says that this rank waits where the others send what a step sends first; 1 where all say so."""
+        """Signals, in the first exchange of a step, that this rank waits; the result is 1 where all ranks do."""
         import tensorflow as tf
 
         if self.gated:
-            return -self.mean(zero - 1.0, "finite")
+            return -self.average(zero - 1.0, "finite")
         waits = StepSignal.WAITS.place
-        return self.mean(tf.one_hot(waits, len(StepSignal)) + zero, "signals")[waits]
+        return self.average(tf.one_hot(waits, len(StepSignal)) + zero, "signals")[waits]
 
     def _send(self, zero: Any) -> Any:
-        """Sends zeros for each tensor of an update; returns a sum of all that came."""
+        """Sends zeros for each tensor of an update; returns a sum of all that it received."""
         import tensorflow as tf
 
         received = [zero]
         for place, (name, shape, dtype, device, gathered) in enumerate(self._sent):
             with tf.device(device):
-                nothing = tf.fill(shape, tf.cast(different(zero, place), dtype))
+                nothing = tf.fill(shape, tf.cast(distinct_zero(zero, place), dtype))
                 received.append(
-                    self._gathered(nothing, name) if gathered else self.mean(nothing, name, self._compression)
+                    self._gather(nothing, name) if gathered else self.average(nothing, name, self._compression)
                 )
         return tf.add_n([tf.cast(tf.reduce_sum(tensor), tf.float32) for tensor in received])
 
-    def _note(self, tensor: Any, name: str, gathered: bool = False) -> None:
+    def _record_sent(self, tensor: Any, name: str, gathered: bool = False) -> None:
         shape = (0, *tensor.shape[1:]) if gathered else tuple(tensor.shape)
         self._sent.append(_Sent(name, shape, tensor.dtype, tensor.device, gathered))
 
-    def _gathered(self, tensor: Any, name: str) -> Any:
+    def _gather(self, tensor: Any, name: str) -> Any:
         return self._hvd.allgather(tensor, name=f"{_ALLGATHER}.{self._prefix}.{name}", ignore_name_scope=True)
 
 
-def different(zero: Any, place: int) -> Any:
-    """0.0 again, and another tensor at each place: of two exchanges of one and the same TensorFlow keeps one."""
+def distinct_zero(zero: Any, place: int) -> Any:
+    """Returns 0.0 as another tensor at each place: TensorFlow merges two exchanges of the same tensor."""
     return zero * (2.0 + place)
 
 
-def flat(name: str) -> str:
-    """A name without slashes, behind the last of which Horovod looks for it, and of what TensorFlow allows."""
+def flatten_name(name: str) -> str:
+    """Replaces all but ASCII letters and digits by dots: Horovod drops what stands before the last slash."""
     return "".join(letter if letter.isascii() and letter.isalnum() else "." for letter in name)

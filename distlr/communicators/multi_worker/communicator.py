@@ -13,11 +13,11 @@ from distlr.communicators.frames import Frame
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.lost_ranks import lost_worker
 from distlr.errors import CollectiveTimeoutError
-from distlr.startup.launcher import place_on_host
+from distlr.startup.launcher import rank_on_host
 
 __all__ = ["StrategyCommunicator"]
 
-# Each gather of a process is an instance of its own: two runs of one instance can meet in each other's buffers.
+# Each gather of a process is an instance of its own: two runs of one instance can write to each other's buffers.
 _instances = itertools.count(1)
 _GROUP = 1_851_877_481  # far from the keys that strategies count up from 1
 
@@ -39,7 +39,7 @@ class StrategyCommunicator(Communicator):
     exchanges_gradients = True
 
     def __init__(self, strategy: Any, addresses: Sequence[str], rank: int, timeout: float) -> None:
-        super().__init__("multi-worker", rank, len(addresses), *place_on_host(addresses, rank))
+        super().__init__("multi-worker", rank, len(addresses), *rank_on_host(addresses, rank))
         from distlr.strategies.watchdog import bound
 
         self.timeout = timeout
@@ -50,17 +50,17 @@ class StrategyCommunicator(Communicator):
         self._device = f"/job:{resolver.task_type}/replica:0/task:{resolver.task_id}/device:CPU:0"
 
     def gradients(self, prefix: str, compression: str = "none") -> GradientReducer:
-        """What travels with one optimizer's gradients; see `StrategyGradients`."""
+        """Creates the gradient reducer of one optimizer; see `StrategyGradients`."""
         from distlr.communicators.multi_worker.gradients import StrategyGradients
 
         return StrategyGradients()
 
     def lost_rank(self, message: str) -> int | None:
-        """The worker whose connection broke: the meeting's, or TensorFlow's."""
+        """The worker whose connection broke: distlr's, or TensorFlow's."""
         return lost_worker(message, self._chiefs) if self._lost is None else self._lost
 
     def end_without(self, lost: int) -> None:
-        """Ends what waits for a worker that has ended: it raises, and so does all that would wait for it later.
+        """Ends every wait for a worker that has ended: it raises, now and later.
 
         Args:
             lost: its rank.
@@ -83,11 +83,11 @@ class StrategyCommunicator(Communicator):
                 lengths = self._gather(np.array([len(words)], np.int64))
                 padded = np.zeros(int(lengths.max()), np.int64)
                 padded[: len(words)] = words
-                everyone = self._gather(padded).reshape(self.size, -1)
+                all_words = self._gather(padded).reshape(self.size, -1)
         except tf.errors.OpError as error:
             text = self.survivor_message(label, error.message)
             raise CollectiveTimeoutError(f"{text} TensorFlow says: {error.message.strip()}") from error
-        return [row[:length].view(np.uint8) for row, length in zip(everyone, lengths, strict=True)]
+        return [row[:length].view(np.uint8) for row, length in zip(all_words, lengths, strict=True)]
 
     def _gather(self, words: np.ndarray) -> np.ndarray:
         import tensorflow as tf

@@ -1,4 +1,4 @@
-"""What travels with the gradients where a `tf.distribute` strategy spans the ranks."""
+"""The gradient reducer where a `tf.distribute` strategy spans the ranks."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ class StrategyGradients(GradientReducer):
         return summed
 
     def all_true(self, flag: Any) -> Any:
-        """The flag: what all replicas have agreed on is what all ranks have."""
+        """Returns the flag, on which all replicas of all ranks have agreed already."""
         return flag

@@ -12,7 +12,7 @@ from typing import Any
 
 from distlr._utils.checks import counted
 from distlr.errors import DistlrError
-from distlr.startup.backend_selection import choose
+from distlr.startup.backend_selection import choose_backend
 from distlr.tools.doctor.finding import Finding, refused
 from distlr.tools.doctor.processes import Ended, run, without_launcher
 
@@ -138,7 +138,7 @@ def chosen(environ: Mapping[str, str], gpus: int, missing: Mapping[str, str]) ->
     """
     name = "distlr.init()"
     try:
-        choice = choose(environ=environ, gpus=gpus)
+        choice = choose_backend(environ=environ, gpus=gpus)
     except DistlrError as error:
         return refused(name, error)
     found = f"{choice.backend}, {counted(choice.replicas, 'replica')}. {choice.reason}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distlr.errors import DistributionError
-from distlr.startup.local_workers import command
+from distlr.startup.local_workers import build_command
 from distlr.tools.doctor.finding import Finding, refused
 from distlr.tools.doctor.processes import Ended, run, without_launcher
 
@@ -97,7 +97,7 @@ def stock(found: Sequence[Mapping[str, Any]]) -> Finding:
 
 def _launch(engine: str, environ: Mapping[str, str], gpus: int, limit: float) -> tuple[list[dict[str, Any]], Ended]:
     with tempfile.TemporaryDirectory(prefix="distlr-doctor-") as folder:
-        words, threads = command(_RANKS, engine, str(Path(__file__).with_name("averaging.py")), [])
+        words, threads = build_command(_RANKS, engine, str(Path(__file__).with_name("averaging.py")), [])
         # As a module: a script's own folder would come first on the path.
         words = [*words[:-1], "-m", "distlr.tools.doctor.averaging", engine, folder, str(round(limit))]
         if engine == "multi-worker":

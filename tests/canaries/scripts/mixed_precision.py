@@ -28,7 +28,7 @@ with job.scope():
 model.fit(
     x,
     y,
-    batch_size=batch.feed,
+    batch_size=batch.local_batch,
     epochs=3,
     validation_split=0.2,
     callbacks=job.callbacks([distlr.callbacks.ReduceLROnPlateau("val_loss", patience=5)]),

@@ -42,7 +42,7 @@ def test_data_that_is_not_sharded_yet_is_by_tensorflow(job, simple, same_on_all)
 
 
 def test_whole_arrays_are_fed_by_the_whole_batch_as_the_message_says(job, same_on_all) -> None:
-    """What `fit` is given the strategy divides, so that `batch_size=batch.feed` would be a part of each batch."""
+    """The strategy divides the data of `fit`, so `batch_size=batch.local_batch` would be a part of each batch."""
     x = np.arange(48, dtype="float32").reshape(24, 2) / 48
     batch = job.batch(per_replica=2, base_batch=2, samples_per_epoch=24)
     with job.scope():
@@ -55,7 +55,7 @@ def test_whole_arrays_are_fed_by_the_whole_batch_as_the_message_says(job, same_o
         )
 
     with pytest.raises(ConfigurationError, match=rf"fit\(x, y, batch_size={2 * job.size}\) of the whole data"):
-        fit(batch.feed)
+        fit(batch.local_batch)
     assert int(model.optimizer.iterations.numpy()) == 0
     fit(2 * job.size)
     assert model.optimizer.samples_seen == 48
