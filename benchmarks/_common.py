@@ -79,8 +79,8 @@ def written(words: Callable[[Path], list[str]], limit: float, **variables: str) 
         environ = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT), **variables}
         done = subprocess.run(command, env=environ, timeout=limit, capture_output=True, text=True, check=False)
         if done.returncode or not path.is_file():
-            said = (done.stdout + done.stderr)[-4000:]
-            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
+            output = (done.stdout + done.stderr)[-4000:]
+            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{output}")
         return json.loads(path.read_text())
 
 

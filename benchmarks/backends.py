@@ -73,10 +73,10 @@ def main() -> None:
             times[arm].append(measure(arm, options.steps))
     print(f"{'backend':<16}{'ms a step':>10}   ratio: low median high")
     ratios = {}
-    for arm, taken in times.items():
-        row = ratio(taken, times["simulated"])
+    for arm, seconds in times.items():
+        row = ratio(seconds, times["simulated"])
         cells = shown(row) if arm != "simulated" else ""
-        print(f"{arm:<16}{np.median(taken):>10.2f}   {cells}")
+        print(f"{arm:<16}{np.median(seconds):>10.2f}   {cells}")
         if arm != "simulated":
             ratios[arm] = row
     result(ratios)

@@ -80,8 +80,8 @@ class Arm:
         self.job, self.arm = job, arm
         batch = job.batch(8, base_batch=8, samples_per_epoch=16 * job.size)
         self.model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(1)])
-        own = [keras.metrics.MeanSquaredError(name=f"metric_{i}") for i in range(metrics)]
-        self.model.compile(job.optimizer(keras.optimizers.SGD(0.01), batch), "mse", weighted_metrics=own)
+        metric_list = [keras.metrics.MeanSquaredError(name=f"metric_{i}") for i in range(metrics)]
+        self.model.compile(job.optimizer(keras.optimizers.SGD(0.01), batch), "mse", weighted_metrics=metric_list)
         self.model.optimizer.build(self.model.trainable_variables)
         job.broadcast(self.model, self.model.optimizer)
         x = np.random.default_rng(job.rank).normal(size=(16, 8)).astype("float32")
@@ -143,17 +143,17 @@ def main() -> None:
         arms = {name: Arm(job, name, metrics) for name in ("mean_of_ranks", "control", "distlr")}
         for arm in arms.values():
             arm()
-        taken: dict[str, list[float]] = {name: [] for name in arms}
+        milliseconds: dict[str, list[float]] = {name: [] for name in arms}
         collectives = {}
         for _ in range(options.rounds):
             for name in random.sample(list(arms), len(arms)):
                 seconds, collectives[name] = arms[name]()
                 mean = job.communicator.allreduce(np.array(seconds), tag="seconds") / job.size
-                taken[name].append(float(mean))
+                milliseconds[name].append(float(mean))
         for name in ("control", "distlr"):
-            spread = ratio(taken[name], taken["mean_of_ranks"])
+            spread = ratio(milliseconds[name], milliseconds["mean_of_ranks"])
             row = {"ranks": job.size, "metrics": metrics, "arm": name, "ratio": spread}
-            row["ms"] = {each: round(1e3 * float(np.median(taken[each])), 2) for each in (name, "mean_of_ranks")}
+            row["ms"] = {each: round(1e3 * float(np.median(milliseconds[each])), 2) for each in (name, "mean_of_ranks")}
             row["collectives"] = {each: collectives[each] for each in (name, "mean_of_ranks")}
             rows.append(row)
             if job.is_root:

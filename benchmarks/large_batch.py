@@ -65,8 +65,8 @@ def cnn(norm: Norm) -> keras.Model:
     """Two strided convolutions and a hidden layer: enough to fit the data in the few hundred steps of k = 32."""
     parts: list[Any] = [keras.Input((28, 28, 1))]
     for layer in (_convolution(16, 2), _convolution(32, 2), layers.Dense(256, use_bias=False)):
-        flat = [layers.Flatten()] if isinstance(layer, layers.Dense) else []
-        parts += [*flat, layer, norm(), layers.ReLU()]
+        flatten = [layers.Flatten()] if isinstance(layer, layers.Dense) else []
+        parts += [*flatten, layer, norm(), layers.ReLU()]
     return keras.Sequential([*parts, layers.Dense(10)])
 
 

@@ -64,11 +64,11 @@ def compare(sizes: tuple[int, int], with_nan: bool) -> dict[str, list[float]]:
         combined = reduce_over(exchange_bundles(comm, Bundle(states.arrays), tag="metrics"))
         return results(metrics, combined, lambda: values(metrics)), values(metrics)
 
-    said = run_ranks(rank, 2)
-    means = {name: float(np.mean([own[name] for _, own in said])) for name in NAMES}
+    all_ranks = run_ranks(rank, 2)
+    means = {name: float(np.mean([local_means[name] for _, local_means in all_ranks])) for name in NAMES}
     if 0 in sizes:
         means = dict.fromkeys(NAMES, math.inf)  # the empty rank stays away
-    return {name: [said[0][0][name], means[name]] for name in NAMES}
+    return {name: [all_ranks[0][0][name], means[name]] for name in NAMES}
 
 
 def main() -> None:

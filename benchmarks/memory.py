@@ -66,12 +66,12 @@ def main() -> None:
         inside(options.inside, options.backend, options.arm)
         return
     random.seed(0)
-    taken: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    measurements: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for _ in range(options.rounds):
         for arm in random.sample(list(ARMS), len(ARMS)):
-            taken[arm].append(measure(options.backend, ARMS[arm]))
-    ratios = {arm: ratio(values, taken["constant"]) for arm, values in taken.items() if arm != "constant"}
-    megabytes = {arm: round(float(np.median(values)), 1) for arm, values in taken.items()}
+            measurements[arm].append(measure(options.backend, ARMS[arm]))
+    ratios = {arm: ratio(values, measurements["constant"]) for arm, values in measurements.items() if arm != "constant"}
+    megabytes = {arm: round(float(np.median(values)), 1) for arm, values in measurements.items()}
     imports = {name: round(imported(name), 1) for name in ("keras", "distlr.job")}
     for arm, values in megabytes.items():
         print(f"{arm:<12}{values:>8.1f} MB   {shown(ratios[arm]) if arm in ratios else ''}")

@@ -89,11 +89,11 @@ def measured(script: str, arguments: list[str]) -> dict[str, Any]:
     )
     # horovodrun begins each line with the rank's number.
     lines = [line.removeprefix("[0]<stdout>:") for line in done.stdout.splitlines()]
-    found = [line for line in lines if line.startswith("{")]
-    if done.returncode or not found:
+    results = [line for line in lines if line.startswith("{")]
+    if done.returncode or not results:
         raise SystemExit(f"{script} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-6000:]}")
     print("\n".join(line for line in lines if not line.startswith("{")), flush=True)
-    return {**json.loads(found[-1]), "seconds": round(time.perf_counter() - began)}
+    return {**json.loads(results[-1]), "seconds": round(time.perf_counter() - began)}
 
 
 def machine() -> dict[str, Any]:
@@ -111,13 +111,13 @@ def machine() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of what was measured."""
     names = ("distlr", "keras", "tensorflow", "tensorflow-cpu", "horovod", "tf_keras", "mpi4py", "numpy")
-    found = {"python": platform.python_version()}
+    by_name = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            by_name[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return by_name
 
 
 def write(folder: Path, results: dict[str, Any]) -> None:

@@ -275,12 +275,12 @@ class Job:
         {'norm.momentum': (0.9, 0.81)}
         """
         self._check_batch(batch)
-        found = scale_moving_averages(model, batch, layers)
-        if self.is_root and found:
-            pairs = sorted(set(found.values()))
-            said = ", ".join(f"{base:g} -> {scaled:.4g}" for base, scaled in pairs)
-            _log.info("The momentum of %d moving averages is scaled for the batch: %s.", len(found), said)
-        return found
+        momenta = scale_moving_averages(model, batch, layers)
+        if self.is_root and momenta:
+            pairs = sorted(set(momenta.values()))
+            changes = ", ".join(f"{base:g} -> {scaled:.4g}" for base, scaled in pairs)
+            _log.info("The momentum of %d moving averages is scaled for the batch: %s.", len(momenta), changes)
+        return momenta
 
     def shard(
         self,
@@ -326,7 +326,7 @@ class Job:
         self._check_batch(batch)
         if training:
             pipelines.check_remainder(remainder)
-            position = Position(batch, self._agreed_seed(seed), remainder == "carry")
+            position = Position(batch, self._common_seed(seed), remainder == "carry")
             dataset = pipelines.training(
                 data, batch, rank=self.rank, size=self.size, position=position, shuffle=shuffle
             )
@@ -632,7 +632,7 @@ class Job:
         >>> [digest[:16] for digest in job.weights_digests(model)]
         ['5f2fa7795ceb5867']
         """
-        return self._gathered(weights_digests(model, self.strategy), "weights digests")
+        return self._gather_digests(weights_digests(model, self.strategy), "weights digests")
 
     def rate_digests(self, optimizer: Any) -> list[str]:
         """One digest a replica over the rate of every update; equal on all, or the replicas' rates differed.
@@ -645,7 +645,7 @@ class Job:
         >>> job.rate_digests(optimizer)
         ['0000000000000000']
         """
-        return self._gathered(inner(optimizer).rate_digests(), "rate digests")
+        return self._gather_digests(inner(optimizer).rate_digests(), "rate digests")
 
     def _tell_of_padding(self, paddings: Sequence[int]) -> None:
         """Says once what `model.predict` gives of padded data: it knows no weights."""
@@ -705,7 +705,7 @@ class Job:
                 'engine is for control alone. Fix: distlr.init("horovod").'
             )
 
-    def _agreed_seed(self, seed: int | None) -> int:
+    def _common_seed(self, seed: int | None) -> int:
         if seed is not None:
             return whole_number("seed", seed)
         drawn = random.getrandbits(31)
@@ -735,5 +735,5 @@ class Job:
             expected = f"for {self.replicas} replicas, {self.local_replicas} a process"
             raise ConfigurationError(received("batch", batch, expected, HOW_TO_MAKE))
 
-    def _gathered(self, local: list[str], tag: str) -> list[str]:
+    def _gather_digests(self, local: list[str], tag: str) -> list[str]:
         return [digest for rank in self.communicator.gather_json(local, tag=tag) for digest in rank]

@@ -131,10 +131,10 @@ class _InBaseRates:
             return rate  # which Keras refuses
         if rate != before:
             core.set_base_rate(float(rate))
-        self._say(core, float(rate))
+        self._log_factor(core, float(rate))
         return core.learning_rate
 
-    def _say(self, core: Any, rate: float) -> None:
+    def _log_factor(self, core: Any, rate: float) -> None:
         factor = core.schedule.factor
         if not self._speaks or factor == 1.0:
             return

@@ -45,7 +45,7 @@ class CheckMetrics(JobCallback):
         super().set_model(model)
         self._check = MetricsCheck(model, is_root=self.communicator.is_root, by_strategy=True)
         self._check.watch()
-        self._check.say_reductions()
+        self._check.warn_of_reductions()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Refuses, before the first step, what cannot be a sum."""

@@ -203,7 +203,11 @@ class Checkpoint(JobCallback):
             self._continue()
         else:
             from_root(
-                self.communicator, self._take_back, tag="the weights to go on from", what="go on", raised=(StateError,)
+                self.communicator,
+                self._restore_training_weights,
+                tag="the weights to go on from",
+                what="go on",
+                raised=(StateError,),
             )
         self._begun = True
         self.counters.begin()
@@ -216,30 +220,30 @@ class Checkpoint(JobCallback):
         assert self.follow is not None
         hint = 'write every="1ep"'
         if not self.follow.positions:
-            made = "with data from job.shard(data, batch), which can be continued in the middle of an epoch"
-            raise ConfigurationError(received("every", str(self.every), f"in whole epochs but {made}", hint))
+            needs_shard = "with data from job.shard(data, batch), which can be continued in the middle of an epoch"
+            raise ConfigurationError(received("every", str(self.every), f"in whole epochs but {needs_shard}", hint))
         if (self.params or {}).get("steps") is None:
             known = "in whole epochs where the number of steps an epoch is not known"
             raise ConfigurationError(received("every", str(self.every), known, f"{hint}, or pass samples_per_epoch"))
 
     def _continue(self) -> None:
         """Rank 0 reads the newest checkpoint, and tells the others what is not in the model's variables."""
-        said = bundle_from_root(
+        reply = bundle_from_root(
             self.communicator,
             self._load,
             tag="the checkpoint to continue",
             what="continue",
             raised=(ConfigurationError, StateError),
         )
-        if said.note is None:
+        if reply.note is None:
             return
-        state = RunState.from_json(said.note)
-        self._ranks = rank_arrays(said.arrays, state.ranks)
-        self._place(state, said.arrays)
+        state = RunState.from_json(reply.note)
+        self._ranks = rank_arrays(reply.arrays, state.ranks)
+        self._place(state, reply.arrays)
         if self.communicator.is_root:
-            _log.info("%s", resume_line(self.core, self._path, said.note, self._state.to_json(), self.rewarm))
+            _log.info("%s", resume_line(self.core, self._path, reply.note, self._state.to_json(), self.rewarm))
             self.decided("resume", self._epoch, f"continues a checkpoint of update {state.iterations}")
-        self.counters.restore(self.communicator, said.note["callbacks"], self._counted)
+        self.counters.restore(self.communicator, reply.note["callbacks"], self._counted)
         stopped = self.counters.ended_by()
         if stopped is not None:
             self.model._initial_epoch = (self.params or {}).get("epochs")
@@ -254,11 +258,11 @@ class Checkpoint(JobCallback):
                 hint = "write resume=True, or name another directory"
                 raise ConfigurationError(received("resume", False, f"True where {path} is", hint))
             state = RunState.from_json(run)
-            different = state.differences(self._state, path, accept=self.accept)
+            differences = state.differences(self._state, path, accept=self.accept)
             write_arrays(self.model, arrays)
             if state.accumulation not in (None, self.accumulation) or state.iterations != self._count:
                 self.core.begin_update(state.iterations)
-            for line in different:
+            for line in differences:
                 _log.warning("The script's formula is used: %s.", line)
             self._path = path
             outside_model = {name: array for name, array in arrays.items() if name.startswith((RANK, LOG))}
@@ -266,7 +270,7 @@ class Checkpoint(JobCallback):
             return Bundle(outside_model, note=state.to_json() | {"callbacks": run.get("callbacks")})
         return Bundle({})
 
-    def _take_back(self) -> None:
+    def _restore_training_weights(self) -> None:
         """A further `fit` of the run goes on from the training's weights, where the last one has left others for use.
 
         Unless somebody has changed them since: then from these, as in Keras.
@@ -365,20 +369,20 @@ class Checkpoint(JobCallback):
             restore_metrics(self.communicator, self.model, self._ranks)
         self._steps_in_run += batch + 1 - self._steps
         self._steps = batch + 1
-        asked = self.signals.requests(self.communicator, self.gradient_reducer)
+        requests = self.signals.requests(self.communicator, self.gradient_reducer)
         if self._known_steps is not None and self._ended():  # written after what is decided at the epoch's end
             if self._left is not None and self.follow is not None:
                 self.follow.end_epoch()
-        elif (asked or self._is_due()) and not self.core.has_partial_update:
+        elif (requests or self._is_due()) and not self.core.has_partial_update:
             if self._can_continue_here:
                 self._write(steps=self._steps)
-                self._answer(asked)
+                self._answer(requests)
             else:  # a request to save waits for the epoch's end; who leaves will train the epoch anew
-                self._answer(asked - {StepSignal.SAVE})
+                self._answer(requests - {StepSignal.SAVE})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes where it is time or was asked for; after the deciders and the guard."""
-        asked = self.signals.requests(self.communicator, self.gradient_reducer)
+        requests = self.signals.requests(self.communicator, self.gradient_reducer)
         steps = 0 if self._ended() else self._steps  # of an epoch that was stopped
         began_with_validation, self._training_logs = self._training_logs is not None, None
         if not steps:
@@ -386,9 +390,9 @@ class Checkpoint(JobCallback):
         # The end is written here: before `on_train_end` Keras and its callbacks put other weights into the model.
         ends = self.model.stop_training or epoch + 1 >= (self.params or {}).get("epochs", math.inf)
         unsaved = began_with_validation or (ends and self._steps_in_run != self._saved_at)
-        if asked or unsaved or self._is_due(at_end=True):
+        if requests or unsaved or self._is_due(at_end=True):
             self._write(steps=steps, within_epoch=False)
-        self._answer(asked)
+        self._answer(requests)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Notes what is left in the model; the end has been written."""
@@ -410,10 +414,10 @@ class Checkpoint(JobCallback):
 
     def _somebody_leaves(self) -> bool:
         """Whether a rank was asked to end too late for an update to say so: then all end, once rank 0 has written."""
-        own = self.signals.leaving
+        is_leaving = self.signals.leaving
         if self.communicator.size == 1:
-            return own
-        return any(self.communicator.gather_json(own, tag="who was asked to end"))
+            return is_leaving
+        return any(self.communicator.gather_json(is_leaving, tag="who was asked to end"))
 
     def _write(self, *, steps: int, within_epoch: bool = True, training_logs: Mapping[str, Any] | None = None) -> None:
         """Collective. `steps` of the epoch have been done in this process; 0 where the last one is complete.
@@ -486,19 +490,19 @@ class Checkpoint(JobCallback):
 
     # -- what was asked for --------------------------------------------------------------------------
 
-    def _answer(self, asked: set[StepSignal]) -> None:
+    def _answer(self, requests: set[StepSignal]) -> None:
         """After the checkpoint: ends the process, or this generation of ranks, where that was asked for."""
-        if not asked:
+        if not requests:
             return
-        self.signals.done(asked, self.communicator, self.gradient_reducer)
+        self.signals.done(requests, self.communicator, self.gradient_reducer)
         if self.communicator.is_root:
             newest = next(iter(self.directory.files()), None)
-            _log.info("The newest checkpoint is %s: %s.", newest, " and ".join(REASONS[kind] for kind in asked))
-        if not asked & {StepSignal.REGROUP, StepSignal.LEAVE}:
+            _log.info("The newest checkpoint is %s: %s.", newest, " and ".join(REASONS[kind] for kind in requests))
+        if not requests & {StepSignal.REGROUP, StepSignal.LEAVE}:
             return
         self.signals.stop()
         if self.communicator.size > 1:
             self.communicator.barrier(tag="saved, and ending")  # a launcher ends all when the first has ended
-        if StepSignal.REGROUP in asked:
+        if StepSignal.REGROUP in requests:
             raise RanksChanged("The job goes on with other ranks; `distlr.elastic.run` catches this.")
         raise SystemExit(LEFT)

@@ -94,7 +94,7 @@ class DataPositionSync(JobCallback):
         self.positions = [position for position, _ in chosen]
         return [list(place) for _, place in chosen]
 
-    def _settle(self) -> None:
+    def _keep_used_positions(self) -> None:
         """Keeps to the data that this `fit` reads; what is of other trainings of the script stays where it was."""
         used = [position for position in self.positions if position.is_used]
         if used and len(used) < len(self.positions):
@@ -147,16 +147,16 @@ class DataPositionSync(JobCallback):
 
     def places(self, steps: int | None, steps_in_run: int) -> list[list[int]]:
         """Where the data goes on after so many steps of the epoch, and of the run; None of the epoch for its end."""
-        self._settle()
-        found = []
+        self._keep_used_positions()
+        places = []
         for position in self.positions:
             if position.endless:
-                found.append([position.seed, position.epoch, position.after(steps_in_run)])
+                places.append([position.seed, position.epoch, position.after(steps_in_run)])
             elif steps is not None:
-                found.append([position.seed, position.epoch, position.after(steps)])
+                places.append([position.seed, position.epoch, position.after(steps)])
             else:
-                found.append([position.seed, position.epoch + 1, 0])
-        return found
+                places.append([position.seed, position.epoch + 1, 0])
+        return places
 
     def next_epoch(self, places: Sequence[Sequence[int]]) -> list[list[int]]:
         """Where the data goes on when the rest of an epoch is left out."""
@@ -196,7 +196,7 @@ class DataPositionSync(JobCallback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """The training goes on; the epoch says what it has lost."""
-        self._settle()
+        self._keep_used_positions()
         self._go_on()
         if self._before is not None:
             steps, samples = self.core.counts()

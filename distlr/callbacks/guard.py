@@ -129,22 +129,22 @@ class ReplicaGuard(JobCallback):
         signals = self.step_signals
         requested = signals is not None and signals.is_sent(StepSignal.STOP)
         stop = bool(self.model.stop_training or self._stop_at_end or requested)
-        asked = bool(self._stop_at_end or requested or (stop and not self._agreed()))
+        asks_to_stop = bool(self._stop_at_end or requested or (stop and not self._has_received_stop()))
         state = rank_state(self.model, self.model.optimizer, trained_alone=self.trained_alone)
-        local = {"stop": stop, "asked": asked, "state": state}
+        local = {"stop": stop, "asked": asks_to_stop, "state": state}
         all_ranks = self.communicator.gather_json(local, tag=f"replicas at {when}")
         compare_ranks(self.communicator, [rank["state"] for rank in all_ranks], self.model, when=when)
         if at_end and any(rank["stop"] for rank in all_ranks):
-            self._say_who_stops([number for number, rank in enumerate(all_ranks) if rank["asked"]])
+            self._log_who_stops([number for number, rank in enumerate(all_ranks) if rank["asked"]])
             self.model.stop_training = True
             self._stop_at_end = False
             if signals is not None:
                 signals.clear(StepSignal.STOP)
 
-    def _agreed(self) -> bool:
+    def _has_received_stop(self) -> bool:
         return self.step_signals is not None and self.step_signals.has_received(StepSignal.STOP)
 
-    def _say_who_stops(self, ranks: list[int]) -> None:
+    def _log_who_stops(self, ranks: list[int]) -> None:
         if self.communicator.is_root and 0 < len(ranks) < self.communicator.size:
             _log.info("Epoch %d: a callback on %s alone stops the training of all.", self._epoch + 1, name_ranks(ranks))
 

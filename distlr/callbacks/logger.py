@@ -58,12 +58,12 @@ class LearningRateLogger(JobCallback):
             logs.update(self._record())
 
     def _record(self) -> dict[str, float | int]:
-        own = self.core
+        core = self.core
         adopted = adopted_by(self.model)
-        if not is_adopted(own) and (not adopted or int(own.iterations.numpy())):
-            return {"learning_rate": rate_of(own)}
+        if not is_adopted(core) and (not adopted or int(core.iterations.numpy())):
+            return {"learning_rate": rate_of(core)}
         # Where the model's own optimizer, Keras' default, is never applied, those that are: by name if several.
-        shown = {"": own} if is_adopted(own) else _by_name(adopted)
+        shown = {"": core} if is_adopted(core) else _by_name(adopted)
         if len(shown) == 1:
             shown = {"": next(iter(shown.values()))}
         record: dict[str, float | int] = {}

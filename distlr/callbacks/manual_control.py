@@ -138,8 +138,8 @@ class ManualControl(JobCallback):
         if not self._active or not self.communicator.is_root:
             return
         self._mark()
-        for found in [*self._waiting, *self._asked, *self._looks_at_once()]:
-            self._refuse(found, found.refused or "The run has ended.")
+        for pending in [*self._waiting, *self._asked, *self._all_pending()]:
+            self._refuse(pending, pending.refused or "The run has ended.")
         self._waiting, self._asked = [], []
         self._mark()
         self.directory.close()
@@ -155,17 +155,17 @@ class ManualControl(JobCallback):
     def _begin(self, epoch: int) -> None:
         """What came before: nothing for a new run, all changes since the checkpoint for one that is continued."""
         tag = f"changes by hand, as epoch {epoch + 1} begins"
-        said = from_root(self.communicator, lambda: self._found_at_begin(epoch), tag=tag, what=_READ)
+        reply = from_root(self.communicator, lambda: self._state_at_begin(epoch), tag=tag, what=_READ)
         self._epochs = set()
-        self.core.steer(ManualControlState(*said["steered"]))
-        self._again = said["again"]
+        self.core.steer(ManualControlState(*reply["steered"]))
+        self._again = reply["again"]
         if self.communicator.size > 1:
             self._signals.clear(StepSignal.MANUAL_CONTROL)
         self._do_again(Moment.BEGIN)
-        if said["asked"]:
+        if reply["asked"]:
             self._decide(Moment.BEGIN)
 
-    def _found_at_begin(self, epoch: int) -> dict[str, Any]:
+    def _state_at_begin(self, epoch: int) -> dict[str, Any]:
         self.directory.make()
         steered: ManualControlState = self.core.steered
         fresh = not self.journal.resumed and (epoch == 0 or int(self.core.iterations.numpy()) == 0)
@@ -174,14 +174,14 @@ class ManualControl(JobCallback):
         waiting, self._waiting, self._asked = [*self._waiting, *self._asked], [], []  # of an earlier fit
         back = self.directory.take_back()
         self._since = self.directory.file_time() if fresh else 0
-        for found in [*waiting, *self._looks_at_once()]:
-            kind = answered.get(found.name, "asked")
-            if kind != "asked" and (found.name in back or not self.directory.was_settled(found.name)):
-                self._answered.append((found.name, kind == "control"))  # a crash came between the two
+        for pending in [*waiting, *self._all_pending()]:
+            kind = answered.get(pending.name, "asked")
+            if kind != "asked" and (pending.name in back or not self.directory.was_settled(pending.name)):
+                self._answered.append((pending.name, kind == "control"))  # a crash came between the two
             elif fresh:
-                self._refuse(found, found.refused or "It was there before the run began.")
+                self._refuse(pending, pending.refused or "It was there before the run began.")
             else:
-                self._take(found)
+                self._queue_or_refuse(pending)
         if fresh:
             steered = ManualControlState()
         again = again_from(changes, Place(steered.clock, steered.moment), steered.made)
@@ -204,65 +204,65 @@ class ManualControl(JobCallback):
 
     def _look(self, moment: Moment) -> None:
         """Hears what was asked for at the last look, then looks."""
-        alone = self.communicator.size == 1
+        is_single = self.communicator.size == 1
         due = moment == Moment.EPOCH_END and self._epoch + 2 in self._epochs  # before the epoch that comes next, from 1
-        if not alone and (due or self._signals.has_received(StepSignal.MANUAL_CONTROL)):
+        if not is_single and (due or self._signals.has_received(StepSignal.MANUAL_CONTROL)):
             self._decide(moment)
         if self.communicator.is_root:
-            for found in self.directory.look():
-                self._take(found)
-            if self._asked and not alone:
+            for pending in self.directory.look():
+                self._queue_or_refuse(pending)
+            if self._asked and not is_single:
                 self._signals.send(StepSignal.MANUAL_CONTROL)
-        if alone and (self._asked or due):
+        if is_single and (self._asked or due):
             self._decide(moment)
 
-    def _looks_at_once(self) -> list[PendingRequest]:
+    def _all_pending(self) -> list[PendingRequest]:
         """All that lies there, within bounds."""
-        found: list[PendingRequest] = []
+        pending: list[PendingRequest] = []
         for _ in range(_LOOKS):
             looked = self.directory.look()
-            found += looked
+            pending += looked
             if not looked:
                 break
-        return found
+        return pending
 
-    def _take(self, found: PendingRequest) -> None:
-        if found.request is None:
-            self._refuse(found, found.refused)
-        elif found.came < self._since:
-            self._refuse(found, "It was there before the run began.")
-        elif "plateau" in found.request.action and not self.has_plateau:
-            self._refuse(found, "The run has no distlr.callbacks.ReduceLROnPlateau.")
-        elif self._is_late(found):
-            self._refuse(found, self._late(found))
+    def _queue_or_refuse(self, pending: PendingRequest) -> None:
+        if pending.request is None:
+            self._refuse(pending, pending.refused)
+        elif pending.came < self._since:
+            self._refuse(pending, "It was there before the run began.")
+        elif "plateau" in pending.request.action and not self.has_plateau:
+            self._refuse(pending, "The run has no distlr.callbacks.ReduceLROnPlateau.")
+        elif self._is_late(pending):
+            self._refuse(pending, self._late_text(pending))
         else:
-            self._asked.append(found)
+            self._asked.append(pending)
 
-    def _is_late(self, found: PendingRequest) -> bool:
+    def _is_late(self, pending: PendingRequest) -> bool:
         """Whether the time limit of a request has passed; one that was accepted for its epoch has none any more."""
-        if found.expires is None or found.name in self._accepted:
+        if pending.expires is None or pending.name in self._accepted:
             return False
-        return self.directory.file_time() > found.expires
+        return self.directory.file_time() > pending.expires
 
     @staticmethod
-    def _late(found: PendingRequest) -> str:
-        assert found.request is not None
+    def _late_text(pending: PendingRequest) -> str:
+        assert pending.request is not None
         return (
-            f"It was valid for {found.request.valid_for:g} s, and nobody took it in that time. Fix: ask once more, "
+            f"It was valid for {pending.request.valid_for:g} s, and nobody took it in that time. Fix: ask once more, "
             "with a longer --valid-for where the run looks rarely."
         )
 
-    def _refuse(self, found: PendingRequest, why: str) -> None:
-        name = ascii(found.name)[1:-1]
+    def _refuse(self, pending: PendingRequest, why: str) -> None:
+        name = ascii(pending.name)[1:-1]
         if len(name) > _LONGEST_NAME:
             name = f"{name[:_LONGEST_NAME]}..."
         self._refusals += 1
         if self._refusals <= _TOLD:
-            _log.warning("The request '%s' of %s is refused and changes nothing. %s", name, found.by, why[:500])
+            _log.warning("The request '%s' of %s is refused and changes nothing. %s", name, pending.by, why[:500])
         elif self._refusals == _TOLD + 1:
             _log.warning("Further requests that are refused are in %s alone.", self.run.path / DECISIONS)
-        self.decided("refused", self._epoch, why[:500], by=found.by, id=name, between=False)
-        self._answered.append((found.name, False))
+        self.decided("refused", self._epoch, why[:500], by=pending.by, id=name, between=False)
+        self._answered.append((pending.name, False))
 
     def _mark(self) -> None:
         """Marks the files that were answered, once their answer is in the run's decisions."""
@@ -275,56 +275,59 @@ class ManualControl(JobCallback):
     def _decide(self, moment: Moment) -> None:
         """Rank 0 decides on what was asked for, and every rank does it. Collective."""
         tag = f"changes by hand in epoch {self._epoch + 1}"
-        said = from_root(self.communicator, lambda: self._decision(moment), tag=tag, what=_READ)
-        self._epochs = set(said["epochs"])
+        reply = from_root(self.communicator, lambda: self._decision(moment), tag=tag, what=_READ)
+        self._epochs = set(reply["epochs"])
         if self.communicator.size > 1:
             self._signals.clear(StepSignal.MANUAL_CONTROL)
-        for change in said["changes"]:
+        for change in reply["changes"]:
             self._carry_out(change, moment)
 
     def _decision(self, moment: Moment) -> dict[str, Any]:
         """Rank 0: the changes to make now, and for which epochs others wait."""
         changes: list[dict[str, Any]] = []
-        kept, rate = [], rate_of(self.model.optimizer)
+        still_waiting, rate = [], rate_of(self.model.optimizer)
         begun = self._epoch + (0 if moment == Moment.BEGIN else 1)  # the last epoch that has begun, from 1
         # An epoch that was stopped may go on after a restart: the next one does not begin now.
         between = moment != Moment.BATCH and not self.model.stop_training
-        for found in [*self._waiting, *self._asked]:
-            assert found.request is not None
-            at = found.request.at_epoch
-            if self._is_late(found):
-                self._refuse(found, self._late(found))
+        for pending in [*self._waiting, *self._asked]:
+            assert pending.request is not None
+            at = pending.request.at_epoch
+            if self._is_late(pending):
+                self._refuse(pending, self._late_text(pending))
             elif at is not None and at <= begun:
-                self._refuse(found, f"Epoch {at} has begun already.")
+                self._refuse(pending, f"Epoch {at} has begun already.")
             elif at is not None and (at > begun + 1 or not between):
-                kept.append(found)
-                if found.name not in self._accepted:
-                    self._accepted.add(found.name)
-                    _log.info("%s asks for `%s`, which waits for that epoch.", found.by, found.request)
-                    reason, when = f"waits: {found.request}", moment != Moment.BATCH
-                    self.decided("asked", self._epoch, reason, by=found.by, between=when, id=found.name)
+                still_waiting.append(pending)
+                if pending.name not in self._accepted:
+                    self._accepted.add(pending.name)
+                    _log.info("%s asks for `%s`, which waits for that epoch.", pending.by, pending.request)
+                    reason, when = f"waits: {pending.request}", moment != Moment.BATCH
+                    self.decided("asked", self._epoch, reason, by=pending.by, between=when, id=pending.name)
             else:
-                factor = self._checked(found, rate)
-                if found.request.action == "set-lr" and factor is None:
+                factor = self._factor_of(pending, rate)
+                if pending.request.action == "set-lr" and factor is None:
                     continue
-                if not self.directory.claim(found):
-                    self._refuse(found, "It was cancelled.")
+                if not self.directory.claim(pending):
+                    self._refuse(pending, "It was cancelled.")
                     continue
                 rate *= factor or 1.0
-                action = found.request.action
-                changes.append({"id": found.name, "action": action, "multiplier": factor, "by": found.by})
-        self._waiting, self._asked = kept, []
-        return {"changes": changes, "epochs": [found.request.at_epoch for found in kept if found.request]}
+                action = pending.request.action
+                changes.append({"id": pending.name, "action": action, "multiplier": factor, "by": pending.by})
+        self._waiting, self._asked = still_waiting, []
+        return {
+            "changes": changes,
+            "epochs": [pending.request.at_epoch for pending in still_waiting if pending.request],
+        }
 
-    def _checked(self, found: PendingRequest, rate: float) -> float | None:
+    def _factor_of(self, pending: PendingRequest, rate: float) -> float | None:
         """Rank 0: the factor of a change of the rate, which is `rate` then; None where it is refused, or none."""
-        assert found.request is not None
-        if found.request.action != "set-lr":
+        assert pending.request is not None
+        if pending.request.action != "set-lr":
             return None
         try:
-            return found.request.factor(rate)
+            return pending.request.factor(rate)
         except ConfigurationError as error:
-            self._refuse(found, str(error))
+            self._refuse(pending, str(error))
             return None
 
     def _carry_out(self, change: dict[str, Any], moment: Moment) -> None:

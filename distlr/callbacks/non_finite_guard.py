@@ -133,7 +133,7 @@ class NonFiniteGuard(JobCallback):
         self._epoch = epoch
         if self._seen is None and self.each_step:
             self._seen = self.core.bad_steps
-        if self._snapshot is not None and not self._snapshot.take() and not self._snapshot:
+        if self._snapshot is not None and not self._snapshot.copy_if_finite() and not self._snapshot:
             raise NonFiniteError(f"[rank {self.communicator.rank}] The weights are not finite before the first step.")
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -164,8 +164,8 @@ class NonFiniteGuard(JobCallback):
         ignored = self.ignore | ({"loss"} if scales else set())
         bad = {name: value for name, value in (logs or {}).items() if name not in ignored and _is_bad(value)}
         if bad:
-            said = ", ".join(f"{name} is {value}" for name, value in bad.items())
-            self._act(f"the end of epoch {epoch + 1}", said, 1, between=True)
+            bad_values = ", ".join(f"{name} is {value}" for name, value in bad.items())
+            self._act(f"the end of epoch {epoch + 1}", bad_values, 1, between=True)
 
     def _loss_is_bad(self, here: bool) -> bool:
         """Whether that of any rank is, as far as all have heard; `here` is whether this rank's is."""

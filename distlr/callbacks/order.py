@@ -90,16 +90,16 @@ def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]
     ['LearningRateLogger', 'SyncMetrics', 'ReplicaGuard', 'BroadcastState', 'SameCallbacks']]
     """
     written = [callback for callback in callbacks if isinstance(callback, WRITERS)]
-    kept = [callback for callback in callbacks if communicator.is_root or callback not in written]
+    local_callbacks = [callback for callback in callbacks if communicator.is_root or callback not in written]
     added: list[Any] = [SyncMetrics()]
-    if not any(isinstance(callback, ReplicaGuard) for callback in kept):
+    if not any(isinstance(callback, ReplicaGuard) for callback in local_callbacks):
         added.append(ReplicaGuard())
     added.append(BroadcastState())
     if communicator.is_root:
         names = ", ".join(type(callback).__name__ for callback in added)
         quiet = ", ".join(type(callback).__name__ for callback in written)
         _log.info("On %d ranks: %s added%s.", communicator.size, names, f"; {quiet} on rank 0 alone" if quiet else "")
-    return [*kept, *added, SameCallbacks([*kept, *added])]
+    return [*local_callbacks, *added, SameCallbacks([*local_callbacks, *added])]
 
 
 def _stage(callback: Any) -> Stage:

@@ -52,16 +52,16 @@ class OtherOptimizers:
 
     def check_step(self, applied: Sequence[Any]) -> None:
         """Refuses what would change the rate of the model's own optimizer, which the step never applies."""
-        own = inner(self.model.optimizer)
+        compiled = inner(self.model.optimizer)
         others = [core.name for core in applied if isinstance(core, ScaledOptimizer)]
-        if not others or any(core is own for core in applied):
+        if not others or any(core is compiled for core in applied):
             return
         for callback in self.callbacks:
             acts = callback.acts_on_rate if isinstance(callback, JobCallback) else False
             if acts or isinstance(callback, (_KERAS.ReduceLROnPlateau, _KERAS.LearningRateScheduler)):
                 raise ConfigurationError(
                     f"[rank {self.communicator.rank}] {type(callback).__name__} changes the rate of model.optimizer, "
-                    f"'{own.name}', which the train_step never applies; it applies {_listed(others)}. Fix: give "
+                    f"'{compiled.name}', which the train_step never applies; it applies {_listed(others)}. Fix: give "
                     "compile the optimizer whose rate is to be changed, super().compile(optimizer=...), and apply "
                     f"self.optimizer; or leave {type(callback).__name__} out"
                     f"{' (job.callbacks(run_dir=) adds it)' if type(callback).__name__ == 'ManualControl' else ''}."

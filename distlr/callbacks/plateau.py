@@ -122,7 +122,7 @@ class ReduceLROnPlateau(JobCallback):
         if self._best is None or self._best.model is not self.model:
             self._best = Snapshot(self.model)
         if decision.improved:
-            self._best.take()
+            self._best.copy_if_finite()
         elif decision.cut and self._best:
             self._best.restore()
 

@@ -166,22 +166,22 @@ class PreflightCheck(JobCallback):
         )
 
     def _check_strategy(self, model: Any) -> None:
-        found = model.distribute_strategy
-        replicas, expected = found.num_replicas_in_sync, self.strategy.num_replicas_in_sync
-        if found is not self.strategy and (replicas, expected) != (1, 1):
+        model_strategy = model.distribute_strategy
+        replicas, expected = model_strategy.num_replicas_in_sync, self.strategy.num_replicas_in_sync
+        if model_strategy is not self.strategy and (replicas, expected) != (1, 1):
             raise DistributionError(
-                f"The model was built under {type(found).__name__} with {replicas} replicas and the job has "
+                f"The model was built under {type(model_strategy).__name__} with {replicas} replicas and the job has "
                 f"{expected}: the model would train on {replicas} at the rate of {expected}. Fix: build and "
                 "compile the model inside `with job.scope():`."
             )
 
         optimizer = self.core
         made_under = strategy_of(optimizer)
-        if made_under is not found and replicas > 1:
+        if made_under is not model_strategy and replicas > 1:
             # Each replica would count the one `iterations`: a schedule would run `replicas` times too fast.
             raise DistributionError(
                 f"The optimizer '{optimizer.name}' was made under {type(made_under).__name__} "
-                f"and the model under {type(found).__name__} with {replicas} replicas. Fix: make the "
+                f"and the model under {type(model_strategy).__name__} with {replicas} replicas. Fix: make the "
                 "optimizer, too, inside `with job.scope():`."
             )
 
@@ -189,14 +189,14 @@ class PreflightCheck(JobCallback):
         replicas = self.strategy.num_replicas_in_sync
         if replicas == 1 and not self.exchanges:
             return
-        asked = (model.get_compile_config() or {}).get("jit_compile")
+        jit_compile = (model.get_compile_config() or {}).get("jit_compile")
         where, why = f"{self.communicator.size} ranks ({self.communicator.name})", "does not compile"
         if replicas > 1:
             where, why = (
                 f"{replicas} replicas of {type(self.strategy).__name__}",
                 "has its variables on several devices",
             )
-        if asked is True:
+        if jit_compile is True:
             raise ConfigurationError(
                 f"jit_compile=True cannot work on {where}: Keras compiles the step with the exchange, which {why}. "
                 "Fix: leave jit_compile out."

@@ -80,11 +80,15 @@ class RunRecorder(JobCallback):
         """Takes the directory for this run, and begins to listen. Collective."""
         self._begins, self._begun = True, False
         from_root(
-            self.communicator, self._take, tag="the run's directory", what="use run_dir", raised=(ConfigurationError,)
+            self.communicator,
+            self._lock_directory,
+            tag="the run's directory",
+            what="use run_dir",
+            raised=(ConfigurationError,),
         )
         if self.communicator.is_root and not self._listening:
             self._listening = True
-            self.journal.listen(self._heard)
+            self.journal.listen(self._on_entry)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins the run's files, once it is known where it begins."""
@@ -125,7 +129,7 @@ class RunRecorder(JobCallback):
             self._write(self.directory.end)
         self.directory.release()
 
-    def _take(self) -> None:
+    def _lock_directory(self) -> None:
         with contextlib.suppress(OSError):  # which costs the record, and is said when that begins
             self.directory.acquire(self.communicator.timeout)
 
@@ -163,7 +167,7 @@ class RunRecorder(JobCallback):
             self._write(self.directory.add_decision, entry.to_json())
         return begun
 
-    def _heard(self, entry: JournalEntry) -> None:
+    def _on_entry(self, entry: JournalEntry) -> None:
         if entry.multiplier is not None and not entry.between:
             self._within.append((entry.clock, entry.multiplier))
         if entry.kind == "again":

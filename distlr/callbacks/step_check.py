@@ -194,13 +194,13 @@ class StepCheck:
         )
 
     def _refuse_times(self, core: ScaledOptimizer, how_often: str, ratio: float) -> None:
-        found = (
+        problem = (
             f"[rank {self.communicator.rank}] The train_step applies the optimizer '{core.name}' {how_often}, so its "
             f"clock runs {ratio:.4g} times as fast as the data"
         )
         if core.rate_follows_clock:
             raise ConfigurationError(
-                f"{found}, and with it the schedule and the warmup. Fix: apply it once a step (add up what it is to "
+                f"{problem}, and with it the schedule and the warmup. Fix: apply it once a step (add up what it is to "
                 "apply, or let it accumulate: gradient_accumulation_steps= and accumulation=); or, where it is meant "
                 f"so, say how long an epoch is in its own updates, job.batch(..., {_declared(core.batch, ratio)}), or "
                 'let its schedule count these: job.optimizer(..., clock="steps").'
@@ -210,7 +210,7 @@ class StepCheck:
             _log.warning(
                 "%s: `samples_seen` counts its updates and not the data. Its rate does not depend on the clock. Fix, "
                 "where durations in epochs matter: job.batch(..., %s) for this optimizer.",
-                found,
+                problem,
                 _declared(core.batch, ratio),
             )
 

@@ -80,7 +80,7 @@ class SyncMetrics(JobCallback):
         self._check = MetricsCheck(model, is_root=self.communicator.is_root, by_strategy=replicas > 1)
         if self.communicator.size * replicas > 1:
             self._check.watch()
-            self._check.say_reductions(1 if self._spans else self.communicator.size)
+            self._check.warn_of_reductions(1 if self._spans else self.communicator.size)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Refuses, before the first step, a metric that cannot be combined."""
@@ -100,7 +100,7 @@ class SyncMetrics(JobCallback):
         if self._in_fit:
             self._validates = True
             if self._spans or not self._begins_with_validation:
-                self._take_training({})
+                self._exchange_training({})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the results into the logs. Collective."""
@@ -116,7 +116,7 @@ class SyncMetrics(JobCallback):
     def _end_whole_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
         others = self._beside_metrics(logs)
         if self._trained is None:  # nothing was validated on this rank
-            self._take_training(others)
+            self._exchange_training(others)
         if self._spans:
             self._share_validation(epoch, logs, others)
         else:
@@ -141,15 +141,15 @@ class SyncMetrics(JobCallback):
             metrics = self._metrics.names()
         return _beside(logs, metrics)
 
-    def _take_training(self, others: dict[str, float]) -> None:
+    def _exchange_training(self, others: dict[str, float]) -> None:
         """The training's states; exchanged now where the ranks must meet before any of them validates."""
         self._trained = {} if self._spans else self._current().states()
         if not self._spans and not has_statistics(self.model):
             return
-        own = Bundle(self._trained, note={"validates": self._validates, "others": others})
+        local_states = Bundle(self._trained, note={"validates": self._validates, "others": others})
         tag = f"training metrics of epoch {self._epoch + 1}"
         self.communicator.data_ended(self.gradient_reducer)
-        bundles = exchange_with_statistics(self.communicator, self.model, own, tag=tag)
+        bundles = exchange_with_statistics(self.communicator, self.model, local_states, tag=tag)
         self._any_validates = any(rank.note["validates"] for rank in bundles)
         self._others = [rank.note["others"] for rank in bundles]
         if not self._spans:
@@ -171,14 +171,14 @@ class SyncMetrics(JobCallback):
         if self._training is None or self._any_validates:
             note = {"others": others, "was_cut": self.validation_was_cut}
             parts["validation"] = Bundle(now.states() if self._validates else {}, note=note)
-        said = exchange_together(self.communicator, parts, tag=f"metrics of epoch {epoch + 1}") if parts else {}
-        if "training" in said:
-            self._training = before.results(said["training"])
-        if "validation" in said:
-            self._hear([rank.note for rank in said["validation"]])
+        exchanged = exchange_together(self.communicator, parts, tag=f"metrics of epoch {epoch + 1}") if parts else {}
+        if "training" in exchanged:
+            self._training = before.results(exchanged["training"])
+        if "validation" in exchanged:
+            self._read_notes([rank.note for rank in exchanged["validation"]])
         assert self._training is not None
         logs.update({name: value for name, value in self._training.items() if name in logs})
-        validated = said.get("validation", [])
+        validated = exchanged.get("validation", [])
         if any(other.arrays for other in validated):
             logs.update({f"val_{name}": value for name, value in now.results(validated).items()})
 
@@ -187,17 +187,17 @@ class SyncMetrics(JobCallback):
         metrics = self._current() if self._validates and are_built(self.model.metrics) else None
         names = set() if metrics is None else metrics.names()
         note = {"others": _beside(logs, names), "was_cut": self.validation_was_cut, "has_metrics": metrics is not None}
-        own = Bundle({} if metrics is None else metrics.states(), note=note)
+        local_states = Bundle({} if metrics is None else metrics.states(), note=note)
         tag = f"validation metrics of epoch {epoch + 1}"
-        all_ranks = exchange_bundles(self.communicator, own, tag=tag)
-        self._hear([rank.note for rank in all_ranks])
+        all_ranks = exchange_bundles(self.communicator, local_states, tag=tag)
+        self._read_notes([rank.note for rank in all_ranks])
         validated = {} if metrics is None else {f"val_{name}": v for name, v in metrics.results(all_ranks).items()}
         if not all(rank.note["has_metrics"] for rank in all_ranks):
             results = exchange_bundles(self.communicator, numbers(validated), tag=f"{tag}, for who has none")
             validated = first_of(results)
         logs.update(validated)
 
-    def _hear(self, notes: list[dict[str, Any]]) -> None:
+    def _read_notes(self, notes: list[dict[str, Any]]) -> None:
         """What each rank says beside its metrics' states, of its validation."""
         self._others = [note["others"] for note in notes]
         self.validation_was_cut = any(note["was_cut"] for note in notes)

@@ -75,7 +75,7 @@ class TensorBoardScalars(JobCallback):
                 self._writer = tf.summary.create_file_writer(self.log_dir)
         if not self._listening:
             self._listening = True
-            self.journal.listen(self._heard)
+            self.journal.listen(self._on_entry)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins to count the batches."""
@@ -121,7 +121,7 @@ class TensorBoardScalars(JobCallback):
                 self._add(name, tf.constant(value, tf.float64), "scalars")  # float32 has no odd number above 2**24
             self._writer.flush()
 
-    def _heard(self, entry: JournalEntry) -> None:
+    def _on_entry(self, entry: JournalEntry) -> None:
         if self._writer is None:
             return
         self._decisions += 1

@@ -53,7 +53,7 @@ class Signals:
             return
         for name in self.names:
             number = signal.Signals[name]
-            before = signal.signal(number, self._heard)
+            before = signal.signal(number, self._on_signal)
             earlier = getattr(before, "__self__", None)
             if isinstance(earlier, Signals):  # of a training that an error ended
                 before = earlier._before.get(number, signal.SIG_DFL)
@@ -80,10 +80,10 @@ class Signals:
             return set()
         for kind in tuple(self._asked):  # a signal may add to it
             reducer.signals.send(kind)
-        heard = {signal for signal in REASONS if reducer.signals.has_received(signal)}
-        if StepSignal.LEAVE in heard:
+        kinds = {signal for signal in REASONS if reducer.signals.has_received(signal)}
+        if StepSignal.LEAVE in kinds:
             self._note_leaving()
-        return heard
+        return kinds
 
     def done(self, kinds: Iterable[StepSignal], communicator: Communicator, reducer: GradientReducer | None) -> None:
         """Forgets what has been done."""
@@ -108,7 +108,7 @@ class Signals:
         if self._leaving_since is None:
             self._leaving_since = time.monotonic()
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         kind = ACTIONS[signal.Signals(number).name]
         self._asked.add(kind)
         if kind == StepSignal.LEAVE:

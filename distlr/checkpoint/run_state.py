@@ -114,52 +114,52 @@ class RunState:
             required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
             later: dict[str, Any] = {name: values.get(name) for name in ("began", "place", "updates", "accumulation")}
             to_validate = values.get("to_validate")
-            found = cls(**{name: values[name] for name in required}, **later, to_validate=to_validate)
-            counts = [found.epoch, found.steps, found.iterations, found.samples_seen, found.ranks, found.replicas]
+            state = cls(**{name: values[name] for name in required}, **later, to_validate=to_validate)
+            counts = [state.epoch, state.steps, state.iterations, state.samples_seen, state.ranks, state.replicas]
             counts += [count for count in later.values() if count is not None]
-            counts += [number for position in found.positions for number in position[1:]]
+            counts += [number for position in state.positions for number in position[1:]]
             right = all(type(count) is int and count >= 0 for count in counts)
-            right = right and all(len(position) == 3 and type(position[0]) is int for position in found.positions)
-            right = right and isinstance(found.formula, dict) and found.factor > 0
+            right = right and all(len(position) == 3 and type(position[0]) is int for position in state.positions)
+            right = right and isinstance(state.formula, dict) and state.factor > 0
             right = right and (to_validate is None or all(isinstance(name, str) for name in to_validate))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"The checkpoint does not say where the run stood: {error!r}.") from error
         if not right:
             raise StateError(f"The checkpoint does not say where the run stood: {dict(values)!r}.")
-        return found
+        return state
 
     def to_json(self) -> dict[str, Any]:
         """The attributes by their names."""
         return dataclasses.asdict(self)
 
-    def differences(self, own: RunState, path: Any, *, accept: bool) -> list[str]:
+    def differences(self, current: RunState, path: Any, *, accept: bool) -> list[str]:
         """What of the formula is another in the script, a line each.
 
         Args:
-            own: of the script.
+            current: of the script.
             path: of the checkpoint, for the message.
             accept: whether there may be any.
 
         Raises:
             StateError: there may not, and there are.
         """
-        different = differences(self.formula, own.formula)
-        if different and not accept:
-            lines = "\n  ".join(different)
+        formula_differences = differences(self.formula, current.formula)
+        if formula_differences and not accept:
+            lines = "\n  ".join(formula_differences)
             raise StateError(
                 f"{path} was written under another formula than the script's:\n  {lines}\nFix: make the "
                 "optimizer as it was, or write Checkpoint(..., accept=True) to go on with the script's."
             )
-        return different
+        return formula_differences
 
-    def steps_done(self, own: RunState, epoch_steps: EpochSteps, *, endless: bool) -> int:
+    def steps_done(self, current: RunState, epoch_steps: EpochSteps, *, endless: bool) -> int:
         """Keras' steps that are behind in the epoch, in steps of the script's, on whatever number of replicas it runs.
 
         After another size of the batch the next step begins an update, as on the clock, which goes on at the first
         place of the new batch that is not before its own.
 
         Args:
-            own: of the script.
+            current: of the script.
             epoch_steps: of the script.
             endless: whether one iteration of the data lasts for a whole `fit`, so that offsets are not of the epoch.
 
@@ -169,7 +169,7 @@ class RunState:
         if epoch_steps.steps is None:
             raise StateError("The checkpoint is of the middle of an epoch whose number of steps is not known here.")
         place = self._place_of_before(epoch_steps, endless=endless) if self.place is None else self.place
-        same = self.global_batch == own.global_batch and self.accumulation in (None, own.accumulation)
+        same = self.global_batch == current.global_batch and self.accumulation in (None, current.accumulation)
         return epoch_steps.done(place) if same else epoch_steps.done_by_update(place)
 
     def epoch_began(self, done: int, epoch_steps: EpochSteps) -> int:
@@ -200,7 +200,9 @@ def read_arrays(model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> dict[s
     held = training_values_of(model.optimizer)
     arrays = {f"{_WEIGHT}{i}": held.holder(weight).numpy() for i, weight in enumerate(model.weights)}
     arrays |= {_OPTIMIZER + name: value for name, value in read_state(model.optimizer).items()}
-    return arrays | {f"{RANK}{rank}/{name}": array for rank, own in enumerate(ranks) for name, array in own.items()}
+    return arrays | {
+        f"{RANK}{rank}/{name}": array for rank, of_rank in enumerate(ranks) for name, array in of_rank.items()
+    }
 
 
 def write_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
@@ -291,17 +293,17 @@ def gather_arrays(communicator: Communicator, model: Any, *, within_epoch: bool)
     partial_sums = inner(model.optimizer).partial_sums
     if partial_sums and (communicator.size > 1 or model.distribute_strategy.num_replicas_in_sync > 1):
         average_sums(communicator, model, partial_sums, tag="the sums of an update that is not complete")
-    own = {f"{_SEED}{i}": np.asarray(seed.numpy(), np.int64) for i, seed in enumerate(_seeds(model))}
+    local_arrays = {f"{_SEED}{i}": np.asarray(seed.numpy(), np.int64) for i, seed in enumerate(_seeds(model))}
     if within_epoch:
-        own |= read_states(model.metrics).arrays
+        local_arrays |= read_states(model.metrics).arrays
         average_over_replicas(model)
     if communicator.size == 1:
-        return [own]
+        return [local_arrays]
     tag = "the ranks' part of a checkpoint"
     if within_epoch:
-        bundles = exchange_with_statistics(communicator, model, Bundle(own), tag=tag)
+        bundles = exchange_with_statistics(communicator, model, Bundle(local_arrays), tag=tag)
     else:
-        bundles = exchange_bundles(communicator, Bundle(own), tag=tag)
+        bundles = exchange_bundles(communicator, Bundle(local_arrays), tag=tag)
     return [dict(bundle.arrays) for bundle in bundles]
 
 
@@ -309,9 +311,9 @@ def restore_seeds(communicator: Communicator, model: Any, ranks: Sequence[Mappin
     """Gives this rank its seed generators' states; a rank that the checkpoint does not know keeps its own."""
     if communicator.rank >= len(ranks):
         return
-    own = ranks[communicator.rank]
+    local_arrays = ranks[communicator.rank]
     for i, seed in enumerate(_seeds(model)):
-        value = own.get(f"{_SEED}{i}")
+        value = local_arrays.get(f"{_SEED}{i}")
         if value is not None and value.shape == tuple(seed.shape):
             seed.assign(value.astype(seed.dtype))
 
@@ -321,7 +323,7 @@ def restore_metrics(communicator: Communicator, model: Any, ranks: Sequence[Mapp
 
     After the first batch: Keras makes a metric that `compile` was given by its name, and its variables, only then.
     """
-    states = [{name: array for name, array in own.items() if name.startswith(_METRIC)} for own in ranks]
+    states = [{name: array for name, array in arrays.items() if name.startswith(_METRIC)} for arrays in ranks]
     if communicator.strategy_spans_ranks:
         states = states[:1]  # what each read was the sum of all
     elif len(ranks) == communicator.size:
@@ -329,7 +331,7 @@ def restore_metrics(communicator: Communicator, model: Any, ranks: Sequence[Mapp
     elif not communicator.is_root:
         return
     now = read_states(model.metrics)
-    assign_states(model.metrics, reduce_over([*(Bundle(own) for own in states), Bundle(now.arrays)], now.how))
+    assign_states(model.metrics, reduce_over([*(Bundle(arrays) for arrays in states), Bundle(now.arrays)], now.how))
 
 
 def _seeds(model: Any) -> list[Any]:

@@ -27,8 +27,8 @@ class Snapshot:
         """Whether something was copied."""
         return bool(self._values)
 
-    def take(self) -> bool:
-        """Copies, unless a number is not finite; says whether it did."""
+    def copy_if_finite(self) -> bool:
+        """Copies, unless a number is not finite; returns whether it did."""
         held = training_values_of(self.model.optimizer)
         variables = [*self.model.weights, *slots_of(self.model.optimizer)]
         values = [(variable, held.holder(variable).numpy()) for variable in variables]

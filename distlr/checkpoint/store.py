@@ -238,12 +238,12 @@ class CheckpointDirectory:
         What cannot be read does not count. Later ones are not this run's, which would have continued them: they could
         not be read as it began.
         """
-        kept = 1
+        whole_files = 1
         for old in self.files():
             if (_number(old) or 0) >= iterations:
                 continue
-            if kept < self.keep:
-                kept += _looks_whole(old)
+            if whole_files < self.keep:
+                whole_files += _looks_whole(old)
             else:
                 self._remove(old)
 

@@ -36,7 +36,7 @@ class Position:
     def __init__(self, batch: GlobalBatch, seed: int, endless: bool = False) -> None:
         self.per_step = batch.per_replica * batch.replicas
         self.endless = endless
-        self._variable = _plainly(lambda: tf.Variable([seed, 0, 0, 1], trainable=False, dtype=tf.int64))
+        self._variable = _outside_strategy(lambda: tf.Variable([seed, 0, 0, 1], trainable=False, dtype=tf.int64))
         self._resumed: int | None = None
         self._last: int | None = None
         self._shift = 0
@@ -228,15 +228,15 @@ class EpochSteps:
         return None if self.steps is None else max(0, self.steps - done)
 
 
-def _plainly(make: Callable[[], Any]) -> Any:
+def _outside_strategy(make: Callable[[], Any]) -> Any:
     """Makes a variable of this process' host, also inside the scope of a strategy, which is its thread's alone."""
-    made: list[Any] = []
+    results: list[Any] = []
 
     def run() -> None:
         with tf.device("CPU:0"):
-            made.append(make())
+            results.append(make())
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    return made[0]
+    return results[0]

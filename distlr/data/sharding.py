@@ -87,8 +87,8 @@ def _from_arrays(
 
         def gathered(places: tf.Tensor) -> Any:
             """The rank's samples of one global batch."""
-            own = tf.ensure_shape(places[rank * feed : (rank + 1) * feed], [feed])
-            return tf.nest.map_structure(lambda array: tf.gather(array, own), whole)
+            local_places = tf.ensure_shape(places[rank * feed : (rank + 1) * feed], [feed])
+            return tf.nest.map_structure(lambda array: tf.gather(array, local_places), whole)
 
         if position.endless:
             first = offset // samples
@@ -128,14 +128,14 @@ def _from_stream(share: tf.data.Dataset, feed: int, size: int, buffer: int, posi
     def iteration(_: tf.Tensor) -> tf.data.Dataset:
         """Begins at the position, which it moves on to the next pass."""
         seed, epoch, offset = position.enter()
-        own = offset // size
+        local_offset = offset // size
         if not position.endless:
-            return shuffled(seed, epoch).skip(own).batch(feed, drop_remainder=True)
-        first = 0 if length is None else own // length
+            return shuffled(seed, epoch).skip(local_offset).batch(feed, drop_remainder=True)
+        first = 0 if length is None else local_offset // length
         samples = tf.data.Dataset.range(first, tf.int64.max).flat_map(
             lambda number: shuffled(seed, position.inner_pass(epoch, number))
         )
-        return samples.skip(own - first * (length or 0)).batch(feed, drop_remainder=True)
+        return samples.skip(local_offset - first * (length or 0)).batch(feed, drop_remainder=True)
 
     return tf.data.Dataset.range(1).flat_map(iteration)
 

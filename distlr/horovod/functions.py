@@ -205,21 +205,21 @@ def load_model(
         return model
     core = inner(model.optimizer)
     passes = float(core.gradient_accumulation_steps or 1)
-    given = {
+    arguments = {
         "compression": compression,
         "sums": None if op is None else op == Sum,
         "factor": None if average_aggregated_gradients is None else 1.0 if average_aggregated_gradients else passes,
     }
-    asked = {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in arguments.items() if value is not None}
     if is_adopted(core):
         saved = core.reduction
-        core.reduction = dataclasses.replace(saved, **asked)
+        core.reduction = dataclasses.replace(saved, **changes)
         if core.reduction != saved and job.is_root:
             _log.warning("%s says %r, and hvd.load_model %r, which goes first.", filepath, saved, core.reduction)
         job._connect(core)
     else:  # a plain optimizer
         job.optimizer(model.optimizer, compression=compression or Compression.none)
-        core.reduction = dataclasses.replace(core.reduction, **asked)
+        core.reduction = dataclasses.replace(core.reduction, **changes)
     return model
 
 

@@ -140,7 +140,7 @@ def _jumps(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.ndar
 
 
 def _warnings(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.ndarray) -> list[str]:
-    found, end = [], float(times[-1])
+    warnings, end = [], float(times[-1])
     peak = rates.max()
     stretches = _stretches(rates < _TINY)
     if stretches:
@@ -148,23 +148,27 @@ def _warnings(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.n
         until = "on" if stop == len(times) - 1 else f"to {times[stop]:.4g}"
         more = f", and in {len(stretches) - 1} stretches more" if len(stretches) > 1 else ""
         where = f"from epoch {times[start]:.4g} {until}{more}"
-        found.append(f"The rate is under {_TINY:g} {where}: nothing is learned there.")
+        warnings.append(f"The rate is under {_TINY:g} {where}: nothing is learned there.")
     if scaled.warmup is not None and float(batch.to_epochs(scaled.warmup)) > end / 2:
-        found.append(f"The warmup of {scaled.warmup} is more than half of the run of {end:g} epochs.")
-    flat = np.flatnonzero(rates > rates[-1] * (1 + 1e-9) + 1e-15)
-    last = float(times[flat[-1]]) if flat.size else 0.0
+        warnings.append(f"The warmup of {scaled.warmup} is more than half of the run of {end:g} epochs.")
+    above_end = np.flatnonzero(rates > rates[-1] * (1 + 1e-9) + 1e-15)
+    last = float(times[above_end[-1]]) if above_end.size else 0.0
     if peak > rates[-1] and last < 0.9 * end:
-        found.append(f"The rate has reached its end, {rates[-1]:g}, at epoch {last:.4g} of {end:g}.")
+        warnings.append(f"The rate has reached its end, {rates[-1]:g}, at epoch {last:.4g} of {end:g}.")
     later = _rates(scaled, batch, np.array([1.5 * end]))[0]
     if later < 0.5 * rates[-1] and rates[-1] > 0.05 * peak:
-        found.append(f"The rate still falls after the run: {rates[-1]:.4g} at its end, {later:.4g} half a run later.")
+        warnings.append(
+            f"The rate still falls after the run: {rates[-1]:.4g} at its end, {later:.4g} half a run later."
+        )
     wrong = wrong_steps(scaled, end)
-    found += [] if wrong is None else [wrong]
+    warnings += [] if wrong is None else [wrong]
     limit, source = _SUPPORTED.get(rule_name(scaled.rule), (None, ""))
     if limit is not None and batch.ratio > limit:
         name = rule_name(scaled.rule)
-        found.append(f"k = {batch.ratio:g} is beyond what is known to work with the {name} rule, {limit} ({source}).")
-    return found
+        warnings.append(
+            f"k = {batch.ratio:g} is beyond what is known to work with the {name} rule, {limit} ({source})."
+        )
+    return warnings
 
 
 def _stretches(where: np.ndarray) -> list[tuple[int, int]]:

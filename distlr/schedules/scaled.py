@@ -223,12 +223,12 @@ class Scaled(Schedule):
         name = rule_name(self.rule)
         if isinstance(self.rule, str) or rules.RULES.get(name) is self.rule:
             return name
-        kept = {"name": name, "factor": self.factor, "k": self.batch.ratio}
+        config = {"name": name, "factor": self.factor, "k": self.batch.ratio}
         if isinstance(self.rule, types.FunctionType):
             registered = keras.saving.get_registered_name(self.rule)
             if keras.saving.get_registered_object(registered) is self.rule:
-                kept["registered"] = registered
-        return kept
+                config["registered"] = registered
+        return config
 
     def _time_of(self, duration: Duration, argument: str = "duration") -> float:
         if self.clock == "samples":

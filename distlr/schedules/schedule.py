@@ -170,17 +170,17 @@ def as_float64(schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda t: tf.cast(schedule(_cast_step(t, dtype)), tf.float64)
 
 
-def at_each(law: Callable[[tf.Tensor], tf.Tensor], times: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def at_each(rate_at: Callable[[tf.Tensor], tf.Tensor], times: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """What a function `t -> rate` gives at each of many times, eagerly; also one that takes no more than one at a time.
 
     Such are Keras' `CosineDecay` with a warmup, and any schedule with a condition in it.
     """
-    given = np.asarray(times)
+    time_array = np.asarray(times)
     try:
-        found = np.asarray(law(tf.constant(given)), np.float64)
+        rates = np.asarray(rate_at(tf.constant(time_array)), np.float64)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError):
-        return np.array([float(law(tf.constant(time))) for time in given], np.float64)
-    return np.broadcast_to(found, given.shape)
+        return np.array([float(rate_at(tf.constant(time))) for time in time_array], np.float64)
+    return np.broadcast_to(rates, time_array.shape)
 
 
 def _cast_step(t: tf.Tensor, dtype: tf.DType) -> tf.Tensor:

@@ -33,10 +33,10 @@ def pin_gpu(local_rank: int, local_size: int) -> None:
         return
     if len(gpus) < local_size and local_rank == 0:
         _log.warning("%d processes share %d GPUs of this machine.", local_size, len(gpus))
-    own = gpus[local_rank % len(gpus)]
+    gpu = gpus[local_rank % len(gpus)]
     try:
-        tf.config.set_visible_devices(own, "GPU")
-        tf.config.experimental.set_memory_growth(own, True)
+        tf.config.set_visible_devices(gpu, "GPU")
+        tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError as error:
         raise DistributionError(
             f"[local rank {local_rank}] The process must be given its GPU before TensorFlow starts. Fix: call "

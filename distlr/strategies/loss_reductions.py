@@ -30,11 +30,11 @@ def reduction_warnings(loss: Any, ranks: int, factor: float = 1.0) -> list[str]:
     "reduction='sum' of the loss 'mean_squared_error'"
     """
     losses = [item for item in tf.nest.flatten(loss) if isinstance(item, keras.losses.Loss)]
-    found = []
+    warnings = []
     for item in losses:
         name = f"reduction={item.reduction!r} of the loss '{item.name}'"
         if item.reduction == "mean_with_sample_weight":
-            found.append(
+            warnings.append(
                 f"{name}: each replica divides by the weights of its own samples, so with weights that differ the mean "
                 "over the replicas is not that of the batch, neither in the gradient nor in the loss that is reported, "
                 "and padding of validation data counts in the latter. Fix: the default reduction, with weights whose "
@@ -42,16 +42,16 @@ def reduction_warnings(loss: Any, ranks: int, factor: float = 1.0) -> list[str]:
             )
         elif item.reduction not in ("sum_over_batch_size", "mean"):
             if ranks > 1:
-                found.append(
+                warnings.append(
                     f"{name}: the gradients are the mean over {ranks} ranks, which is 1/{ranks} of one device's, whose "
                     "sum is over the whole batch. Fix: the default reduction, or multiply the rate."
                 )
             elif factor != 1:
-                found.append(
+                warnings.append(
                     f"{name}: the gradient grows with the batch by itself, and the rate is scaled by {factor:g} "
                     'beside it. Fix: the default reduction, or job.optimizer(..., rule="none").'
                 )
-    return found
+    return warnings
 
 
 def check_one_loss_a_sample(losses: tf.Tensor) -> None:

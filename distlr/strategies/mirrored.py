@@ -37,10 +37,10 @@ def mirrored(devices: Sequence[str]) -> tf.distribute.Strategy:
     second one fails with "Shape mismatch in the collective instance". TensorFlow's own tests move this number too.
     """
     on_cpus = all(tf.DeviceSpec.from_string(device).device_type == "CPU" for device in devices)
-    made = CpuMirroredStrategy if on_cpus else tf.distribute.MirroredStrategy
-    base = made._collective_key_base
-    made._collective_key_base = next(_strategies) * _KEYS
+    cls = CpuMirroredStrategy if on_cpus else tf.distribute.MirroredStrategy
+    base = cls._collective_key_base
+    cls._collective_key_base = next(_strategies) * _KEYS
     try:
-        return made(devices)
+        return cls(devices)
     finally:
-        made._collective_key_base = base
+        cls._collective_key_base = base

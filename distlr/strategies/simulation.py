@@ -53,14 +53,14 @@ def _gpu_memory(device: tf.config.PhysicalDevice) -> int:
     tool = ["nvidia-smi", "-i", _driver_name(device), "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(tool, capture_output=True, text=True, errors="replace", timeout=30, check=False)
-        found = f"exit status {answer.returncode}, {(answer.stdout + answer.stderr).strip()!r}"
+        problem = f"exit status {answer.returncode}, {(answer.stdout + answer.stderr).strip()!r}"
         memory = answer.stdout.partition("\n")[0].strip()
         if answer.returncode == 0 and memory.isdecimal():
             return int(memory)
     except (OSError, subprocess.TimeoutExpired) as error:
-        found = str(error)
+        problem = str(error)
     raise DistributionError(
-        f"The memory of {device.name} could not be read from nvidia-smi, so it cannot be split. Received: {found}. "
+        f"The memory of {device.name} could not be read from nvidia-smi, so it cannot be split. Received: {problem}. "
         "Fix: hide the GPU (CUDA_VISIBLE_DEVICES=-1) to simulate on CPUs."
     )
 

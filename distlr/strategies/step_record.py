@@ -90,7 +90,7 @@ class Step:
         finally:
             self._is_applying = False
 
-    def let_go(self) -> None:
+    def release_tensors(self) -> None:
         """Keeps no tensor and no graph: a record lives as long as its model."""
         self.losses, self.keras_losses, self.shares = [], [], []
         self._listener = self._graph = None
@@ -152,7 +152,7 @@ class StepRecord:
                 result = train_step(data, *arguments, **named)
             self.steps.append(step)
             listener.on_step(step)
-            step.let_go()
+            step.release_tensors()
             return result
 
         recorded: Callable[..., Any] = tf.autograph.experimental.do_not_convert(step_of_record)
@@ -185,14 +185,14 @@ def record_of(model: Any) -> StepRecord:
         return record
     record = StepRecord(model.distribute_strategy)
     attributes = model.__dict__
-    own = {name: attributes[name] for name in ("train_step",) if name in attributes}
+    instance_attributes = {name: attributes[name] for name in ("train_step",) if name in attributes}
     attributes["train_step"] = record.recorded(model.train_step)
     try:
         model.train_function = None
         model.make_train_function()
     finally:
         del attributes["train_step"]
-        attributes.update(own)
+        attributes.update(instance_attributes)
     model.train_function = record.reporting(model.train_function)
     return record
 

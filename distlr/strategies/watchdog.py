@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-__all__ = ["Watchdog", "bound", "end_collectives", "watchdog_of"]
+__all__ = ["Watchdog", "end_collectives", "limit_waits", "watchdog_of"]
 
 _NONE = tf.distribute.experimental.CommunicationOptions(timeout_seconds=0)
 
@@ -137,7 +137,7 @@ def _watch(reference: weakref.ref[Watchdog]) -> None:
         time.sleep(pause)
 
 
-def bound(strategy: tf.distribute.Strategy, timeout: float, rank: int) -> Watchdog:
+def limit_waits(strategy: tf.distribute.Strategy, timeout: float, rank: int) -> Watchdog:
     """Bounds what updates and collectives on a strategy wait for its other workers; a second call sets another time."""
     watchdog = watchdog_of(strategy)
     if watchdog is None:

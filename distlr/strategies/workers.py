@@ -16,7 +16,7 @@ from distlr.errors import DistributionError
 from distlr.strategies.batches import split_batches
 from distlr.strategies.engine_errors import explained
 
-__all__ = ["MultiWorker", "connect_workers", "mend", "slurm_workers"]
+__all__ = ["MultiWorker", "adapt_for_keras", "connect_workers", "slurm_workers"]
 
 _SLURM_PORTS = range(12_000, 32_000)  # below the range from which systems give ports away
 
@@ -62,12 +62,12 @@ class MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
         if len(devices) == 1:
             on_gpu = tf.DeviceSpec.from_string(devices[0]).device_type == "GPU"
             return dataset.apply(tf.data.experimental.prefetch_to_device(devices[0])) if on_gpu else dataset
-        own = split_batches(dataset, len(devices))
+        local_batches = split_batches(dataset, len(devices))
         extended = self.extended
         partial = extended.experimental_enable_get_next_as_optional
         extended.experimental_enable_get_next_as_optional = False
         try:
-            return super().distribute_datasets_from_function(lambda _: own, options)
+            return super().distribute_datasets_from_function(lambda _: local_batches, options)
         finally:
             extended.experimental_enable_get_next_as_optional = partial
 
@@ -114,7 +114,7 @@ def connect_workers(addresses: Sequence[str], rank: int, timeout: float) -> tf.d
         num_accelerators={"GPU": len(gpus)},
         rpc_layer="grpc",
     )
-    _bear_suspension(addresses)
+    _tolerate_suspension(addresses)
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=kinds.NCCL if gpus else kinds.RING, timeout_seconds=timeout
     )
@@ -127,7 +127,7 @@ def connect_workers(addresses: Sequence[str], rank: int, timeout: float) -> tf.d
         ) from error
 
 
-def _bear_suspension(addresses: Sequence[str]) -> None:
+def _tolerate_suspension(addresses: Sequence[str]) -> None:
     """Takes no worker for lost that sends TensorFlow no sign of life, which it would after ten seconds.
 
     Schedulers suspend jobs (SIGSTOP) for hours, and at SIGCONT the first worker may look before the others have sent
@@ -144,7 +144,7 @@ def _bear_suspension(addresses: Sequence[str]) -> None:
     )
 
 
-def mend(strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
+def adapt_for_keras(strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
     """Makes a plain `MultiWorkerMirroredStrategy` one that Keras 3 can train with, in place."""
     if type(strategy) is tf.distribute.MultiWorkerMirroredStrategy:
         strategy.__class__ = MultiWorker

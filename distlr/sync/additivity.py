@@ -79,19 +79,19 @@ def try_updates(metric: Any, arguments: Sequence[Any], named: dict[str, Any]) ->
         return Verdict(None, reason="it has a state in a tf.Variable, which Keras does not know")
     if any(isinstance(part, tf.__internal__.CompositeTensor) for part in parts):
         return Verdict(None, reason="it is called with ragged or sparse tensors")
-    found: list[Verdict] = []
+    verdicts: list[Verdict] = []
     # In a thread of its own nothing is traced, no replica waits for others, and no scope of Keras is open.
-    thread = threading.Thread(target=lambda: found.append(_tried(metric, (list(arguments), named), parts)))
+    thread = threading.Thread(target=lambda: verdicts.append(_verdict_of(metric, (list(arguments), named), parts)))
     thread.start()
     thread.join()
-    return found[0]
+    return verdicts[0]
 
 
 def _hidden_states(metric: Any) -> bool:
     return any(isinstance(item, tf.Variable) for item in tf.nest.flatten(list(vars(metric).values())))
 
 
-def _tried(metric: Any, structure: Any, parts: list[Any]) -> Verdict:
+def _verdict_of(metric: Any, structure: Any, parts: list[Any]) -> Verdict:
     conclusive, of_samples, reason = False, True, "it counted nothing of random numbers"
     traced = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)  # or a function of the metric's own would keep what it traced here
@@ -104,13 +104,13 @@ def _tried(metric: Any, structure: Any, parts: list[Any]) -> Verdict:
                 except Exception as error:  # a user's function may not bear these numbers
                     reason = f"it raised {type(error).__name__} on random numbers"
                     continue
-                if not all(map(_alike, trial.first, trial.again)):
+                if not all(map(_are_close, trial.first, trial.again)):
                     return Verdict(None, reason="it gives other states for the same numbers")
                 for variable, *states in zip(trial.variables, trial.first, trial.second, trial.both, strict=True):
                     if not _adds_up(variable, *states):
-                        return Verdict(False, reason=_of_no_sum(variable, *states))
+                        return Verdict(False, reason=_why_no_sum(variable, *states))
                 conclusive = conclusive or any(map(np.any, trial.both))
-                of_samples = of_samples and all(map(_alike, trial.both, trial.whole))
+                of_samples = of_samples and all(map(_are_close, trial.both, trial.whole))
     finally:
         tf.config.run_functions_eagerly(traced)
     return Verdict(True, of_samples) if conclusive else Verdict(None, reason=reason)
@@ -141,7 +141,7 @@ def _trial(metric: Any, structure: Any, parts: list[Any], draw: _Draw) -> _Trial
             for place, part in enumerate(parts)
         ]
 
-    own = {id(variable) for variable in metric.variables}
+    metric_variables = {id(variable) for variable in metric.variables}
     others: dict[int, Any] = {}  # such as the states of seeds, which go on: random numbers then show in `again`
 
     def states_after(*batches: list[Any]) -> list[np.ndarray]:
@@ -151,7 +151,7 @@ def _trial(metric: Any, structure: Any, parts: list[Any], draw: _Draw) -> _Trial
             for batch in batches:
                 arguments, named = tf.nest.pack_sequence_as(structure, batch)
                 metric.update_state(*arguments, **named)
-        others.update((key, value) for key, value in scope.state_mapping.items() if key not in own)
+        others.update((key, value) for key, value in scope.state_mapping.items() if key not in metric_variables)
         return [tf.cast(scope.get_current_value(variable), tf.float64).numpy() for variable in variables]
 
     large = any(math.prod(_shape(part, 1)) > _LARGE for part in parts if _is_array(part))
@@ -225,18 +225,18 @@ def _off(first: np.ndarray, second: np.ndarray, both: np.ndarray, tolerance: flo
         return np.asarray(np.isfinite(parts) & (np.abs(first + second - both) > tolerance * parts + 1e-12))
 
 
-def _alike(one: np.ndarray, other: np.ndarray) -> bool:
+def _are_close(one: np.ndarray, other: np.ndarray) -> bool:
     return not np.any(_off(one, np.zeros_like(one), other, _HALF))
 
 
-def _of_no_sum(variable: Any, first: np.ndarray, second: np.ndarray, both: np.ndarray) -> str:
+def _why_no_sum(variable: Any, first: np.ndarray, second: np.ndarray, both: np.ndarray) -> str:
     """Such as: its state 'largest' is no sum over batches (0.9 of one, 0.7 of another, 0.9 of both: the larger)."""
     where = int(np.argmax(_off(first, second, both, _EXACT).reshape(-1)))
-    one, other, found = (float(states.reshape(-1)[where]) for states in (first, second, both))
+    one, other, of_both = (float(states.reshape(-1)[where]) for states in (first, second, both))
     which = ""
     if not math.isclose(one, other):
-        which = {max(one, other): ", the larger", min(one, other): ", the smaller"}.get(found, "")
+        which = {max(one, other): ", the larger", min(one, other): ", the smaller"}.get(of_both, "")
     return (
         f"its state '{variable.name}' is no sum over batches (tried with random numbers it was {one:.4g} after one "
-        f"batch, {other:.4g} after another, and {found:.4g}{which}, after both)"
+        f"batch, {other:.4g} after another, and {of_both:.4g}{which}, after both)"
     )

@@ -51,16 +51,16 @@ def broadcast_state(
                     optimizer.build(model.trainable_variables)
             except StateError as error:  # of what rank 0 alone has loaded
                 communicator.refuse("broadcast_json", _DECIDERS, error)
-        own: dict[str, Any] = {}
+        optimizer_variables: dict[str, Any] = {}
         if isinstance(core, ScaledOptimizer):
             # A decider's state that rank 0 alone has loaded is made on every rank, together.
             for name, initial in communicator.broadcast_json(core.states(), tag=_DECIDERS).items():
                 core.state(name, initial)
-            own = core.own_variables()
+            optimizer_variables = core.own_variables()
             reducer = core.gradient_reducer
             exchange = None if reducer is None else f"{reducer.terms}, {core.reduction.terms}"
-        added = {id(variable) for variable in own.values()}
-        variables += [v for v in optimizer.variables if id(v) not in added] + list(own.values())
+        added = {id(variable) for variable in optimizer_variables.values()}
+        variables += [v for v in optimizer.variables if id(v) not in added] + list(optimizer_variables.values())
         if isinstance(core, ScaledOptimizer):
             formula = _formula(core)
     check_equal(
@@ -88,9 +88,9 @@ def broadcast_optimizer(communicator: Communicator, optimizer: Any) -> None:
         DistributionError: the ranks differ in its variables, or in the parts of its rate's formula.
     """
     core = inner(optimizer)
-    own = core.own_variables()
-    added = {id(variable) for variable in own.values()}
-    variables = [variable for variable in core.variables if id(variable) not in added] + list(own.values())
+    own_variables = core.own_variables()
+    added = {id(variable) for variable in own_variables.values()}
+    variables = [variable for variable in core.variables if id(variable) not in added] + list(own_variables.values())
     check_equal(
         communicator,
         {
@@ -137,14 +137,14 @@ def check_equal(communicator: Communicator, parts: dict[str, Any], *, tag: str, 
     all_ranks = communicator.gather_json({"digest": digest, "note": note}, tag=tag)
     if len({rank["digest"] for rank in all_ranks}) == 1:
         return [rank["note"] for rank in all_ranks]
-    everyone = communicator.gather_json(texts, tag=f"{tag}, which differs")
-    different = [name for name in texts if len({said.get(name) for said in everyone}) > 1]
+    texts_of_ranks = communicator.gather_json(texts, tag=f"{tag}, which differs")
+    different_names = [name for name in texts if len({rank_texts.get(name) for rank_texts in texts_of_ranks}) > 1]
     shown = []
-    for name in different:
-        values = [json.loads(said.get(name, "null")) for said in everyone]
+    for name in different_names:
+        values = [json.loads(rank_texts.get(name, "null")) for rank_texts in texts_of_ranks]
         shown.append(f"{name}: {by_rank([_difference(values, value) for value in values], 'with')}")
     advice = "run the same script with the same arguments on every rank"
-    if "callbacks" in different:
+    if "callbacks" in different_names:
         advice += "; give job.callbacks the same list on every rank (what writes files it leaves to rank 0 by itself)"
     raise DistributionError(
         f"[rank {communicator.rank}] The ranks are not about to train the same: they differ in {'; '.join(shown)}. "
@@ -163,8 +163,8 @@ def _difference(values: Sequence[Any], value: Any) -> str:
     """
     if all(isinstance(other, dict) for other in values):
         common = [name for name in value if all(other.get(name, ...) == value[name] for other in values)]
-        different = {name: part for name, part in value.items() if name not in common}
-        return json.dumps(different) if different else "none"
+        rest = {name: part for name, part in value.items() if name not in common}
+        return json.dumps(rest) if rest else "none"
     if not isinstance(value, list):
         return json.dumps(value)
     lists = [other if isinstance(other, list) else [] for other in values]

@@ -29,10 +29,10 @@ def weights_digests(model: Any, strategy: tf.distribute.Strategy, *, trained_alo
     copies = [strategy.experimental_local_results(variable.value) for variable in weights]
     replicas = max(map(len, copies), default=1)
     hashes = [hashlib.sha256() for _ in range(replicas)]
-    for own in copies:
+    for variable_copies in copies:
         # A variable that the strategy keeps once has one copy, and that is every replica's.
         for i, replica in enumerate(hashes):
-            replica.update(np.ascontiguousarray(own[i % len(own)].numpy()).tobytes())
+            replica.update(np.ascontiguousarray(variable_copies[i % len(variable_copies)].numpy()).tobytes())
     return [replica.hexdigest() for replica in hashes]
 
 
@@ -89,10 +89,10 @@ def compare_ranks(
             if len({digests.get(name) for digests in named}) > 1
         ]
     table = "\n  ".join(lines)
-    found = "look for what changes the rate or the weights on some ranks only"
+    to_do = "look for what changes the rate or the weights on some ranks only"
     raise ReplicaDivergenceError(
         f"[rank {communicator.rank}] The ranks are no longer one training at {when}. They differ in:\n  {table}\n"
-        f"Fix: go back to the last checkpoint, and {found}.{advice}"
+        f"Fix: go back to the last checkpoint, and {to_do}.{advice}"
     )
 
 

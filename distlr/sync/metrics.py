@@ -114,10 +114,10 @@ def results(
         bundles: the arrays of each rank's `read_states`, or none.
         compute: reads the metrics.
     """
-    found = _variables(metrics)
-    combined = reduce_over(bundles, {name: _way(metric, variable) for name, metric, variable in found})
-    values = [tf.constant(_given_or_own(combined, name, variable)) for name, _, variable in found]
-    return _numbers(_computed([variable for _, _, variable in found], values, compute))
+    entries = _variables(metrics)
+    combined = reduce_over(bundles, {name: _way(metric, variable) for name, metric, variable in entries})
+    values = [tf.constant(_given_or_local(combined, name, variable)) for name, _, variable in entries]
+    return _numbers(_computed([variable for _, _, variable in entries], values, compute))
 
 
 class EagerMetrics:
@@ -163,10 +163,10 @@ class GraphMetrics:
     """
 
     def __init__(self, model: Any) -> None:
-        found = _variables(model.metrics)
-        self._variables = [variable for *_, variable in found]
+        entries = _variables(model.metrics)
+        self._variables = [variable for *_, variable in entries]
         groups: dict[tuple[str, str], dict[str, Any]] = {}
-        for name, metric, variable in found:
+        for name, metric, variable in entries:
             kind = _way(metric, variable), _WIDE[not tf.as_dtype(variable.dtype).is_floating].name
             groups.setdefault(kind, {})[name] = variable
         self._how = {_vector_name(way, dtype, group): way for (way, dtype), group in groups.items()}
@@ -178,9 +178,9 @@ class GraphMetrics:
                 for dtype, group in vectors
             ]
 
-        def compute(*given: tf.Tensor) -> Mapping[str, Any]:
+        def compute(*states: tf.Tensor) -> Mapping[str, Any]:
             variables, values = [], []
-            for vector, (_, group) in zip(given, vectors, strict=True):
+            for vector, (_, group) in zip(states, vectors, strict=True):
                 parts = tf.split(vector, [math.prod(variable.shape) for variable in group])
                 variables += group
                 values += [tf.cast(tf.reshape(p, v.shape), v.dtype) for p, v in zip(parts, group, strict=True)]
@@ -215,11 +215,11 @@ class GraphMetrics:
             DistributionError: ranks have other metrics than others.
         """
         names = [sorted(bundle.arrays) for bundle in bundles]
-        if any(own and own != sorted(self._how) for own in names):
-            said = by_rank([f"[{', '.join(own)}]" for own in names], "with")
+        if any(rank_names and rank_names != sorted(self._how) for rank_names in names):
+            names_by_rank = by_rank([f"[{', '.join(rank_names)}]" for rank_names in names], "with")
             raise DistributionError(
-                f"The ranks' metrics differ in the number, the order, the type or the shape of their states: {said}. "
-                "Fix: build the same model, with the same metrics, on every rank."
+                "The ranks' metrics differ in the number, the order, the type or the shape of their states: "
+                f"{names_by_rank}. Fix: build the same model, with the same metrics, on every rank."
             )
         combined = reduce_over(bundles, self._how)
         return _numbers(self._compute(*(tf.constant(combined[name]) for name in self._how)))
@@ -284,11 +284,11 @@ def declared_way(metric: Any, variable: Any) -> str | None:
 
 def single_metrics(metrics: Sequence[Any]) -> list[Any]:
     """The metrics that have states, out of Keras' wrappers around what `compile` was given."""
-    found: list[Any] = []
+    singles: list[Any] = []
     for metric in metrics:
-        inner = _inside(metric)
-        found += [metric] if inner is None else single_metrics(inner)
-    return found
+        inner = _wrapped_metrics(metric)
+        singles += [metric] if inner is None else single_metrics(inner)
+    return singles
 
 
 def state_owners(metric: Any) -> list[tuple[Any, Any]]:
@@ -315,29 +315,29 @@ def _way(metric: Any, variable: Any) -> str:
 
 def _variables(metrics: Sequence[Any], prefix: str = "metric") -> list[tuple[str, Any, Any]]:
     """Each state's name, the metric that made it, and its variable."""
-    found: list[tuple[str, Any, Any]] = []
+    entries: list[tuple[str, Any, Any]] = []
     for i, metric in enumerate(metrics):
         name = f"{prefix}/{i}"
-        inner = _inside(metric)
+        inner = _wrapped_metrics(metric)
         if inner is not None:
-            found += _variables(inner, name)
+            entries += _variables(inner, name)
         else:
-            found += [(f"{name}/{j}", owner, variable) for j, (owner, variable) in enumerate(state_owners(metric))]
-    return found
+            entries += [(f"{name}/{j}", owner, variable) for j, (owner, variable) in enumerate(state_owners(metric))]
+    return entries
 
 
-def _inside(metric: Any) -> list[Any] | None:
+def _wrapped_metrics(metric: Any) -> list[Any] | None:
     """The metrics in one of Keras' wrappers around what `compile` was given; None for any other metric."""
     if not type(metric).__module__.startswith("keras.src.trainers."):
         return None
-    inner: list[Any] = getattr(metric, "metrics", None) or _given(metric)
+    inner: list[Any] = getattr(metric, "metrics", None) or _unbuilt_metrics(metric)
     return inner
 
 
-def _given(metric: Any) -> list[Any]:
+def _unbuilt_metrics(metric: Any) -> list[Any]:
     """The metric objects that `compile` was given, while Keras has not put them to use: before the first batch."""
-    given = tf.nest.flatten(getattr(metric, "_user_metrics", None))
-    return [item for item in given if isinstance(item, keras.metrics.Metric)]
+    user_metrics = tf.nest.flatten(getattr(metric, "_user_metrics", None))
+    return [item for item in user_metrics if isinstance(item, keras.metrics.Metric)]
 
 
 def _computed(
@@ -355,12 +355,12 @@ def _vector_name(way: str, dtype: str, group: Mapping[str, Any]) -> str:
     return f"{way} of {len(group)} {dtype}, {hashlib.sha256(layout.encode()).hexdigest()[:8]}"
 
 
-def _given_or_own(combined: Mapping[str, np.ndarray], name: str, variable: Any) -> np.ndarray:
+def _given_or_local(combined: Mapping[str, np.ndarray], name: str, variable: Any) -> np.ndarray:
     return combined[name].astype(variable.dtype) if name in combined else variable.numpy()
 
 
-def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
-    return {name: number(value) for name, value in found.items()}
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: number(value) for name, value in values.items()}
 
 
 def _sendable(value: np.ndarray) -> np.ndarray:

@@ -56,7 +56,7 @@ class MetricsCheck:
         if self._waiting:
             self._model.train_function = self._model.test_function = None  # what is traced would not call them anew
 
-    def say_reductions(self, ranks: int = 1) -> None:
+    def warn_of_reductions(self, ranks: int = 1) -> None:
         """Names losses whose reduction gives another number here than on one device; see `reduction_warnings`.
 
         Args:
@@ -80,7 +80,7 @@ class MetricsCheck:
         for metric in waiting:
             del metric.update_state
             called = "no step has called its `update_state`"
-            self._say(metric, called if metric.variables else "it has no state that Keras knows")
+            self._warn_on_root(metric, called if metric.variables else "it has no state that Keras knows")
 
     def _watch(self, metric: Any) -> None:
         update = metric.update_state
@@ -102,7 +102,7 @@ class MetricsCheck:
         if verdict.sums is False:
             raise self._refusal(metric, verdict)
         if verdict.sums is None:
-            self._say(metric, verdict.reason)
+            self._warn_on_root(metric, verdict.reason)
         elif not verdict.of_samples and self._is_root:
             _log.warning(
                 "The metric '%s' (%s) adds up a value of each batch: over several %s it is over all their batches, "
@@ -133,7 +133,7 @@ class MetricsCheck:
             f"add its states up: {verdict.reason}. Fix: {fix}"
         )
 
-    def _say(self, metric: Any, reason: str) -> None:
+    def _warn_on_root(self, metric: Any, reason: str) -> None:
         if self._is_root:
             _warn(metric, self._over, reason)
 

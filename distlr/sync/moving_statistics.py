@@ -34,9 +34,9 @@ def exchange_with_statistics(communicator: Communicator, model: Any, bundle: Bun
         bundle: what this rank says.
         tag: names the call; the same on all ranks.
     """
-    everyone = exchange_together(communicator, {"said": bundle, "statistics": Bundle(_read(model))}, tag=tag)
-    _assign(model, mean_over(everyone["statistics"]))
-    return everyone["said"]
+    all_ranks = exchange_together(communicator, {"said": bundle, "statistics": Bundle(_read(model))}, tag=tag)
+    _assign(model, mean_over(all_ranks["statistics"]))
+    return all_ranks["said"]
 
 
 def average_sums(communicator: Communicator, model: Any, variables: Sequence[Any], *, tag: str) -> None:

@@ -51,11 +51,11 @@ def assert_rates(target: Any, batch: GlobalBatch, expected: Mapping[str, float],
     rate = _rate_of(target, batch)
     rows, failures = [("duration", "expected", "found", "ratio", "")], 0
     for text, value in wanted.items():
-        found = rate(Duration.parse(text, f"expected[{text!r}]"), f"expected[{text!r}]")
-        right = abs(found - value) <= tolerance * value
+        actual = rate(Duration.parse(text, f"expected[{text!r}]"), f"expected[{text!r}]")
+        right = abs(actual - value) <= tolerance * value
         failures += not right
-        ratio = "-" if value == 0 else f"{found / value:.8g}"
-        rows.append((text, f"{value:.9g}", f"{found:.9g}", ratio, "" if right else "<--"))
+        ratio = "-" if value == 0 else f"{actual / value:.8g}"
+        rows.append((text, f"{value:.9g}", f"{actual:.9g}", ratio, "" if right else "<--"))
     if failures:
         title = f"The rate is another one at {failures} of {len(wanted)} durations (rtol={tolerance:g}):"
         raise AssertionError("\n".join([title, *_table(rows)]))
@@ -86,7 +86,7 @@ def _rate_of(target: Any, batch: GlobalBatch) -> Callable[[Duration, str], float
     multiplier = 1.0
     if is_adopted(target):
         optimizer = inner(target)
-        law, scaled, multiplier = optimizer._distlr.law, optimizer.schedule, optimizer.multiplier
+        rate_at, scaled, multiplier = optimizer._distlr.law, optimizer.schedule, optimizer.multiplier
     elif isinstance(target, keras.optimizers.Optimizer):
         raise ConfigurationTypeError(
             received(
@@ -99,7 +99,7 @@ def _rate_of(target: Any, batch: GlobalBatch) -> Callable[[Duration, str], float
     else:
         check_is_schedule(target, "target")
         scaled = target if isinstance(target, Scaled) else None
-        law = as_float64(target)
+        rate_at = as_float64(target)
     if scaled is not None and scaled.batch != batch:
         raise ConfigurationError(
             received("batch", batch, f"that of the target, {scaled.batch!r}", "pass the one that it was made with")
@@ -114,7 +114,7 @@ def _rate_of(target: Any, batch: GlobalBatch) -> Callable[[Duration, str], float
             time = scaled.time(steps, samples)
         else:
             time = steps if is_adopted(target) else samples / batch.base_batch
-        return float(law(time)) * multiplier
+        return float(rate_at(time)) * multiplier
 
     return rate
 

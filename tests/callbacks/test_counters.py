@@ -305,7 +305,7 @@ def test_a_file_from_before_is_continued_and_said_to_have_none(tmp_path, caplog)
 def test_what_was_not_written_so_is_refused(note) -> None:
     stop = K.EarlyStopping("loss")
     with pytest.raises(StateError, match="does not say what callbacks had counted"):
-        Counters([stop]).give(note, {})
+        Counters([stop]).assign(note, {})
     assert stop.wait == 0
 
 

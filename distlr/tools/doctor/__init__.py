@@ -33,21 +33,21 @@ def examine(
         ConfigurationError: the script is no Python file.
     """
     from distlr.tools.doctor import two_replicas
-    from distlr.tools.doctor.processes import ask
+    from distlr.tools.doctor.processes import probe_package
     from distlr.tools.doctor.script import read
 
     environ = os.environ if environ is None else environ
     path = None if script is None else Path(script)
     of_script = [] if path is None else read(path)
-    tensorflow = ask("tensorflow", environ)
+    tensorflow = probe_package("tensorflow", environ)
     gpus = int(tensorflow.get("gpus", 0))
     findings = _of_machine(tensorflow, environ)
     works = all(finding.status != "error" for finding in findings if finding.name in ("TensorFlow", "Keras"))
-    horovod = ask("horovod", environ) if works else None
+    horovod = probe_package("horovod", environ) if works else None
     findings += _of_engines(horovod, gpus, environ)
     if works and not quick:
         findings += _of_ranks(horovod, gpus, environ, waiting)
-        if path is not None and two_replicas.can_be_asked(path):
+        if path is not None and two_replicas.has_setup(path):
             waiting(f"one update on two replicas ({path}): some seconds, at most {two_replicas.LIMIT:g}")
             compared = two_replicas.check(path, environ)
             of_script = [*read(path, measured=compared.status != "warning"), compared]
@@ -68,14 +68,14 @@ def _of_machine(tensorflow: Mapping[str, Any], environ: Mapping[str, str]) -> li
 def _of_engines(horovod: Mapping[str, Any] | None, gpus: int, environ: Mapping[str, str]) -> list[Finding]:
     """`horovod`: what `ask` gave, or None where it was not asked, since nothing here can train."""
     from distlr.tools.doctor import connections
-    from distlr.tools.doctor.processes import ask
+    from distlr.tools.doctor.processes import probe_package
 
     findings, versions = [], {}
     for program in ("horovodrun", "mpirun", "srun"):
         path = connections.find(program, environ)
         versions[program] = connections.version_of(path, environ)
         findings.append(connections.launcher(program, path, versions[program], (horovod or {}).get("version")))
-    mpi = ask("mpi4py", environ)
+    mpi = probe_package("mpi4py", environ)
     findings.append(connections.mpi(mpi, versions["mpirun"]))
     if horovod is not None:
         findings.append(connections.horovod(horovod, gpus))

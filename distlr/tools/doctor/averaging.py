@@ -33,17 +33,17 @@ _AVERAGED = _WEIGHT - _RATE * sum(2 * _WEIGHT * sample**2 for sample in _SAMPLES
 def main(engine: str, directory: str, seconds: str) -> None:
     """Writes `<process number>.json`: the rank, its weights after the update, or the error that came instead."""
     signal.alarm(int(seconds))  # ends the process even where it waits inside of TensorFlow or MPI
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     try:
         job = distlr.init(engine, timeout=float(seconds))
-        found |= {"rank": job.rank, "averaged": _AVERAGED, "distlr": _by_distlr(job)}
+        result |= {"rank": job.rank, "averaged": _AVERAGED, "distlr": _by_distlr(job)}
         if engine == "horovod":
-            found |= _by_stock_horovod(job.rank)
+            result |= _by_stock_horovod(job.rank)
     except Exception as error:
-        found["error"] = _said(error)
+        result["error"] = _error_text(error)
         raise
     finally:
-        write_bytes(Path(directory, f"{os.getpid()}.json"), json.dumps(found).encode())
+        write_bytes(Path(directory, f"{os.getpid()}.json"), json.dumps(result).encode())
 
 
 def _by_distlr(job: distlr.Job) -> float:
@@ -68,7 +68,7 @@ def _by_stock_horovod(rank: int) -> dict[str, Any]:
         model.fit(x, np.zeros_like(x), verbose=0)
         return {"stock": _weight(model)}
     except Exception as error:  # which one is what is asked
-        return {"stock_error": _said(error)}
+        return {"stock_error": _error_text(error)}
 
 
 def _model() -> keras.Model:
@@ -79,7 +79,7 @@ def _weight(model: keras.Model) -> float:
     return float(model.get_weights()[0].item())
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 

@@ -32,5 +32,5 @@ class Finding:
 
 def refused(name: str, error: DistlrError) -> Finding:
     """An error of distlr's as a finding: what follows its "Fix:" is what to do."""
-    found, to_do = [*re.split(" Fix: ", str(error), maxsplit=1), ""][:2]
-    return Finding(name, "error", found, f"{to_do[:1].upper()}{to_do[1:]}")
+    problem, to_do = [*re.split(" Fix: ", str(error), maxsplit=1), ""][:2]
+    return Finding(name, "error", problem, f"{to_do[:1].upper()}{to_do[1:]}")

@@ -75,10 +75,10 @@ class Names(ast.NodeVisitor):
         seen = set()
         while isinstance(node, ast.Name) and node not in seen:
             seen.add(node)
-            found = self._scopes[node].find(node.id) if node in self._scopes else []
-            if len(found) != 1 or not isinstance(found[0], ast.expr):
+            values = self._scopes[node].find(node.id) if node in self._scopes else []
+            if len(values) != 1 or not isinstance(values[0], ast.expr):
                 break
-            node = found[0]
+            node = values[0]
         return node
 
     def _resolve(self, node: ast.AST) -> str | None:
@@ -204,8 +204,8 @@ def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.ex
     if not isinstance(target, ast.Tuple | ast.List):
         yield target, value
     elif isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts):
-        for part, own in zip(target.elts, value.elts, strict=True):
-            yield from _pairs(part, own)
+        for part, part_value in zip(target.elts, value.elts, strict=True):
+            yield from _pairs(part, part_value)
     else:
         yield target, None
 

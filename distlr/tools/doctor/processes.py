@@ -17,7 +17,7 @@ from typing import Any
 
 from distlr._utils.signal_names import signal_name
 
-__all__ = ["Ended", "ask", "run", "without_launcher"]
+__all__ = ["Ended", "probe_package", "run", "without_launcher"]
 
 # TensorFlow's lines of no consequence, also as horovodrun passes them on.
 _CHATTER = re.compile(r"(\[\d+\]<\w+>:\s*)?([IW]\d{4} |WARNING: All log messages|To enable the following|\[distlr\]|$)")
@@ -89,13 +89,13 @@ def run(words: Sequence[str], environ: Mapping[str, str], limit: float) -> Ended
         return Ended(code, out.read().decode(errors="replace"), err.read().decode(errors="replace"))
 
 
-def ask(package: str, environ: Mapping[str, str], limit: float = 60.0) -> dict[str, Any]:
+def probe_package(package: str, environ: Mapping[str, str], limit: float = 60.0) -> dict[str, Any]:
     """What `probe.py` found out about a package: {} where it is not installed, and "error" where it does not load."""
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", **without_launcher(environ)}
     ended = run([sys.executable, str(Path(__file__).with_name("probe.py")), package], quiet, limit)
     for line in reversed(ended.out.splitlines()):
         with contextlib.suppress(ValueError):
-            found = json.loads(line)
-            if isinstance(found, dict):
-                return found
+            answer = json.loads(line)
+            if isinstance(answer, dict):
+                return answer
     return {"error": f"the process that imports it {ended.how}"}

@@ -26,9 +26,9 @@ def scaled_twice(script: Script) -> Iterator[Remark]:
         name = script.names.of(call.func) or ""
         if call in list(script.optimizers()) or name.startswith("keras.optimizers.schedules."):
             rate = _rate(call)
-            found = None if rate is None else _multiplied(script, rate)
-            if found is not None:
-                places[found.lineno] = found
+            product = None if rate is None else _multiplied(script, rate)
+            if product is not None:
+                places[product.lineno] = product
     for line, node in sorted(places.items()):
         text = f"`{ast.unparse(node)}` is the rate of job.optimizer(..., batch), too, which scales it again."
         yield Remark(
@@ -42,10 +42,10 @@ def callbacks(script: Script) -> Iterator[Remark]:
         return
     for model, call in script.methods("fit"):
         if script.is_model(model):
-            found = (
+            text = (
                 "fit without job.callbacks: no start from rank 0's state, no exact metrics, no check of steps or ranks."
             )
-            yield Remark(call.lineno, "warning", found, "Write fit(..., callbacks=job.callbacks([...])).")
+            yield Remark(call.lineno, "warning", text, "Write fit(..., callbacks=job.callbacks([...])).")
 
 
 def savers(script: Script) -> Iterator[Remark]:
@@ -57,8 +57,8 @@ def savers(script: Script) -> Iterator[Remark]:
             continue
         for call in (part for statement in node.body for part in ast.walk(statement) if isinstance(part, ast.Call)):
             if script.names.of(call.func) in _SAVERS:
-                found = f"`{ast.unparse(call.func)}` on rank 0 alone: harmless, and job.callbacks does it by itself."
-                yield Remark(call.lineno, "OK", found, "It can be in job.callbacks([...]) on every rank.")
+                text = f"`{ast.unparse(call.func)}` on rank 0 alone: harmless, and job.callbacks does it by itself."
+                yield Remark(call.lineno, "OK", text, "It can be in job.callbacks([...]) on every rank.")
 
 
 def scopes(script: Script) -> Iterator[Remark]:
@@ -74,8 +74,8 @@ def scopes(script: Script) -> Iterator[Remark]:
             if isinstance(node, ast.Assign) and script.names.of(node.value) in MODELS:
                 name = ast.unparse(node.targets[0])
                 if name in trained:
-                    found = f"`{name}` is made outside of `with job.scope():`, which is refused on several devices."
-                    yield Remark(node.lineno, "warning", found, "Make and compile it inside.")
+                    text = f"`{name}` is made outside of `with job.scope():`, which is refused on several devices."
+                    yield Remark(node.lineno, "warning", text, "Make and compile it inside.")
 
 
 def _rate(call: ast.Call) -> ast.expr | None:
@@ -108,7 +108,7 @@ def _multiplied(script: Script, node: ast.expr, depth: int = 20) -> ast.expr | a
             parts = node.args
     elif isinstance(node, ast.IfExp):
         parts = [node.body, node.orelse]
-    return next((found for part in parts if (found := _multiplied(script, part, depth - 1)) is not None), None)
+    return next((product for part in parts if (product := _multiplied(script, part, depth - 1)) is not None), None)
 
 
 def _mentions_size(script: Script, node: ast.expr) -> bool:

@@ -58,8 +58,8 @@ def read(path: Path, *, measured: bool = False) -> list[Finding]:
     except (RecursionError, MemoryError):
         return [Finding(str(path), "warning", "An expression in it is nested too deeply to be read.")]
     if script.imports("tf_keras") or any(isinstance(n, ast.Constant) and n.value == _LEGACY for n in script.nodes):
-        found = "It uses legacy Keras (tf_keras), of which distlr adopts no optimizer; the rest was not looked at."
-        return [Finding(str(path), "warning", found, "Write `import keras`, which is Keras 3, to use distlr.")]
+        text = "It uses legacy Keras (tf_keras), of which distlr adopts no optimizer; the rest was not looked at."
+        return [Finding(str(path), "warning", text, "Write `import keras`, which is Keras 3, to use distlr.")]
     if not remarks:
         return [Finding(str(path), "OK", "Read: nothing in it that is known not to work.")]
     by_line = sorted(remarks, key=lambda remark: (remark.line, remark.found))

@@ -36,14 +36,14 @@ _SAME = 1e-5  # two updates by the same step differ by more only where it draws 
 def main(script: str, out: str, seconds: str) -> None:
     """Writes to `out`, as JSON, how the two updates compare, or why they could not be made."""
     signal.alarm(int(seconds))  # ends the process even where it waits inside of TensorFlow
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     try:
-        found = _compared(Path(script))
+        result = _compared(Path(script))
     except DistlrError as error:
-        found = {"refused": str(error)}
+        result = {"refused": str(error)}
     except Exception as error:  # of the script's own, or of what it cannot be asked for
-        found = {"error": f"{type(error).__name__}: {error}"}
-    write_bytes(Path(out), json.dumps(found).encode())
+        result = {"error": f"{type(error).__name__}: {error}"}
+    write_bytes(Path(out), json.dumps(result).encode())
 
 
 def _compared(script: Path) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
         i: (losses[i + 1] - losses[i - 1]) / math.log(rates[i + 1] / rates[i - 1])
         for i in range(left_out, count - left_out)
     }
-    found = min(slopes, key=slopes.__getitem__, default=None)
-    return rates[found] if found is not None and slopes[found] < 0 else None
+    index = min(slopes, key=slopes.__getitem__, default=None)
+    return rates[index] if index is not None and slopes[index] < 0 else None
 
 
 def valley(rates: Sequence[float], losses: Sequence[float]) -> float | None:
@@ -82,12 +82,12 @@ def _longest_fall(values: Sequence[float]) -> list[int]:
         before.append(ends[length - 1] if length else None)
         if lows[length : length + 1] != [-value]:  # of equal ones the first counts
             lows[length : length + 1], ends[length : length + 1] = [-value], [place]
-    found: list[int] = []
+    chain: list[int] = []
     last = ends[-1] if ends else None
     while last is not None:
-        found.append(last)
+        chain.append(last)
         last = before[last]
-    return found[::-1]
+    return chain[::-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +148,9 @@ class RangeTest:
 
     def to_json(self) -> dict[str, Any]:
         """The attributes and the suggestion, and under "base" the rates at the base batch; plain JSON values."""
-        found = {"steepest": self.steepest, "valley": self.valley, "suggestion": self.suggestion}
-        base = {name: None if rate is None else self.base(rate) for name, rate in found.items()}
-        return {**dataclasses.asdict(self), **found, "base": base}
+        points = {"steepest": self.steepest, "valley": self.valley, "suggestion": self.suggestion}
+        base = {name: None if rate is None else self.base(rate) for name, rate in points.items()}
+        return {**dataclasses.asdict(self), **points, "base": base}
 
     def draw(self, path: str | os.PathLike[str]) -> None:
         """Writes a picture of the curve.

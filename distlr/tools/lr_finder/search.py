@@ -163,9 +163,9 @@ def _endless(job: Job, data: tf.data.Dataset) -> Generator[Any]:
 def _run(job: Job, model: Any, batches: Iterator[Any], sweep: Sweep, progress: Progress | None) -> None:
     for number, rate in enumerate(sweep.rates, start=1):
         _set_rate(model.optimizer, rate, number)
-        own = np.float64(_update(model, batches))
+        local_loss = np.float64(_update(model, batches))
         # The same bits on each rank, and all that it decides by: none goes on, and none stops, alone.
-        total = job.communicator.allreduce(own, tag=f"the loss of update {number} of a range test")
+        total = job.communicator.allreduce(local_loss, tag=f"the loss of update {number} of a range test")
         goes_on = sweep.add(float(total) / job.size)
         if progress is not None and len(sweep.smoothed) == number:
             progress(number, rate, sweep.smoothed[-1])

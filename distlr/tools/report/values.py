@@ -21,12 +21,12 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
-        found = float(value)
+        result = float(value)
     except OverflowError:
         return None
-    if not abs(found) <= _LARGEST:
+    if not abs(result) <= _LARGEST:
         return None
-    return found if abs(found) >= 1 / _LARGEST else 0.0
+    return result if abs(result) >= 1 / _LARGEST else 0.0
 
 
 def whole(value: Any) -> int | None:
@@ -63,7 +63,7 @@ def short(value: float) -> str:
     ('0.4', '0.001235', '120000', '2e-6')
     """
     text = f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
-    return re.sub(r"e([+-])0*(\d)", lambda found: f"e{found[1].strip('+')}{found[2]}", text)
+    return re.sub(r"e([+-])0*(\d)", lambda match: f"e{match[1].strip('+')}{match[2]}", text)
 
 
 def named(value: Any) -> str:

@@ -110,19 +110,19 @@ def _agreement(known: list[Stretch]) -> list[str]:
 
 
 def _warnings(run: Run, known: list[Stretch]) -> list[str]:
-    found = list(run.damage)
+    warnings = list(run.damage)
     apart = [one for one in known if one.equal is False]
     if apart:
-        found.append(f"The replicas did not apply the same rates in {_epochs(apart)}.")
+        warnings.append(f"The replicas did not apply the same rates in {_epochs(apart)}.")
     bad = [
         int(epoch_of(epoch, i)) + 1
         for i, epoch in enumerate(run.epochs)
         if "loss" in (logs := mapping(epoch.get("logs"))) and number(logs["loss"]) is None
     ]
     if bad:
-        found.append(f"The loss was not a finite number in {epochs_in_words(bad)}.")
-    return found
+        warnings.append(f"The loss was not a finite number in {epochs_in_words(bad)}.")
+    return warnings
 
 
-def _epochs(found: list[Stretch]) -> str:
-    return epochs_in_words(number for one in found for number in one.epochs)
+def _epochs(spans: list[Stretch]) -> str:
+    return epochs_in_words(number for one in spans for number in one.epochs)

@@ -90,9 +90,9 @@ def test_a_mean_loss_is_found_by_a_process_that_ends(tmp_path) -> None:
 def test_a_script_without_setup_is_not_run(tmp_path, text) -> None:
     path = tmp_path / "train.py"
     path.write_text(text)
-    assert not two_replicas.can_be_asked(path)
+    assert not two_replicas.has_setup(path)
     path.write_text("def setup(job): ...")
-    assert two_replicas.can_be_asked(path)
+    assert two_replicas.has_setup(path)
 
 
 def measured(factor: float, left: float = 1e-7, noisy: bool = False) -> dict[str, object]:
