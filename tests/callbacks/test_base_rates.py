@@ -45,8 +45,8 @@ def _applied(
             applied.append(float(model.optimizer.learning_rate))
 
     x = np.ones((8, 1), "float32")
-    given = job.callbacks([*callbacks, Look()])
-    model.fit(x, x, batch_size=8, epochs=epochs, verbose=0, shuffle=False, callbacks=given)
+    all_callbacks = job.callbacks([*callbacks, Look()])
+    model.fit(x, x, batch_size=8, epochs=epochs, verbose=0, shuffle=False, callbacks=all_callbacks)
     return applied, model
 
 
@@ -160,13 +160,13 @@ def test_a_limit_says_both_numbers(caplog, kind) -> None:
 
 def test_it_is_there_only_where_it_is_needed() -> None:
     job = distlr.init(environ={})
-    for given, needed in (
+    for user_callbacks, needed in (
         ([K.EarlyStopping()], False),
         ([K.ReduceLROnPlateau()], False),
         ([K.ReduceLROnPlateau(min_lr=1e-5)], True),
         ([K.LearningRateScheduler(_table)], True),
     ):
-        assert any(isinstance(callback, BaseRates) for callback in job.callbacks(given)) is needed
+        assert any(isinstance(callback, BaseRates) for callback in job.callbacks(user_callbacks)) is needed
 
 
 class _Killed(Exception):
@@ -192,9 +192,9 @@ def test_an_epoch_that_is_resumed_is_not_scheduled_once_more(tmp_path, with_batc
                     raise _Killed
 
         scheduler = K.LearningRateScheduler(lambda epoch, lr: lr * 0.5)
-        given = job.callbacks([scheduler, Die(), distlr.callbacks.Checkpoint(directory, "1ba")])
+        all_callbacks = job.callbacks([scheduler, Die(), distlr.callbacks.Checkpoint(directory, "1ba")])
         data = job.shard((x, x), batch, shuffle=False)
-        model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=given)
+        model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=all_callbacks)
         return float(model.optimizer.learning_rate)
 
     expected = BASE / 16 * (FACTOR if with_batch else 1.0)

@@ -121,8 +121,8 @@ def resumed_at(run: Run, whole: Run) -> int:
 
 def assert_continues(run: Run, whole: Run, exact: bool = True) -> None:
     assert run.watch.seen == whole.watch.seen[resumed_at(run, whole) :]
-    for found, expected in zip(run.weights, whole.weights, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(run.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(actual, expected)
     for epoch, logs in run.logs.items():
         for name, value in logs.items():
             expected = whole.logs[epoch][name]
@@ -248,10 +248,10 @@ def wholes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
     """A checkpoint of each number of ranks after 1.4 epochs, in the warmup."""
-    found = {n: tmp_path_factory.mktemp("broken") for n in SIZES}
-    for n, directory in found.items():
+    directories = {n: tmp_path_factory.mktemp("broken") for n in SIZES}
+    for n, directory in directories.items():
         Run(directory, ranks=n, die_after=-(-25 // n), every=f"{24 // n}ba", **CHANGING)
-    return found
+    return directories
 
 
 @pytest.mark.replicas
@@ -348,8 +348,8 @@ def test_a_run_that_is_complete_trains_no_more(tmp_path) -> None:
     again = Run(tmp_path)
     assert again.watch.seen == []
     assert not (tmp_path / "checkpoints.lock").exists()
-    for found, expected in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 # -- files -----------------------------------------------------------------------------------------------
@@ -376,12 +376,12 @@ def test_the_newest_are_kept_and_what_cannot_be_read_is_passed_over(tmp_path, ca
 
 def test_what_is_in_a_file(tmp_path) -> None:
     run = Run(tmp_path)
-    arrays, said = read_checkpoint(max(tmp_path.glob("step-*")))
+    arrays, note = read_checkpoint(max(tmp_path.glob("step-*")))
     for i, weight in enumerate(run.model.get_weights()):
         np.testing.assert_array_equal(arrays[f"weight/{i}"], weight)
     assert arrays["optimizer/inner/distlr_samples_seen"].shape == ()
-    assert said["samples_seen"] == EPOCHS * SAMPLES
-    assert said["formula"]["scaling.warmup"] == "1.5ep"
+    assert note["samples_seen"] == EPOCHS * SAMPLES
+    assert note["formula"]["scaling.warmup"] == "1.5ep"
 
 
 def test_another_model_is_refused_and_nothing_is_changed(tmp_path) -> None:
@@ -394,8 +394,8 @@ def test_another_model_is_refused_and_nothing_is_changed(tmp_path) -> None:
     callbacks = job.callbacks([Checkpoint(tmp_path, accept=True)])
     with pytest.raises(StateError, match=r"has the shape \(6, 5\) for 'sequential.*/kernel', and the model \(6, 7\)"):
         model.fit(job.shard((X, Y), batch), callbacks=callbacks, verbose=0, shuffle=False)
-    for found, expected in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_whatever_rank_0_cannot_continue_from_is_an_error_of_all_and_nobody_waits(tmp_path, monkeypatch) -> None:
@@ -432,9 +432,9 @@ def test_a_directory_that_another_job_uses_is_refused_on_every_rank(tmp_path) ->
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         errors = run_ranks(rank, 2, timeout=1.0)
-    said = f"{tmp_path} is in use by another job: process 4242 on host node7, since 2026-01-31T12:00:00+00:00"
-    assert errors[0].startswith(said)
-    assert errors[1].startswith(f"[rank 1] Rank 0 could not continue: {said}")
+    message = f"{tmp_path} is in use by another job: process 4242 on host node7, since 2026-01-31T12:00:00+00:00"
+    assert errors[0].startswith(message)
+    assert errors[1].startswith(f"[rank 1] Rank 0 could not continue: {message}")
     assert step.exists()
 
 
@@ -522,8 +522,8 @@ def test_data_of_ones_own_is_never_continued_in_the_middle_of_an_epoch(tmp_path)
     assert [path.name for path in (tmp_path / "broken").glob("step-*")] == ["step-000000000014.safetensors"]
     continued = run(tmp_path / "broken")
     assert continued.optimizer.samples_seen == whole.optimizer.samples_seen == 3 * SAMPLES
-    for found, expected in zip(continued.get_weights(), whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(continued.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, True), (signal.SIGUSR1, False)])

@@ -164,8 +164,8 @@ def newest(directory) -> RunState:
 def assert_is_the_end_of(whole: Run, rest: Run) -> None:
     assert rest.logs == {epoch: whole.logs[epoch] for epoch in range(CUT_IN, EPOCHS)}
     assert [list(logs) for logs in rest.logs.values()] == [list(whole.logs[epoch]) for epoch in rest.logs]
-    for found, expected in zip(rest.state, whole.state, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(rest.state, whole.state, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 # -- the cut ---------------------------------------------------------------------------------------------

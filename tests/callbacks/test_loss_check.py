@@ -276,7 +276,7 @@ class ShowsItsLoss(OwnStep):
 
 
 @pytest.mark.parametrize(("times", "shows", "told"), [(1.0, 0.5, True), (2.0, 1.0, False)])
-def test_a_mean_of_a_loss_that_is_divided_by_the_replicas_is_told_of(strategy, caplog, times, shows, told) -> None:
+def test_a_mean_of_a_loss_that_is_divided_by_the_replicas_is_told_of(strategy, caplog, times, shows, warns) -> None:
     models = []
 
     def make(job, batch):
@@ -285,4 +285,4 @@ def test_a_mean_of_a_loss_that_is_divided_by_the_replicas_is_told_of(strategy, c
 
     assert _trained(strategy, make) == pytest.approx(0.2)
     assert float(models[0].shown.result()) == pytest.approx(shows)
-    assert ("What these metrics show is 1/2 of the mean loss: shown." in caplog.text) is told
+    assert ("What these metrics show is 1/2 of the mean loss: shown." in caplog.text) is warns

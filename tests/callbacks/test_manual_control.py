@@ -44,8 +44,8 @@ def _fit(recording, tmp_path, requests, *, replicas=1, epochs=4, every=2, platea
     batch = bench.batch(2 // replicas, 2, samples_per_epoch=2 * PER_EPOCH, accumulation=accumulation or 1)
     bench.adopt(batch)
     bench.compile()
-    own = [*more, *([] if plateau is None else [plateau])]
-    callbacks = bench.job.callbacks(own, run_dir=tmp_path)
+    callback_list = [*more, *([] if plateau is None else [plateau])]
+    callbacks = bench.job.callbacks(callback_list, run_dir=tmp_path)
     for callback in callbacks:
         if isinstance(callback, ManualControl):
             callback.every = every
@@ -209,12 +209,12 @@ def test_changes_of_one_look_build_on_each_other(recording, tmp_path) -> None:
 
     class AskTwice(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if batch == 2 and not asked:
+            if batch == 2 and not names:
                 for value in (0.01, 0.02):
-                    asked.append(directory.ask(Request("set-lr", to=value)))
-                asked.append(directory.ask(Request("set-lr", multiply=0.02)))
+                    names.append(directory.ask(Request("set-lr", to=value)))
+                names.append(directory.ask(Request("set-lr", multiply=0.02)))
 
-    asked: list[str] = []
+    names: list[str] = []
     bench, run = _fit(recording, tmp_path, {}, more=[AskTwice()], epochs=1)
     np.testing.assert_allclose(bench.rates()[4:], 0.0004, rtol=1e-6)
     assert [d["learning_rate"] for d in run.decisions] == pytest.approx([0.01, 0.02, 0.0004])
@@ -254,7 +254,7 @@ def test_many_answered_requests_hide_no_new_one(tmp_path) -> None:
     for i in range(1200):
         (tmp_path / "control" / f"{i:05d}.json.applied").touch()
     name = directory.ask(Request("stop"))
-    assert [found.name for found in directory.look()] == [name]
+    assert [pending.name for pending in directory.look()] == [name]
 
 
 def test_what_rank_0_cannot_do_is_an_error_on_every_rank_and_nobody_waits(recording, tmp_path) -> None:

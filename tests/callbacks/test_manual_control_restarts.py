@@ -41,17 +41,17 @@ def run(
     run_dir = tmp_path / "run" if run_dir is None else run_dir
     keras.utils.set_random_seed(0)
     bench = recording.Bench(1)
-    found = bench.batch(2, 2, samples_per_epoch=2 * PER_EPOCH)
-    bench.adopt(found if batch else None)
+    batch_of_bench = bench.batch(2, 2, samples_per_epoch=2 * PER_EPOCH)
+    bench.adopt(batch_of_bench if batch else None)
     bench.compile()
-    own = [] if plateau is None else [plateau]
-    own.append(Checkpoint(tmp_path / "checkpoints", every=every, keep=10))
-    callbacks = bench.job.callbacks(own, run_dir=run_dir)
+    callback_list = [] if plateau is None else [plateau]
+    callback_list.append(Checkpoint(tmp_path / "checkpoints", every=every, keep=10))
+    callbacks = bench.job.callbacks(callback_list, run_dir=run_dir)
     for callback in callbacks:
         if isinstance(callback, ManualControl):
             callback.every = 2
     callbacks.insert(0, Script(run_dir, requests, dies_at))
-    data = bench.job.shard(recording.samples(2 * PER_EPOCH), found, seed=0)
+    data = bench.job.shard(recording.samples(2 * PER_EPOCH), batch_of_bench, seed=0)
     if dies_at is not None:
         with pytest.raises(KeyboardInterrupt):
             bench.fit(data, epochs, callbacks)
@@ -61,8 +61,8 @@ def run(
 
 
 def control(tmp_path, run_dir=None) -> list[tuple[str, int, float | None]]:
-    found = RunDirectory(run_dir or tmp_path / "run").read().decisions
-    return [(d["action"], d["clock"] // 2, d["multiplier"]) for d in found if d["kind"] == "control"]
+    decisions = RunDirectory(run_dir or tmp_path / "run").read().decisions
+    return [(d["action"], d["clock"] // 2, d["multiplier"]) for d in decisions if d["kind"] == "control"]
 
 
 HALF, TENTH = Request("set-lr", multiply=0.5), Request("set-lr", multiply=0.1)
@@ -76,8 +76,8 @@ def test_a_restart_makes_the_changes_again_at_the_same_places(recording, tmp_pat
     again = run(recording, tmp_path / "cut")
     np.testing.assert_array_equal(again.rates(), whole.rates()[16:])
     assert control(tmp_path / "cut") == [("set-lr", 4, 0.5), ("set-lr", 20, 0.1)]
-    for mine, other in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(mine, other)
+    for actual, other in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, other)
     kinds = [d["kind"] for d in RunDirectory(tmp_path / "cut" / "run").read().decisions]
     assert kinds == ["control", "control", "resume"]
 
@@ -150,8 +150,8 @@ def _make_old(tmp_path, seconds: int) -> None:
     """As if what waits had been asked for so many seconds ago."""
     directory = ControlDirectory(tmp_path / "run")
     when = directory.file_time() - seconds * 10**9
-    for found in directory.waiting():
-        os.utime(directory.path / found.name, ns=(when, when))
+    for pending in directory.waiting():
+        os.utime(directory.path / pending.name, ns=(when, when))
 
 
 @pytest.mark.parametrize(("seconds", "kind", "rate"), [(50, "control", 0.05), (70, "refused", 0.1)])

@@ -82,10 +82,10 @@ def test_every_callback_comes_after_those_of_the_stages_before_it(tmp_path) -> N
     stages = _stages(tmp_path)
     stage_of = {id(callback): number for number, stage in enumerate(stages) for callback in stage}
     everything = [callback for stage in stages for callback in stage]
-    for given in (everything, everything[::-1], everything[5:] + everything[:5]):
-        found = ordered(given)
-        assert sorted(map(id, found)) == sorted(map(id, given))
-        numbers = [stage_of[id(callback)] for callback in found]
+    for permutation in (everything, everything[::-1], everything[5:] + everything[:5]):
+        in_order = ordered(permutation)
+        assert sorted(map(id, in_order)) == sorted(map(id, permutation))
+        numbers = [stage_of[id(callback)] for callback in in_order]
         assert numbers == sorted(numbers)
 
 
@@ -119,9 +119,9 @@ def test_two_plateaus_on_one_metric_are_refused(recording) -> None:
     job.callbacks([ReduceLROnPlateau("val_loss"), ReduceLROnPlateau("loss")])
 
 
-def _on_two_ranks(given: list[Any]) -> list[list[Any]]:
+def _on_two_ranks(callbacks: list[Any]) -> list[list[Any]]:
     """What each of two ranks trains with."""
-    return run_ranks(lambda comm: for_ranks(given, comm), 2, timeout=5.0)
+    return run_ranks(lambda comm: for_ranks(callbacks, comm), 2, timeout=5.0)
 
 
 def test_several_ranks_get_what_they_need_and_rank_0_alone_writes_files(tmp_path) -> None:
@@ -156,8 +156,8 @@ class Stops(JobCallback):
         ([PreflightCheck(tf.distribute.get_strategy())], False),
     ],
 )
-def test_batches_are_watched_only_where_a_callback_may_stop_in_an_epoch(given, may_stop) -> None:
-    for callbacks in _on_two_ranks(given):
+def test_batches_are_watched_only_where_a_callback_may_stop_in_an_epoch(user_callbacks, may_stop) -> None:
+    for callbacks in _on_two_ranks(user_callbacks):
         (guard,) = [callback for callback in callbacks if isinstance(callback, ReplicaGuard)]
         assert guard.stops_within_epoch is may_stop
         assert guard.async_safe is not may_stop

@@ -28,9 +28,9 @@ def _fit(recording, tmp_path, replicas=1, epochs=3, callbacks=(), adopted=True, 
     else:
         bench = recording.Bench(replicas)
     bench.compile()
-    given = bench.job.callbacks(list(callbacks), run_dir=tmp_path / "a" / "run")
+    all_callbacks = bench.job.callbacks(list(callbacks), run_dir=tmp_path / "a" / "run")
     data = bench.job.shard(recording.samples(9), batch, remainder="carry")
-    history = bench.fit(data, epochs, given, steps_per_epoch=2, **options).history
+    history = bench.fit(data, epochs, all_callbacks, steps_per_epoch=2, **options).history
     return bench, history, RunDirectory(tmp_path / "a" / "run").read() if reads else None
 
 
@@ -198,9 +198,9 @@ def test_a_directory_that_another_job_uses_is_refused_on_every_rank_before_the_f
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         errors = run_ranks(rank, 2, timeout=1.0)
-    said = f"{tmp_path} is in use by another job: process 4242 on host node7, since 2026-01-31T12:00:00+00:00"
-    assert errors[0].startswith(said)
-    assert errors[1].startswith(f"[rank 1] Rank 0 could not use run_dir: {said}")
+    message = f"{tmp_path} is in use by another job: process 4242 on host node7, since 2026-01-31T12:00:00+00:00"
+    assert errors[0].startswith(message)
+    assert errors[1].startswith(f"[rank 1] Rank 0 could not use run_dir: {message}")
 
 
 def test_the_end_of_a_run_leaves_no_lock_and_a_second_one_need_not_wait(recording, tmp_path) -> None:
@@ -247,14 +247,14 @@ def test_rank_0_alone_writes(recording, tmp_path) -> None:
 
 def _events(directory) -> list[tuple[int, str, object]]:
     (path,) = directory.iterdir()
-    found = []
+    events = []
     for raw in tf.data.TFRecordDataset(str(path)):
         event = tf.compat.v1.Event.FromString(raw.numpy())
         for value in event.summary.value:
             array = tf.make_ndarray(value.tensor)
             content = array.item() if array.ndim == 0 else array[0].decode()
-            found.append((event.step, value.tag, value.metadata.plugin_data.plugin_name, content))
-    return found
+            events.append((event.step, value.tag, value.metadata.plugin_data.plugin_name, content))
+    return events
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -280,8 +280,8 @@ def test_tensorboard_has_the_rate_and_the_decisions(recording, tmp_path, replica
     assert min(norms) > 0
     assert "distlr/collective_seconds" in scalars
     assert scalars["distlr/decisions"] == [(4, 1.0), (6, 2.0)]
-    said = [value for _, _, plugin, value in events if plugin == "text"]
-    assert said == [f"epoch {d['epoch'] + 1}: {d['reason']}" for d in run.decisions]
+    texts = [value for _, _, plugin, value in events if plugin == "text"]
+    assert texts == [f"epoch {d['epoch'] + 1}: {d['reason']}" for d in run.decisions]
 
 
 def test_the_norm_is_that_of_the_averaged_gradients_before_they_are_clipped(recording) -> None:

@@ -25,8 +25,8 @@ def file(tmp_path):
     return path
 
 
-def same(found, expected) -> bool:
-    return found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+def same(actual, expected) -> bool:
+    return actual.keys() == expected.keys() and all(np.array_equal(actual[name], expected[name]) for name in expected)
 
 
 def refusal(path) -> str:
@@ -41,15 +41,15 @@ def refusal(path) -> str:
 def test_every_single_bit_that_flips_is_noticed(file) -> None:
     """Of the length, the header, its padding, the checksum itself and the values."""
     whole = file.read_bytes()
-    said = []
+    messages = []
     with open(file, "r+b", buffering=0) as damaged:
         for place in range(len(whole) * 8):
             at, bit = divmod(place, 8)
             os.pwrite(damaged.fileno(), bytes([whole[at] ^ 1 << bit]), at)
-            said.append(refusal(file))
+            messages.append(refusal(file))
             os.pwrite(damaged.fileno(), whole[at : at + 1], at)
-    assert [place for place, text in enumerate(said) if not text] == []
-    assert all(str(file) in text and "Fix: " in text for text in said)
+    assert [place for place, text in enumerate(messages) if not text] == []
+    assert all(str(file) in text and "Fix: " in text for text in messages)
     assert same(read_checkpoint(file)[0], ARRAYS)
 
 
@@ -103,7 +103,7 @@ def test_a_file_of_before_checksums_is_read_and_that_is_said(file, caplog) -> No
         ({"format": "1", "run": "[]"}, "its 'run' is no object"),
     ],
 )
-def test_text_that_no_run_has_written(file, text, said) -> None:
+def test_text_that_no_run_has_written(file, text, message) -> None:
     file.write_bytes(safetensors.numpy.save({"a": np.ones(1)}, text))
-    with pytest.raises(StateError, match=said):
+    with pytest.raises(StateError, match=message):
         read_checkpoint(file)

@@ -13,12 +13,12 @@ BATCH = GlobalBatch(4, base_batch=4, samples_per_epoch=40)  # ten updates an epo
 
 def due(interval, steps, epoch=0):
     """The steps at which it is due, where each is seen to."""
-    found = []
+    due_steps = []
     for step in range(1, steps + 1):
         if interval.is_due(epoch, step):
             interval.done(epoch, step)
-            found.append(step)
-    return found
+            due_steps.append(step)
+    return due_steps
 
 
 @pytest.mark.parametrize(

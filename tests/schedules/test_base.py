@@ -91,8 +91,8 @@ def test_keras_shapes_are_right_to_1e_12(name):
     schedule, by_hand = CASES[name]
     times = [0, 1, 69, 70, 71, 99.5, 100, 101, 300, 899, 900, 901, 1000, 1999, 2000.5, 2001, 9999, 21_094, 30_000]
     precise = as_float64(schedule)
-    found = [float(precise(f64(t))) for t in times]
-    np.testing.assert_allclose(found, [by_hand(t) for t in times], rtol=1e-12, atol=1e-17)
+    rates = [float(precise(f64(t))) for t in times]
+    np.testing.assert_allclose(rates, [by_hand(t) for t in times], rtol=1e-12, atol=1e-17)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -59,7 +59,7 @@ def test_every_shape_has_its_entry() -> None:
 
 def test_every_shape_is_exported() -> None:
     modules = [
-        importlib.import_module(f"distlr.schedules.{found.name}") for found in pkgutil.iter_modules(schedules.__path__)
+        importlib.import_module(f"distlr.schedules.{info.name}") for info in pkgutil.iter_modules(schedules.__path__)
     ]
     public = [getattr(module, name) for module in modules for name in module.__all__]
     shapes = {cls for cls in public if isinstance(cls, type) and issubclass(cls, Schedule)}
@@ -82,11 +82,11 @@ def test_every_name_is_in_the_documents() -> None:
     rows = re.findall(
         r"^\| (`[^|]*`) \|(.*)", (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8"), re.MULTILINE
     )
-    told = {name for names, _ in rows for name in re.findall(r"`([^`]+)`", names)}
+    documented = {name for names, _ in rows for name in re.findall(r"`([^`]+)`", names)}
     missing = [
         f"docs/schedules.md: its table has no row for {name!r}. Add | `{name}` | `{cls.__name__}` | what it does |."
         for name, cls in NAMES.items()
-        if name not in told
+        if name not in documented
     ]
     assert not missing, "\n".join(missing)
 
@@ -97,8 +97,8 @@ def test_every_name_is_in_the_documents() -> None:
 )
 def test_exact_values(schedule, values) -> None:
     times = [float(t) for t, _ in values]
-    found = as_float64(schedule)(tf.constant(times, tf.float64)).numpy()
-    np.testing.assert_allclose(found, [rate for _, rate in values], rtol=1e-12, atol=1e-12)
+    rates = as_float64(schedule)(tf.constant(times, tf.float64)).numpy()
+    np.testing.assert_allclose(rates, [rate for _, rate in values], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("t_mul", [1.1, 1.5, 2.0, 3.0, 10.0])

@@ -120,8 +120,8 @@ def test_per_epoch_changes_with_the_epoch_on_both_clocks(clock):
     batch = GlobalBatch(8, replicas=4, base_batch=8, accumulation=2, samples_per_epoch=1003)
     schedule = scale(PerEpoch([0.1, 0.2, 0.3]), batch, "none", clock=clock)
     steps = batch.steps_per_epoch
-    found = [float(schedule(step)) for step in (0, steps - 1, steps, 2 * steps - 1, 2 * steps)]
-    assert found == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3], **EXACT)
+    rates = [float(schedule(step)) for step in (0, steps - 1, steps, 2 * steps - 1, 2 * steps)]
+    assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3], **EXACT)
 
 
 @pytest.mark.parametrize(("low", "high"), [(2**24, 2**24 + 1), (2**31, 2**31 + 1)])

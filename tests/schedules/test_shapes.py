@@ -76,16 +76,16 @@ def test_every_epoch_of_a_long_run_begins_at_its_own_first_sample():
 
 
 def test_the_function_is_asked_once_an_epoch_and_never_again():
-    asked = []
+    calls = []
 
     def rate(epoch):
-        asked.append(epoch)
+        calls.append(epoch)
         return 0.1 / (epoch + 1)
 
     schedule = PerEpoch(rate, epochs=3, steps_per_epoch=2)
     at(schedule, 3)
     tf.function(schedule)(4)
-    assert asked == [0, 1, 2]
+    assert calls == [0, 1, 2]
 
 
 def halve(epoch, lr):

@@ -94,14 +94,14 @@ def test_the_thread_ends_with_the_watchdog() -> None:
 
 
 def test_the_error_says_who_waited_for_how_long(monkeypatch) -> None:
-    said = []
-    monkeypatch.setattr(module.context.context(), "abort_collective_ops", lambda code, message: said.append(message))
+    messages = []
+    monkeypatch.setattr(module.context.context(), "abort_collective_ops", lambda code, text: messages.append(text))
     dog = Watchdog(600.0, rank=3)
     dog.end()
     with dog.watching("barrier 'done'"):
         dog.end()
-    assert said[0].startswith("[rank 3] An update has waited for the other workers for 600 s")
-    assert said[1].startswith("[rank 3] barrier 'done' has waited for the other workers for 600 s")
+    assert messages[0].startswith("[rank 3] An update has waited for the other workers for 600 s")
+    assert messages[1].startswith("[rank 3] barrier 'done' has waited for the other workers for 600 s")
 
 
 def test_a_strategy_has_one_and_the_last_time_counts() -> None:

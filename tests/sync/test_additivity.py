@@ -225,11 +225,11 @@ def test_what_begins_at_0_and_is_no_sum(metric) -> None:
 
 @pytest.mark.parametrize("metric", UNKNOWN, ids=lambda metric: metric.__name__)
 def test_what_cannot_be_tried_says_why(metric) -> None:
-    made = metric()
-    verdict = try_updates(made, data(), {})
+    untried = metric()
+    verdict = try_updates(untried, data(), {})
     assert verdict.sums is None
     assert UNKNOWN[metric] in verdict.reason
-    assert float(made.state.numpy()) == 0
+    assert float(untried.state.numpy()) == 0
 
 
 def test_a_trial_leaves_no_trace_in_a_function_of_the_metric() -> None:
@@ -297,8 +297,8 @@ def test_what_adds_up_is_tried_once_and_counts_as_before(caplog) -> None:
     check.watch()
     check.check_reset()
     assert "update_state" in vars(metric)
-    found = model.train_on_batch(X, Y, return_dict=True)
-    assert found["mine"] == found["mae"] == 1
+    results = model.train_on_batch(X, Y, return_dict=True)
+    assert results["mine"] == results["mae"] == 1
     assert "update_state" not in vars(metric)
     function = model.train_function
     check.end()
@@ -362,10 +362,10 @@ def test_around_an_evaluation() -> None:
 
 
 def test_what_has_counted_already(caplog) -> None:
-    mine = Largest()
-    check_counted([M.Mean(), DeclaredLargest(), Inside(), mine, mine], is_root=True)
+    largest = Largest()
+    check_counted([M.Mean(), DeclaredLargest(), Inside(), largest, largest], is_root=True)
     assert [record.getMessage().split("'")[1] for record in caplog.records] == ["mine", "mine"]  # Inside, Largest
-    check_counted([mine], is_root=True)
+    check_counted([largest], is_root=True)
     assert len(caplog.records) == 2
 
 

@@ -332,9 +332,9 @@ def remarks(tmp_path):
         if [finding.name for finding in findings] == [str(path)]:
             assert findings[0].status == "OK"
             return {}
-        found = {int(f.name.removeprefix(f"{path}:")): (f.status, f.found, f.to_do) for f in findings}
-        assert len(found) == len(findings), "two findings on one line"
-        return found
+        by_line = {int(f.name.removeprefix(f"{path}:")): (f.status, f.found, f.to_do) for f in findings}
+        assert len(by_line) == len(findings), "two findings on one line"
+        return by_line
 
     return reading
 
@@ -342,12 +342,12 @@ def remarks(tmp_path):
 @pytest.mark.parametrize("text", snippets(WRONG).values(), ids=snippets(WRONG))
 def test_what_is_wrong_is_found_on_its_line(remarks, text) -> None:
     marks = {i: line.split("#!")[1].split("|") for i, line in enumerate(text.splitlines(), 1) if "#!" in line}
-    found = remarks(text)
-    assert found.keys() == marks.keys()
+    actual = remarks(text)
+    assert actual.keys() == marks.keys()
     for line, (status, words, to_do) in marks.items():
-        assert found[line][0] == status.strip()
-        assert words.strip() in found[line][1]
-        assert to_do.strip() in found[line][2]
+        assert actual[line][0] == status.strip()
+        assert words.strip() in actual[line][1]
+        assert to_do.strip() in actual[line][2]
 
 
 @pytest.mark.parametrize("text", snippets(RIGHT).values(), ids=snippets(RIGHT))

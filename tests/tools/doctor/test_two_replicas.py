@@ -72,10 +72,10 @@ def test_the_update_of_two_replicas_is_measured(tmp_path, monkeypatch, four_cpus
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "argv", [*sys.argv])
     monkeypatch.setattr(sys, "modules", {**sys.modules})
-    found = splitting._compared(written(tmp_path, loss, size))
-    assert found["factor"] == pytest.approx(LOSSES[loss], rel=1e-5)
-    assert found["left"] < 1e-5
-    assert not found["noisy"]
+    result = splitting._compared(written(tmp_path, loss, size))
+    assert result["factor"] == pytest.approx(LOSSES[loss], rel=1e-5)
+    assert result["left"] < 1e-5
+    assert not result["noisy"]
 
 
 @pytest.mark.processes
@@ -120,8 +120,8 @@ def measured(factor: float, left: float = 1e-7, noisy: bool = False) -> dict[str
         ),
     ],
 )
-def test_what_is_said_of_it(found, status, words) -> None:
-    finding = two_replicas.compared("train.py", found, Ended(None, "", ""))
+def test_what_is_said_of_it(result, status, words) -> None:
+    finding = two_replicas.compared("train.py", result, Ended(None, "", ""))
     assert (finding.name, finding.status) == ("train.py: one update on two replicas", status)
     assert words in finding.found
     assert bool(finding.to_do) == (status != "OK")
