@@ -107,7 +107,7 @@ def test_several_processes_without_an_engine_are_refused(monkeypatch, environ, o
 
 
 @pytest.mark.parametrize(
-    ("environ", "options", "error", "said"),
+    ("environ", "options", "error", "message"),
     [
         ({ENGINE: "gloo"}, {}, ConfigurationError, "`engine`.*'horovod', 'mpi', 'multi-worker'"),
         ({ENGINE: "multi-worker"}, {}, DistributionError, "neither TF_CONFIG nor Slurm names them.*tf_config.sh"),

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from restarts import Killed
 
 import distlr
 from distlr.callbacks.base_rates import BaseRates
@@ -169,10 +170,6 @@ def test_it_is_there_only_where_it_is_needed() -> None:
         assert any(isinstance(callback, BaseRates) for callback in job.callbacks(user_callbacks)) is needed
 
 
-class _Killed(Exception):
-    """Stands for the end of the process."""
-
-
 @pytest.mark.parametrize("with_batch", [True, False])
 def test_an_epoch_that_is_resumed_is_not_scheduled_once_more(tmp_path, with_batch) -> None:
     """Halved at the beginning of each of four epochs: 0.1 / 16 of the base batch's in the last one."""
@@ -189,7 +186,7 @@ def test_an_epoch_that_is_resumed_is_not_scheduled_once_more(tmp_path, with_batc
             def on_train_batch_end(self, batch, logs=None):
                 steps.append(batch)
                 if len(steps) == die_at:
-                    raise _Killed
+                    raise Killed
 
         scheduler = K.LearningRateScheduler(lambda epoch, lr: lr * 0.5)
         all_callbacks = job.callbacks([scheduler, Die(), distlr.callbacks.Checkpoint(directory, "1ba")])
@@ -199,6 +196,6 @@ def test_an_epoch_that_is_resumed_is_not_scheduled_once_more(tmp_path, with_batc
 
     expected = BASE / 16 * (FACTOR if with_batch else 1.0)
     assert rate_at_the_end(tmp_path / "whole", None) == pytest.approx(expected)
-    with pytest.raises(_Killed):
+    with pytest.raises(Killed):
         rate_at_the_end(tmp_path / "killed", 6)
     assert rate_at_the_end(tmp_path / "killed", None) == pytest.approx(expected)

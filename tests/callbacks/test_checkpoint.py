@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import itertools
 import json
@@ -17,14 +16,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from identical_ranks import IdenticalRanks
+from identical_ranks import job_on
+from restarts import Killed, locked_by_another_job, logs_by_epoch
 
 import distlr
 from distlr.callbacks import Checkpoint
 from distlr.checkpoint.store import CheckpointDirectory, read_checkpoint
 from distlr.communicators import SingleCommunicator
 from distlr.errors import ConfigurationError, DistlrError, NonFiniteError, StateError
-from distlr.job import Job
 from distlr.testing import run_ranks
 
 pytestmark = pytest.mark.replicas
@@ -34,10 +33,6 @@ SAMPLES, EPOCHS = 70, 4
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(SAMPLES, 6)).astype("float32")
 Y = (X.sum(axis=1, keepdims=True) > 0).astype("float32")
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 class Watch(K.Callback):
@@ -76,10 +71,7 @@ class Run:
         **options,
     ):
         keras.utils.set_random_seed(3)
-        if ranks > 1:
-            self.job = job = Job(tf.distribute.get_strategy(), "horovod", IdenticalRanks(ranks))
-        else:
-            self.job = job = distlr.init(environ={}, simulate=simulate if simulate > 1 else None)
+        self.job = job = job_on(ranks, simulate if simulate > 1 else None)
         batch = job.batch(per_replica=per_replica, base_batch=4, samples_per_epoch=SAMPLES, accumulation=accumulation)
         with job.scope():
             inner = [keras.layers.Dense(5), keras.layers.BatchNormalization(momentum=0.8)]
@@ -107,7 +99,7 @@ class Run:
                 shuffle=False,
                 verbose=0,
             )
-            self.logs = {epoch: {n: v[i] for n, v in history.history.items()} for i, epoch in enumerate(history.epoch)}
+            self.logs = logs_by_epoch(history)
 
     @property
     def weights(self):
@@ -427,12 +419,8 @@ def test_a_directory_that_another_job_uses_is_refused_on_every_rank(tmp_path) ->
             callback._continue()
         return str(info.value)
 
-    with open(tmp_path / "checkpoints.lock", "w") as file:
-        file.write('{"host": "node7", "pid": 4242, "since": "2026-01-31T12:00:00+00:00"}')
-        file.flush()
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked_by_another_job(tmp_path, "checkpoints.lock") as message:
         errors = run_ranks(rank, 2, timeout=1.0)
-    message = f"{tmp_path} is in use by another job: process 4242 on host node7, since 2026-01-31T12:00:00+00:00"
     assert errors[0].startswith(message)
     assert errors[1].startswith(f"[rank 1] Rank 0 could not continue: {message}")
     assert step.exists()

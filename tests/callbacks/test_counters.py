@@ -10,6 +10,7 @@ import textwrap
 import keras
 import numpy as np
 import pytest
+from restarts import Killed
 
 import distlr
 from distlr.callbacks import JobCallback
@@ -22,10 +23,6 @@ K = keras.callbacks
 X = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
 SCORES = [3.0, 1.0, 2.0, 2.5, 1.5, 4.0, 5.0, 6.0]  # the best is in the second epoch
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 class Score(K.Callback):

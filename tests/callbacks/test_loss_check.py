@@ -275,7 +275,7 @@ class ShowsItsLoss(OwnStep):
         return {"shown": self.shown.result()}
 
 
-@pytest.mark.parametrize(("times", "shows", "told"), [(1.0, 0.5, True), (2.0, 1.0, False)])
+@pytest.mark.parametrize(("times", "shows", "warns"), [(1.0, 0.5, True), (2.0, 1.0, False)])
 def test_a_mean_of_a_loss_that_is_divided_by_the_replicas_is_told_of(strategy, caplog, times, shows, warns) -> None:
     models = []
 

@@ -95,15 +95,15 @@ def test_within_a_stage_the_order_given_stays(tmp_path) -> None:
     assert ordered(deciders[::-1]) == deciders[::-1]
 
 
-def test_a_saver_saves_the_cut_of_its_epoch(recording, tmp_path) -> None:
-    bench = recording.Bench(1)
+def test_a_saver_saves_the_cut_of_its_epoch(rate_bench, tmp_path) -> None:
+    bench = rate_bench.Bench(1)
     batch = bench.batch(4, 4, samples_per_epoch=4)
     bench.adopt(batch)
     bench.compile()
     saver = K.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True)
     plateau = ReduceLROnPlateau("val_loss", factor=0.5, patience=1)
-    callbacks = bench.job.callbacks([saver, recording.Overwrite([1.0, 1.0]), plateau])
-    bench.fit(bench.job.shard(recording.samples(4), batch), 2, callbacks)
+    callbacks = bench.job.callbacks([saver, rate_bench.Overwrite([1.0, 1.0]), plateau])
+    bench.fit(bench.job.shard(rate_bench.samples(4), batch), 2, callbacks)
     assert bench.optimizer.multiplier == 0.5
     for epoch, multiplier in ((1, 1.0), (2, 0.5)):
         bench.model.load_weights(tmp_path / f"{epoch}.weights.h5")
@@ -111,9 +111,9 @@ def test_a_saver_saves_the_cut_of_its_epoch(recording, tmp_path) -> None:
         assert bench.optimizer.samples_seen == 4 * epoch
 
 
-def test_two_plateaus_on_one_metric_are_refused(recording) -> None:
+def test_two_plateaus_on_one_metric_are_refused(rate_bench) -> None:
     """They would share one state, and cut after half the patience."""
-    job = recording.Bench(1).job
+    job = rate_bench.Bench(1).job
     with pytest.raises(ConfigurationError, match=r"2 ReduceLROnPlateau watch val_loss/min.*leave all but one out"):
         job.callbacks([ReduceLROnPlateau("val_loss", patience=4), ReduceLROnPlateau("val_loss", patience=100)])
     job.callbacks([ReduceLROnPlateau("val_loss"), ReduceLROnPlateau("loss")])
@@ -148,7 +148,7 @@ class Stops(JobCallback):
 
 
 @pytest.mark.parametrize(
-    ("given", "may_stop"),
+    ("user_callbacks", "may_stop"),
     [
         ([K.EarlyStopping()], False),
         ([K.TerminateOnNaN()], True),

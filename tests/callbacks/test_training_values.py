@@ -9,6 +9,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from restarts import Killed
 
 import distlr
 from distlr.checkpoint.store import CheckpointDirectory, read_checkpoint
@@ -20,10 +21,6 @@ K = keras.callbacks
 RATE, MOMENTUM, STEPS, EPOCHS = 0.05, 0.9, 3, 4
 X = np.random.default_rng(0).normal(size=(8 * STEPS, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 class Watch(K.Callback):

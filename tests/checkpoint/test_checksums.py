@@ -92,7 +92,7 @@ def test_a_file_of_before_checksums_is_read_and_that_is_said(file, caplog) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ({"format": "1", "run": "[" * 100_000}, "nested too deeply"),
         ({"format": "1", "run": '{"rate": 1e999}'}, "1e999 is no finite number"),

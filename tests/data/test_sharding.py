@@ -179,7 +179,7 @@ X, Y = np.zeros((40, 2), np.float32), np.zeros(40, np.float32)
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "says"),
+    ("user_data", "error", "says"),
     [
         ((X[:39], Y[:39]), ConfigurationError, "39 samples and the batch was told samples_per_epoch=40.*=39"),
         ((X[:20], Y[:20]), ConfigurationError, "2 times too fast.*batched or sharded already"),

@@ -224,7 +224,7 @@ def test_a_worker_that_hangs_ends_the_updates_of_the_others(launching) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "said"),
+    ("mode", "message"),
     [
         # At distlr's next collective, at once: no watchdog is needed.
         ("uneven", "ended with DistributionError: The ranks' data ended at different batches before barrier 'done'"),

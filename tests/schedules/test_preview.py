@@ -49,7 +49,7 @@ def test_boundaries_and_restarts_are_marked_to_the_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "options", "said"),
+    ("schedule", "options", "text"),
     [
         (K.ExponentialDecay(0.1, 10, 0.01), {}, "under 1e-12 from epoch"),
         (schedules.Cosine(0.1, RUN), {"replicas": 4, "warmup": "21ep"}, "more than half of the run of 40 epochs"),
@@ -72,7 +72,7 @@ CLIMBING = K.CosineDecay(0.0, RUN, warmup_target=0.1, warmup_steps=RUN // 8)
 
 
 @pytest.mark.parametrize(
-    ("schedule", "said"),
+    ("schedule", "text"),
     [
         (CLIMBING, None),  # at 0 for one point
         (schedules.Cosine(0.1, RUN), None),
@@ -98,7 +98,7 @@ def test_the_length_of_the_run() -> None:
         plan(0.1, [batch()], epochs=0)
 
 
-@pytest.mark.parametrize(("decay", "clock", "said"), [(4, None, 0), (1, None, 1), (1, "steps", 0)])
+@pytest.mark.parametrize(("decay", "clock", "count"), [(4, None, 0), (1, None, 1), (1, "steps", 0)])
 def test_a_run_says_that_its_schedule_is_in_steps_of_the_global_batch(caplog, decay, clock, count) -> None:
     """16 samples in batches of 4 at a base of 1: an epoch is 4 steps, or 16 base steps."""
     job = distlr.init(environ={})

@@ -15,7 +15,7 @@ L = keras.losses.MeanSquaredError
 
 
 @pytest.mark.parametrize(
-    ("loss", "ranks", "factor", "said"),
+    ("loss", "ranks", "factor", "expected"),
     [
         ("mse", 4, 8, []),
         (L(), 4, 8, []),

@@ -44,7 +44,7 @@ def test_the_memory_of_the_gpu_that_is_visible_is_split(driver, monkeypatch, vis
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "message"),
     [
         (None, "No such file"),
         ("exit 9", "exit status 9"),

@@ -152,7 +152,7 @@ def test_a_loaded_optimizer_that_averages_otherwise_is_refused(tmp_path) -> None
         model.fit(x, x, verbose=0, callbacks=[hvd.callbacks.BroadcastGlobalVariablesCallback(0)])
 
 
-@pytest.mark.parametrize("given", [{}, {"op": hvd.Average}, {"average_aggregated_gradients": True}])
+@pytest.mark.parametrize("options", [{}, {"op": hvd.Average}, {"average_aggregated_gradients": True}])
 def test_what_the_reduction_was_told_comes_back_with_the_model(tmp_path, options) -> None:
     """Two passes, of the gradients 1 + rank and twice that: their sum over passes and ranks, unless told otherwise."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])

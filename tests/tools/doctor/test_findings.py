@@ -28,7 +28,7 @@ def test_python(version, status) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "found", "to_do"),
+    ("probed", "status", "words", "to_do"),
     [
         ({}, "error", "not installed", "distlr[cpu]"),
         ({"error": "ImportError: libx.so"}, "error", "ImportError: libx.so", "distlr[cpu]"),
@@ -47,7 +47,7 @@ def test_tensorflow(probed, status, words, to_do) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "found", "to_do"),
+    ("probed", "status", "words", "to_do"),
     [
         ({}, "error", "not installed", "keras>=3"),
         ({"error": "No module named 'jax'"}, "error", "No module named 'jax'", "KERAS_BACKEND=tensorflow"),
@@ -76,7 +76,7 @@ WITH_CUDA, WITHOUT = {"version": "2.21.0", "cuda": True}, {"version": "2.21.0", 
 
 
 @pytest.mark.parametrize(
-    ("asked", "driver", "hidden", "status", "found"),
+    ("probed", "driver", "hidden", "status", "words"),
     [
         (WITHOUT, 0, None, "OK", "No GPU"),
         ({**WITH_CUDA, "gpus": 1}, 1, None, "OK", "1 GPU"),
@@ -118,7 +118,7 @@ def test_of_the_environment_only_what_launchers_distlr_and_keras_read_is_shown()
 
 
 @pytest.mark.parametrize(
-    ("program", "path", "version", "status", "found"),
+    ("program", "path", "version", "status", "words"),
     [
         ("srun", None, None, "OK", "needed only for ranks under Slurm"),
         ("srun", "/a/srun", exited("slurm 22.05\n"), "OK", "slurm 22.05, /a/srun"),
@@ -148,7 +148,7 @@ OTHER = {"version": "4.1.2", "library": "Mine 1.0"}
 
 
 @pytest.mark.parametrize(
-    ("asked", "mpirun", "status", "found"),
+    ("probed", "mpirun", "status", "words"),
     [
         ({}, None, "OK", "not installed"),
         ({"version": "4.1.2", "error": "libmpi.so.40"}, None, "warning", "libmpi.so.40"),
@@ -172,7 +172,7 @@ BUILT = {"version": "0.28.1", "gloo": True, "mpi": True, "nccl": False}
 
 
 @pytest.mark.parametrize(
-    ("asked", "gpus", "status", "found"),
+    ("probed", "gpus", "status", "words"),
     [
         ({}, 0, "OK", "Not installed"),
         (BUILT, 0, "OK", "0.28.1, built with gloo, MPI; it loads with this TensorFlow"),
@@ -232,7 +232,7 @@ AVERAGED = [rank(0, 0.375), rank(1, 0.375)]
 
 
 @pytest.mark.parametrize(
-    ("found", "ended", "status", "words"),
+    ("results", "ended", "status", "words"),
     [
         (AVERAGED, exited(""), "OK", "equal, and those of the mean gradient"),
         (

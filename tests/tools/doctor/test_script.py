@@ -440,7 +440,7 @@ CHAINS = {
 
 @pytest.mark.parametrize("line", CHAINS.values(), ids=CHAINS)
 def test_a_long_script_costs_as_much_a_line_as_a_short_one(tmp_path, load_helper, line) -> None:
-    operations_of = load_helper(Path(__file__).parents[2] / "_operations.py").operations_of
+    operations_of = load_helper(Path(__file__).parents[2] / "_operation_count.py").operations_of
     costs = []
     for count in (200, 800):
         script = tmp_path / f"{count}.py"

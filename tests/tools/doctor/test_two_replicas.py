@@ -100,7 +100,7 @@ def measured(factor: float, left: float = 1e-7, noisy: bool = False) -> dict[str
 
 
 @pytest.mark.parametrize(
-    ("found", "status", "words"),
+    ("result", "status", "words"),
     [
         (measured(1.00001), "OK", "It is that on one replica, of the same samples."),
         (measured(2.0), "error", "2 times that on one replica"),

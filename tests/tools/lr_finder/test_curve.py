@@ -78,7 +78,7 @@ def swept(losses, *, smoothing=0.0, stop_at=4.0):
 
 
 @pytest.mark.parametrize(
-    ("losses", "ends_at", "said"),
+    ("losses", "ends_at", "text"),
     [
         ([2, 1, 3.9, 1], 4, "all rates up to 1 were tried"),
         ([2, 1, 4.1, 1], 3, "over 4 times its best, 1"),

@@ -147,10 +147,10 @@ def test_the_data_is_where_it_was_for_a_loop_of_ones_own(job) -> None:
         (2, "plain", 1),
     ],
 )
-def test_the_rates_that_are_applied(recording, caplog, replicas, kind, accumulation) -> None:
+def test_the_rates_that_are_applied(rate_bench, caplog, replicas, kind, accumulation) -> None:
     options = {"gradient_accumulation_steps": accumulation} if accumulation > 1 else {}
     rate = keras.optimizers.schedules.CosineDecay(0.1, 30, alpha=0.01) if kind == "schedule" else 0.1
-    bench = recording.Bench(replicas, rate, **options)
+    bench = rate_bench.Bench(replicas, rate, **options)
     batch = bench.batch(
         8 // replicas // accumulation, base_batch=4, accumulation=accumulation, samples_per_epoch=SAMPLES
     )
@@ -161,7 +161,7 @@ def test_the_rates_that_are_applied(recording, caplog, replicas, kind, accumulat
         bench.optimizer.climb(0.25, 60)
     before = np.float32(bench.optimizer.learning_rate.numpy())
     bench.compile()
-    data = bench.job.shard(recording.samples(SAMPLES), batch, seed=0)
+    data = bench.job.shard(rate_bench.samples(SAMPLES), batch, seed=0)
     with caplog.at_level(logging.INFO, logger="distlr"):
         result = distlr.find_lr(bench.job, bench.model, data, low=1e-4, high=1.0, steps=14)
         assert "during warmup" not in caplog.text
@@ -187,24 +187,24 @@ def test_the_loss_is_each_steps_own(job) -> None:
     assert result.smoothed == result.losses
 
 
-def test_an_update_that_was_begun_is_ended_first(recording) -> None:
-    bench = recording.Bench(1, 0.1, gradient_accumulation_steps=3)
+def test_an_update_that_was_begun_is_ended_first(rate_bench) -> None:
+    bench = rate_bench.Bench(1, 0.1, gradient_accumulation_steps=3)
     batch = bench.batch(4, base_batch=4, accumulation=3, samples_per_epoch=48)
     bench.adopt(batch)
     bench.compile()
-    data = bench.job.shard(recording.samples(48), batch, seed=0)
+    data = bench.job.shard(rate_bench.samples(48), batch, seed=0)
     bench.fit(data.take(2))
     result = distlr.find_lr(bench.job, bench.model, data, low=1e-4, high=1.0, steps=5)
     assert bench.rates() == result.rates
 
 
-def test_several_steps_an_execution_are_still_one_rate_each(recording) -> None:
-    bench = recording.Bench(1, 0.1)
+def test_several_steps_an_execution_are_still_one_rate_each(rate_bench) -> None:
+    bench = rate_bench.Bench(1, 0.1)
     batch = bench.batch(8, base_batch=4, samples_per_epoch=SAMPLES)
     bench.adopt(batch)
     bench.compile(steps_per_execution=3)
     result = distlr.find_lr(
-        bench.job, bench.model, bench.job.shard(recording.samples(SAMPLES), batch), low=1e-4, steps=7
+        bench.job, bench.model, bench.job.shard(rate_bench.samples(SAMPLES), batch), low=1e-4, steps=7
     )
     assert bench.rates() == result.rates
     assert bench.model.steps_per_execution == 3
@@ -260,7 +260,7 @@ def test_a_model_that_is_not_built(job) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"low": 0.0}, "`low` must be a finite number above 0"),
         ({"low": 1e-50}, "`low` must be at least"),

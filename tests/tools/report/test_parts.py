@@ -196,7 +196,7 @@ def test_colours_differ_for_all_readers(scheme, page) -> None:
 
 
 def test_many_decisions_cost_as_much_each_as_few(load_helper, sample) -> None:
-    operations_of = load_helper(pathlib.Path(__file__).parents[2] / "_operations.py").operations_of
+    operations_of = load_helper(pathlib.Path(__file__).parents[2] / "_operation_count.py").operations_of
     costs = []
     for count in (100, 400):
         epochs = [{"epoch": i, "lr_multiplier": 0.5**i, "learning_rate": 0.1} for i in range(count)]

@@ -8,6 +8,7 @@ import logging
 import keras
 import numpy as np
 import pytest
+from restarts import Killed
 
 import distlr
 from distlr.callbacks import Checkpoint, NonFiniteGuard
@@ -20,10 +21,6 @@ SAMPLES = 64
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(SAMPLES, 4)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 class Watch(keras.callbacks.Callback):
