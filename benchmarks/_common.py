@@ -1,4 +1,4 @@
-"""What the benchmarks share: ratios of pairs, ranks of this script, jobs, memory, and the last line that they print."""
+"""Helpers of the benchmarks: ratios of pairs, ranks of this script, jobs, memory, and the last line that they print."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def patience(backend: str) -> float:
 
 
 def written(words: Callable[[Path], list[str]], limit: float, **variables: str) -> Any:
-    """What a job of its own writes, as JSON, into the file that it is given.
+    """Starts a job of its own, and returns the JSON that it writes into the file that it is given.
 
     Args:
         words: the command, for the file's path.
         limit: seconds after which it is an error.
-        **variables: of its environment.
+        **variables: variables for its environment.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"

@@ -215,7 +215,7 @@ def _section_large_batch(models: dict[str, Any], results: dict[str, Any]) -> lis
 
 
 def _training(results: dict[str, Any], model: str, k: int) -> str:
-    """What the training accuracy was, where it was kept for the same seeds."""
+    """The training accuracy, where it was recorded for the same seeds."""
     arms = results.get("large_batch_training", {}).get(model, {})
     base, ours = arms.get("base", {}).get("1", {}), arms.get("distlr", {}).get(str(k), {})
     both = sorted(base.keys() & ours.keys())

@@ -1,4 +1,4 @@
-"""What the benchmarks printed, as `results.json` has it."""
+"""Turns the output of the benchmarks into the shape of `results.json`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Rows = list[dict[str, Any]]
 
 
 def shaped(name: str, runs: Rows) -> dict[str, Any]:
-    """One object of what the runs of a benchmark printed."""
+    """Combines the output of the runs of a benchmark into one object."""
     return _SHAPES[name](runs)
 
 

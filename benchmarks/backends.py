@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a step costs on two replicas: simulated in one process, on Horovod's ranks, on a multi-worker strategy.
+"""The cost of a step on two replicas: simulated in one process, on Horovod's ranks, on a multi-worker strategy.
 
 Each arm is a job of its own, started anew each round, in an order drawn anew; it trains the reference script's model on
 random images, and rank 0 takes the wall time of a `fit` after one that traced. The ratios are to the simulated

@@ -32,7 +32,7 @@ LATENCY, BANDWIDTH, MANY = 5e-6, 1e10, 4096
 
 
 def epoch_end(comm: Any, policy: Any, state: Any, epoch: int) -> tuple[Any, Any]:
-    """One epoch's end: four collectives. Gives the plateau's state and its decision, and checks all that is known."""
+    """One epoch's end: four collectives. Returns the plateau's state and its decision, and checks both and the sums."""
     from distlr.communicators.bundles import Bundle, exchange_bundles, reduce_over
     from distlr.plateau.policy import Decision, PlateauState
 
@@ -60,7 +60,7 @@ def epoch_end(comm: Any, policy: Any, state: Any, epoch: int) -> tuple[Any, Any]
 
 
 def rank(epochs: int, path: Path) -> None:
-    """What each rank runs."""
+    """The code of each rank."""
     from distlr.communicators.mpi import MpiCommunicator
     from distlr.plateau.policy import PlateauPolicy
 
@@ -87,7 +87,7 @@ def rank(epochs: int, path: Path) -> None:
 
 
 def measure(ranks: int, epochs: int) -> dict[str, Any]:
-    """Starts so many ranks and reads what rank 0 wrote."""
+    """Starts so many ranks and reads the file of rank 0."""
     words = [str(ROOT / "launch" / "mpirun.sh"), "-np", str(ranks), __file__, "--epochs", str(epochs), "--inside"]
     variables = {"PYTHON": sys.executable, "VIRTUAL_ENV": sys.prefix}
     variables |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -96,7 +96,7 @@ def measure(ranks: int, epochs: int) -> dict[str, Any]:
 
 
 def predicted(bytes_a_collective: float, collectives: float) -> dict[str, float]:
-    """Seconds of an epoch's end on 4,096 ranks, by the model; and what a rank receives."""
+    """Seconds of an epoch's end on 4,096 ranks, by the model, and the megabytes that a rank receives."""
     transfer = (MANY - 1) * bytes_a_collective / BANDWIDTH
     seconds = collectives * (math.log2(MANY) * LATENCY + transfer)
     return {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What an epoch's end costs on the ranks of Horovod, with 1, 5 and 20 metrics: distlr beside the mean of the ranks.
+"""The cost of an epoch's end on the ranks of Horovod, with 1, 5 and 20 metrics: distlr beside the mean of the ranks.
 
     python benchmarks/epoch_end.py [--ranks 4] [--rounds 15]
 
@@ -29,7 +29,7 @@ HOOKS = ("on_epoch_end", "on_test_begin", "on_test_end")
 
 
 def mean_of_ranks(job: Any) -> Any:
-    """As Horovod's `MetricAverageCallback`, whose own raises on Keras 3."""
+    """Does what Horovod's `MetricAverageCallback` does, which raises on Keras 3."""
     import horovod.tensorflow as hvd
     import keras
     import tensorflow as tf
@@ -121,7 +121,7 @@ class Arm:
         return float(np.median(self.timed.seconds[2:])), collectives
 
     def collectives(self) -> int:
-        """How many there were so far: of distlr's, or of the mean's."""
+        """The number of collectives so far: of distlr, or of the mean of the ranks."""
         return self.job.communicator.log.total if self.averaging is None else type(self.averaging).calls
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What exchanging gradients costs on two ranks: distlr on Horovod beside the leanest exchange, Horovod's own
+"""The cost of exchanging gradients on two ranks: distlr on Horovod beside the leanest exchange, Horovod's own
 optimizer on legacy Keras, and `tf.distribute`.
 
     python benchmarks/gradient_exchange.py [--parameters 10000 1000000 50000000] [--rounds 10]

@@ -34,7 +34,7 @@ SAMPLES, ELASTIC_EPOCHS = 330, 30
 
 
 def steps_of(directory: Path, attempt: str, rank: int) -> list[str]:
-    """What a rank noted; of the last line, which may be half, nothing."""
+    """The steps that a rank noted, without a last line that is incomplete."""
     path = directory / f"{attempt}-{rank}.txt"
     return path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
 
@@ -59,7 +59,7 @@ class RandomKiller:
 
 
 def trial(launcher: str, size: int, whole: Path, directory: Path, rng: random.Random, span: float) -> dict:
-    """One job, killed once; begun anew where it ended before its moment came."""
+    """Runs one job that is killed once, and again if it ended before it was to be killed."""
     for _ in range(10):
         shutil.rmtree(directory, ignore_errors=True)
         rank = rng.randrange(size)

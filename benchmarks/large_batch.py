@@ -109,7 +109,7 @@ class ReplicaNormalization(layers.BatchNormalization):
 
 
 class Setting(NamedTuple):
-    """A model, and what it is trained with."""
+    """A model and the settings of its training."""
 
     make: Callable[[Norm], keras.Model]
     rate: float  # of SGD, at the base batch
@@ -169,12 +169,12 @@ def grid(models: list[str], ks: list[int], seeds: int, arms: list[str]) -> Itera
 
 
 def runs(path: Path) -> list[dict[str, Any]]:
-    """What was trained so far."""
+    """The runs that the file has so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def tables(path: Path) -> list[dict[str, Any]]:
-    """What was trained, for each setting, with the runs at k = 1 of the one that is the same there."""
+    """The runs of each setting, with those at k = 1 of the setting that is the same there."""
     trained = runs(path)
     names = {run["model"] for run in trained}
     shared = [

@@ -31,7 +31,7 @@ LIMIT = 200  # seconds a job
 
 
 def inside(path: Path, backend: str, arm: str) -> None:
-    """One rank: trains, and rank 0 writes what it holds then."""
+    """The code of one rank: it trains, and rank 0 then writes its resident memory."""
     start(backend, REPLICAS[backend])
     import distlr
 

@@ -97,7 +97,7 @@ def measured(script: str, arguments: list[str]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """The machine that the benchmarks run on."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
@@ -109,7 +109,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what was measured."""
+    """The versions of the packages that are measured."""
     names = ("distlr", "keras", "tensorflow", "tensorflow-cpu", "horovod", "tf_keras", "mpi4py", "numpy")
     by_name = {"python": platform.python_version()}
     for name in names:
@@ -121,7 +121,7 @@ def versions() -> dict[str, str]:
 
 
 def write(folder: Path, results: dict[str, Any]) -> None:
-    """The files, with the large batches as they are by now."""
+    """Writes the files, with the runs of large batches so far."""
     runs = large_batch.tables(large_batch.OUT)
     results |= {name: shaped(name, runs) for name in ("large_batch", "large_batch_training")}
     draw(folder / "large_batch.png", results["large_batch"])

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a training step costs with distlr, beside the same model with a constant rate and nothing of distlr's callbacks.
+"""The cost of a training step with distlr, beside the same model with a constant rate and no callback of distlr.
 
     python benchmarks/step_overhead.py [--backend simulated] [--rounds 20] [--steps 400]
 
@@ -142,7 +142,7 @@ def SetFromPython() -> Any:
 
 
 def seconds(job: Any, arm: Arm) -> np.ndarray:
-    """What one run took: CPU of all processes, and wall."""
+    """The seconds of one run: CPU time of all processes, and wall time."""
     job.communicator.barrier(tag="begin")
     cpu, wall = time.process_time(), time.perf_counter()
     arm()
@@ -154,7 +154,7 @@ def seconds(job: Any, arm: Arm) -> np.ndarray:
 def measure(job: Any, arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str, dict[str, np.ndarray]]:
     """By arm and clock, one a round: the pairs (seconds of the arm, seconds of the arm that it is compared with).
 
-    `short` holds the seconds of the short fits likewise.
+    `short` holds the seconds of the short fits in the same form.
     """
     for both in arms.values():
         for arm in (*both, *both):

@@ -64,7 +64,7 @@ def init(
         workers: "host:port" of each worker of a multi-worker strategy, the same list on all. The launcher, or
             the one entry with this machine's name, tells which of them a process is.
         timeout: seconds that a rank waits for others before the job ends with an error (at the start, and in the
-            engine's collectives; Horovod's own variable HOROVOD_STALL_SHUTDOWN_TIME_SECONDS goes before it).
+            engine's collectives; Horovod's own variable HOROVOD_STALL_SHUTDOWN_TIME_SECONDS has precedence).
         environ: the environment to read; `os.environ` by default.
 
     Its lines go to the log `distlr`; where the application has configured no logging, to the console as well. Elsewhere

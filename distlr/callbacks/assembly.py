@@ -44,14 +44,14 @@ def assembled(
     run_dir: str | os.PathLike[str] | None,
     explain: Callable[[], dict[str, Any]],
 ) -> list[Any]:
-    """What `job.callbacks` gives; see there.
+    """Returns the list of `job.callbacks`; see there.
 
     Args:
         callbacks: the user's.
         communicator: the job's.
-        local_replicas: of this process.
+        local_replicas: the number of replicas of this process.
         audit: the job's check of a run.
-        positions: of the job's training data.
+        positions: the positions of the job's training data.
         run_dir: see `job.callbacks`.
         explain: gives the parts of the formula.
 

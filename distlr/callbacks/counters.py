@@ -1,4 +1,4 @@
-"""What callbacks count, which Keras begins anew in each process: best values, epochs without improvement, steps."""
+"""The counters of callbacks, which Keras resets in each process: best values, epochs without improvement, steps."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ NOT_KEPT: Mapping[str, tuple[str, ...]] = {
 DECLARED = "distlr_state"
 """The attribute of a class that names what is to be kept of a callback of one's own."""
 
-# Where a callback of one's own stands, which it notes anew, and no count.
+# These attributes say where a callback stands; it sets them anew, and they are no counters.
 _PLACES = frozenset({"batch", "current_epoch", "epoch", "step"})
 _ARRAYS = "callback/"
 
@@ -72,12 +72,12 @@ _log = logging.getLogger("distlr")
 class Counters:
     """Reads the counters of a job's callbacks for a checkpoint, and gives them back to those of the next process.
 
-    Of Keras' own it knows them by `KEPT`; a user's class names its own as `distlr_state = ("best", "wait")`: numbers,
-    strings, arrays, None, and lists of them. A callback is known again by its class, the metric that it monitors, and
-    its number among those. What is written has no code in it: JSON, and arrays beside it.
+    It knows those of Keras' callbacks by `KEPT`; a user's class names its own as `distlr_state = ("best", "wait")`:
+    numbers, strings, arrays, None, and lists of them. A callback is recognized by its class, the metric that it
+    monitors, and its number among those. The saved counters are JSON and arrays, without any code.
 
     Args:
-        callbacks: all of this rank, in order; writers are on rank 0 alone.
+        callbacks: all callbacks of this rank, in order; writers are on rank 0 alone.
 
     Raises:
         ConfigurationError: `distlr_state` is no sequence of names of attributes.
@@ -129,12 +129,12 @@ class Counters:
         return Bundle(arrays, note={"kept": attributes, "lost": lost})
 
     def restore(self, communicator: Communicator, note: Any, arrays: Mapping[str, np.ndarray]) -> None:
-        """Gives all ranks what rank 0 has read in a checkpoint. Collective.
+        """Gives all ranks the counters that rank 0 has read from a checkpoint. Collective.
 
         Args:
             communicator: the job's.
-            note: of `read`, the same on every rank; None where the checkpoint has none.
-            arrays: of `read`, on rank 0.
+            note: the note that `read` returned, the same on every rank; None if the checkpoint has none.
+            arrays: the arrays that `read` returned, on rank 0.
 
         Raises:
             StateError: it is not what `read` gave.
@@ -156,10 +156,10 @@ class Counters:
             _log.warning("Begun anew, where the run before had counted: %s", _advice(key, names))
 
     def assign(self, note: Any, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, list[str]]]:
-        """Gives the callbacks what `read` gave, after their own `on_train_begin`.
+        """Assigns the values that `read` returned to the callbacks, after their own `on_train_begin`.
 
         Returns:
-            By callback: what was kept, and the names of what was not.
+            By callback: the attributes that were kept, and the names of those that were not.
 
         Raises:
             StateError: it is not what `read` gave; nothing has changed then.
@@ -180,7 +180,7 @@ class Counters:
         return attributes, lost
 
     def ended_by(self) -> str | None:
-        """The callback that had stopped the run, and would still; None where the run goes on."""
+        """The callback that stopped the run and would stop it again; None if the run goes on."""
         for key, callback in self._callbacks.items():
             if not isinstance(callback, keras.callbacks.EarlyStopping) or callback.stopped_epoch <= 0:
                 continue
@@ -195,7 +195,7 @@ class Counters:
         return any(getattr(callback, "best_weights", None) is not None for callback in self._callbacks.values())
 
     def _changed(self, key: str) -> list[str]:
-        """The numbers of a callback that are others than at the beginning, and that nobody keeps."""
+        """The numbers of a callback that have changed since the beginning and that nobody keeps."""
         callback, before = self._callbacks[key], self._before[key]
         ignored = {*_PLACES, *_kept_attributes(callback), *_of_keras(callback, NOT_KEPT)}
         now = {name: value for name, value in _numbers(callback).items() if name.lstrip("_") not in ignored}
@@ -209,7 +209,7 @@ class Counters:
 
 
 def append_to_logs(callbacks: Sequence[Any]) -> None:
-    """Lets each `CSVLogger` go on in its file, which it would empty as a run is continued; before `on_train_begin`."""
+    """Makes each `CSVLogger` append to its file, which it would empty; call it before `on_train_begin`."""
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.CSVLogger) and not callback.append:
             callback.append = True
@@ -239,7 +239,7 @@ def _of_keras(callback: Any, table: Mapping[str, tuple[str, ...]]) -> tuple[str,
 
 
 def _is_users(callback: Any) -> bool:
-    """Whether a callback may count what nobody knows of: neither Keras' own, nor one of distlr's."""
+    """Whether a callback is neither Keras' nor distlr's, and so may have counters that nobody knows."""
     kinds = [kind for kind in type(callback).__mro__ if kind.__module__.partition(".")[0] == "distlr"]
     known = any(kind is not JobCallback and kind not in ADAPTATIONS for kind in kinds)
     return not known and type(callback).__module__.partition(".")[0] != "keras"

@@ -22,21 +22,21 @@ _log = logging.getLogger("distlr")
 
 _READ = "read what was asked for by hand"
 _TOLD = 200  # refused requests that a run warns of; the others are among its decisions alone
-_LOOKS = 10  # that are taken at once where a run begins or ends
+_LOOKS = 10  # looks at most, as a run begins or ends
 _LONGEST_NAME = 120  # letters of a file's name that are shown
 
 
 class ManualControl(JobCallback):
     """Does what `distlr control RUN_DIR` asks for; `job.callbacks(run_dir=)` adds it.
 
-    Rank 0 looks for requests every so many batches and at each epoch's end, and checks them. That there is one travels
-    to the other ranks with the gradients; at the next look all of them hear of it, rank 0 broadcasts what it has
-    decided, and every rank applies it before the next step. So nothing is exchanged while nobody asks. Each change is
+    Rank 0 looks for requests every so many batches and at each epoch's end, and checks them. A signal travels
+    to the other ranks with the gradients; at the next look all of them have received it, rank 0 broadcasts its
+    decision, and every rank applies it before the next step. So nothing is exchanged while nobody asks. Each change is
     a decision in the journal, with who asked for it, and so is each request that is refused.
 
-    A run that continues a checkpoint makes the changes again, at the same places, that came after it. One that begins
-    anew, also for want of a checkpoint, has none of them. A request that nobody has answered is done by the run that
-    continues only within its time limit.
+    A run that continues a checkpoint makes the changes that came after it again, at the same places. A run that begins
+    anew, also for want of a checkpoint, makes none of them. A continued run carries out a request that nobody has
+    answered only within its time limit.
 
     Args:
         run_dir: the run's directory.
@@ -64,7 +64,7 @@ class ManualControl(JobCallback):
 
     @property
     def acts_on_rate(self) -> bool:
-        """Of a plain optimizer it changes nothing, and says so."""
+        """False for a plain optimizer, whose rate it does not change; a warning says that."""
         return isinstance(self.core, ScaledOptimizer)
 
     def __init__(self, run_dir: str | os.PathLike[str], every: int = 50) -> None:
@@ -75,22 +75,22 @@ class ManualControl(JobCallback):
         self.has_plateau = True
         self._active = self._begun = False
         self._looks = 0
-        self._asked: list[PendingRequest] = []  # rank 0: what is to be decided next
-        self._waiting: list[PendingRequest] = []  # rank 0: what waits for its epoch
-        self._answered: list[tuple[str, bool]] = []  # rank 0: what is to be marked as applied, or refused
+        self._asked: list[PendingRequest] = []  # rank 0: requests that are to be decided next
+        self._waiting: list[PendingRequest] = []  # rank 0: requests that wait for their epoch
+        self._answered: list[tuple[str, bool]] = []  # rank 0: requests that are to be marked as applied or refused
         self._accepted: set[str] = set()  # rank 0: names of requests that wait, and have no time limit any more
         self._since = 0  # rank 0: a request that came before is not of this run; by the clock of the file system
         self._refusals = 0
-        self._epochs: set[int] = set()  # for which something waits, on every rank
+        self._epochs: set[int] = set()  # the epochs that requests wait for, on every rank
         self._again: list[dict[str, Any]] = []  # changes of before a restart, in the order of their places
         self._epoch = 0
 
     def bind_plateau(self, has_plateau: bool) -> None:
-        """Says whether there is a plateau that can be paused; called by `job.callbacks`."""
+        """Tells the callback whether there is a plateau that can be paused; called by `job.callbacks`."""
         self.has_plateau = has_plateau
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Makes the place for requests."""
+        """Makes the optimizer's state for changes by hand, or warns that requests are not read."""
         optimizer = self.core
         self._begun = False
         self._active = isinstance(optimizer, ScaledOptimizer)
@@ -107,14 +107,14 @@ class ManualControl(JobCallback):
         optimizer.steer()  # its state is made on every rank
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Finds out, once, what was asked for before. Collective then."""
+        """Reads, once, the requests and changes of before; collective then."""
         self._epoch, self._looks = epoch, 0
         if self._active and not self._begun:
             self._begun = True
             self._begin(epoch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks, where it is time: after an update."""
+        """Looks for requests if a look is due, after an update."""
         if not self._active:
             return
         self._mark()
@@ -127,14 +127,14 @@ class ManualControl(JobCallback):
             self._look(Moment.BATCH)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks, and does what was asked for the epoch that comes next."""
+        """Looks for requests, and applies those for the epoch that comes next."""
         if self._active:
             self._mark()
             self._do_again(Moment.EPOCH_END)
             self._look(Moment.EPOCH_END)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Answers what nobody will answer any more."""
+        """Refuses all requests that are left."""
         if not self._active or not self.communicator.is_root:
             return
         self._mark()
@@ -146,14 +146,14 @@ class ManualControl(JobCallback):
 
     @property
     def _signals(self) -> StepSignals:
-        """Where the request travels; on several ranks nothing is read without (`_active`)."""
+        """The signals that carry a request; on several ranks nothing is read without them (`_active`)."""
         assert self.step_signals is not None
         return self.step_signals
 
     # -- the run begins ------------------------------------------------------------------------------
 
     def _begin(self, epoch: int) -> None:
-        """What came before: nothing for a new run, all changes since the checkpoint for one that is continued."""
+        """Restores earlier changes: none for a new run, those since the checkpoint for a continued one. Collective."""
         tag = f"changes by hand, as epoch {epoch + 1} begins"
         reply = from_root(self.communicator, lambda: self._state_at_begin(epoch), tag=tag, what=_READ)
         self._epochs = set()
@@ -171,13 +171,13 @@ class ManualControl(JobCallback):
         fresh = not self.journal.resumed and (epoch == 0 or int(self.core.iterations.numpy()) == 0)
         changes, answered = ([], {}) if fresh else (read_changes(self.run), answers(self.run))
         self._accepted = {name for name, kind in answered.items() if kind == "asked"}
-        waiting, self._waiting, self._asked = [*self._waiting, *self._asked], [], []  # of an earlier fit
+        waiting, self._waiting, self._asked = [*self._waiting, *self._asked], [], []  # those of an earlier fit
         back = self.directory.take_back()
         self._since = self.directory.file_time() if fresh else 0
         for pending in [*waiting, *self._all_pending()]:
             kind = answered.get(pending.name, "asked")
             if kind != "asked" and (pending.name in back or not self.directory.was_settled(pending.name)):
-                self._answered.append((pending.name, kind == "control"))  # a crash came between the two
+                self._answered.append((pending.name, kind == "control"))  # a crash came between the answer and its mark
             elif fresh:
                 self._refuse(pending, pending.refused or "It was there before the run began.")
             else:
@@ -188,7 +188,7 @@ class ManualControl(JobCallback):
         return {"steered": list(steered), "again": again, "asked": bool(self._asked)}
 
     def _do_again(self, moment: Moment) -> None:
-        """The changes whose place the run has come to."""
+        """Makes the changes again whose place the run has reached."""
         while self._again:
             change = self._again[0]
             if Place.of(change) > Place(self.drawn, moment):
@@ -203,7 +203,7 @@ class ManualControl(JobCallback):
     # -- a look --------------------------------------------------------------------------------------
 
     def _look(self, moment: Moment) -> None:
-        """Hears what was asked for at the last look, then looks."""
+        """Applies the requests of the last look, then looks for new ones."""
         is_single = self.communicator.size == 1
         due = moment == Moment.EPOCH_END and self._epoch + 2 in self._epochs  # before the epoch that comes next, from 1
         if not is_single and (due or self._signals.has_received(StepSignal.MANUAL_CONTROL)):
@@ -217,7 +217,7 @@ class ManualControl(JobCallback):
             self._decide(moment)
 
     def _all_pending(self) -> list[PendingRequest]:
-        """All that lies there, within bounds."""
+        """All requests in the directory, up to a limit."""
         pending: list[PendingRequest] = []
         for _ in range(_LOOKS):
             looked = self.directory.look()
@@ -239,7 +239,7 @@ class ManualControl(JobCallback):
             self._asked.append(pending)
 
     def _is_late(self, pending: PendingRequest) -> bool:
-        """Whether the time limit of a request has passed; one that was accepted for its epoch has none any more."""
+        """Whether a request's time limit has passed; a request that was accepted for an epoch has none any more."""
         if pending.expires is None or pending.name in self._accepted:
             return False
         return self.directory.file_time() > pending.expires
@@ -273,7 +273,7 @@ class ManualControl(JobCallback):
     # -- a decision ----------------------------------------------------------------------------------
 
     def _decide(self, moment: Moment) -> None:
-        """Rank 0 decides on what was asked for, and every rank does it. Collective."""
+        """Rank 0 decides on the requests, and every rank applies the decision. Collective."""
         tag = f"changes by hand in epoch {self._epoch + 1}"
         reply = from_root(self.communicator, lambda: self._decision(moment), tag=tag, what=_READ)
         self._epochs = set(reply["epochs"])

@@ -1,4 +1,4 @@
-"""The order of callbacks: what checks, what writes into the logs, what decides, what saves, what reports."""
+"""The order of callbacks: checks, writers into the logs, deciders, savers, reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KERAS = keras.callbacks
 
 _log = logging.getLogger("distlr")
 
-# Of Keras' callbacks; a class that is derived from one of these has its stage, of several the first here.
+# The stages of Keras' callbacks. A derived class has the stage of its base, or of the first one here that is a base.
 _KERAS_STAGES = {
     _KERAS.LearningRateScheduler: Stage.DECIDE,
     _KERAS.ReduceLROnPlateau: Stage.DECIDE,
@@ -71,7 +71,7 @@ def check_savers(callbacks: Sequence[Any]) -> None:
 
 
 def watches_numbers(callbacks: Sequence[Any]) -> bool:
-    """Whether something given decides already what a NaN does."""
+    """Whether one of the callbacks already decides what happens at a NaN."""
     return any(isinstance(callback, (NonFiniteGuard, _KERAS.TerminateOnNaN)) for callback in callbacks)
 
 
@@ -79,7 +79,7 @@ def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]
     """The callbacks of a job of several ranks: with those that it needs, without those that are rank 0's alone.
 
     Args:
-        callbacks: of one rank.
+        callbacks: the callbacks of one rank.
         communicator: the job's.
 
     >>> from distlr.callbacks import LearningRateLogger

@@ -29,15 +29,15 @@ class SyncMetrics(JobCallback):
 
     The metrics' states are summed, not their results: exact for shards of different sizes and empty ones, for a rank
     without validation data, for AUC, precision and recall. One collective an epoch, whatever the number of metrics.
-    What a `train_step` or `test_step` of your own returns beside them becomes the mean of the ranks' last values. So
-    what other callbacks see in `on_epoch_end` is the same on every rank.
+    Other values that a `train_step` or `test_step` of your own returns become the mean of the ranks' last values. So
+    other callbacks see the same logs in `on_epoch_end` on every rank.
 
     The float weights that are not trained (batch normalization's moving statistics) become their mean over the ranks
     before the validation uses them: a model that has such needs one more collective where it is validated.
 
     Where a `tf.distribute` strategy spans the ranks, Keras' own reading of a metric is the sum over them already: then
-    this only keeps the ranks in step, of which each must read whenever another does, and gives a rank that had
-    nothing to validate the others' results.
+    this only keeps the ranks in step, since each must read whenever another does, and gives the others' results to a
+    rank without validation data.
 
     Ranks as threads, of which one has seen three times as many samples:
 
@@ -66,15 +66,15 @@ class SyncMetrics(JobCallback):
         self._check: MetricsCheck | None = None
         self._metrics: EagerMetrics | GraphMetrics | None = None
         self._trained: dict[str, Any] | None = None  # this rank's states of the training
-        self._training: dict[str, float] | None = None  # the results of all ranks'
+        self._training: dict[str, float] | None = None  # the results of all ranks
         self._others: list[dict[str, float]] = []  # by rank, what else is in its logs
         self._validates = self._any_validates = False
-        self._begins_with_validation = False  # the epoch, whose training was in another process
+        self._begins_with_validation = False  # the epoch that was trained in another process
         self.validation_was_cut = False
         """Whether what this rank's validation has given is of a part of it; after `on_epoch_end` of any rank's."""
 
     def set_model(self, model: Any) -> None:
-        """Has metrics that distlr does not know tried before their first update."""
+        """Arranges that metrics unknown to distlr are tried before their first update."""
         super().set_model(model)
         replicas = model.distribute_strategy.num_replicas_in_sync
         self._check = MetricsCheck(model, is_root=self.communicator.is_root, by_strategy=replicas > 1)
@@ -96,7 +96,7 @@ class SyncMetrics(JobCallback):
         self._begins_with_validation = True
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Takes the training's states before Keras resets them for the validation; collective where statistics are."""
+        """Reads the training's states before Keras resets them for validation. Collective if there are statistics."""
         if self._in_fit:
             self._validates = True
             if self._spans or not self._begins_with_validation:
@@ -142,7 +142,7 @@ class SyncMetrics(JobCallback):
         return _beside(logs, metrics)
 
     def _exchange_training(self, others: dict[str, float]) -> None:
-        """The training's states; exchanged now where the ranks must meet before any of them validates."""
+        """Reads the training's states, and exchanges them now if statistics must be equal before any rank validates."""
         self._trained = {} if self._spans else self._current().states()
         if not self._spans and not has_statistics(self.model):
             return
@@ -160,7 +160,7 @@ class SyncMetrics(JobCallback):
             self.model.get_metrics_result()
 
     def _combine(self, epoch: int, logs: dict[str, Any], others: dict[str, float]) -> None:
-        """The results of all ranks' states: of those that were not exchanged yet, in one collective."""
+        """Exchanges, in one collective, the states that were not yet, and computes the results of all ranks."""
         assert self._metrics is not None
         assert self._trained is not None
         before, now = self._metrics, self._current()
@@ -183,7 +183,7 @@ class SyncMetrics(JobCallback):
             logs.update({f"val_{name}": value for name, value in now.results(validated).items()})
 
     def _combine_validation(self, epoch: int, logs: dict[str, Any]) -> None:
-        """The results of the validation alone; of a rank that has validated nothing Keras has built no metrics."""
+        """The results of the validation alone; Keras has built no metrics on a rank that has validated nothing."""
         metrics = self._current() if self._validates and are_built(self.model.metrics) else None
         names = set() if metrics is None else metrics.names()
         note = {"others": _beside(logs, names), "was_cut": self.validation_was_cut, "has_metrics": metrics is not None}
@@ -198,7 +198,7 @@ class SyncMetrics(JobCallback):
         logs.update(validated)
 
     def _read_notes(self, notes: list[dict[str, Any]]) -> None:
-        """What each rank says beside its metrics' states, of its validation."""
+        """Reads what each rank reports on its validation besides the metrics' states."""
         self._others = [note["others"] for note in notes]
         self.validation_was_cut = any(note["was_cut"] for note in notes)
 

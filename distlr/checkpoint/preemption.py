@@ -1,4 +1,4 @@
-"""What a process is asked for by signals, and how all ranks of a job come to do it at the same step."""
+"""Requests to a process by signals, which all ranks of a job carry out at the same step."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ REASONS = {
 
 
 class Signals:
-    """Listens to signals, and passes what they ask for on to the other ranks, with the gradients.
+    """Listens to signals, and passes their requests to the other ranks, with the gradients.
 
     Args:
-        names: of the signals.
+        names: the names of the signals.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -48,29 +48,29 @@ class Signals:
         return bool(self.names)
 
     def listen(self) -> None:
-        """Takes the signals over; in the main thread, to which alone Python gives them."""
+        """Installs the handlers of the signals, in the main thread: Python delivers signals to no other."""
         if threading.current_thread() is not threading.main_thread():
             return
         for name in self.names:
             number = signal.Signals[name]
             before = signal.signal(number, self._on_signal)
             earlier = getattr(before, "__self__", None)
-            if isinstance(earlier, Signals):  # of a training that an error ended
+            if isinstance(earlier, Signals):  # left by a training that ended with an error
                 before = earlier._before.get(number, signal.SIG_DFL)
             self._before[number] = before
 
     def stop(self) -> None:
-        """Gives the signals back."""
+        """Restores the earlier handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
 
     def requests(self, communicator: Communicator, reducer: GradientReducer | None) -> set[StepSignal]:
-        """What is to be done now: alone what was asked for, on several ranks what all have heard of.
+        """The requests to carry out now: on one rank all, on several ranks those that all of them have received.
 
         Args:
             communicator: the job's.
-            reducer: of the optimizer's gradients, with which signals travel; without one the ranks receive none.
+            reducer: the gradient reducer of the optimizer, which carries signals; without one the ranks receive none.
         """
         if communicator.ranks_changed:
             self._asked.add(StepSignal.REGROUP)
@@ -86,7 +86,7 @@ class Signals:
         return kinds
 
     def done(self, kinds: Iterable[StepSignal], communicator: Communicator, reducer: GradientReducer | None) -> None:
-        """Forgets what has been done."""
+        """Forgets requests that were carried out."""
         for kind in kinds:
             self._asked.discard(kind)
             if kind == StepSignal.LEAVE:

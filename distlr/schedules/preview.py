@@ -1,4 +1,4 @@
-"""The rate over a run, before the run: what the formula gives on each number of replicas; what looks like a mistake."""
+"""The rate over a run, before the run: the formula on each number of replicas, with warnings about likely mistakes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Curve", "Mark", "plan", "wrong_steps"]
 
 _POINTS = 2001
 _TINY = 1e-12
-_JUMP = 0.1  # of the peak, between neighbouring points
+_JUMP = 0.1  # share of the peak, between neighbouring points
 _SUPPORTED = {
     # SGD on 8,192 = 32 x 256 samples; LAMB on 65,536 = 128 x 512.
     "linear": (32, "Goyal et al. 2017, arXiv 1706.02677"),
@@ -31,8 +31,8 @@ class Mark:
     """Something that happens to the rate.
 
     Attributes:
-        epoch: when.
-        what: "the warmup ends", or that the rate falls or rises in one step.
+        epoch: the time, in epochs.
+        what: "the warmup ends", or a text about a rate that falls or rises in one step.
     """
 
     epoch: float
@@ -48,8 +48,8 @@ class Curve:
         schedule: the formula.
         epochs: times, in epochs, from 0 to the end of the run.
         rates: the rate at each of them, in float64.
-        marks: what happens, in order.
-        warnings: what is probably a mistake, a sentence each.
+        marks: the events, in order.
+        warnings: likely mistakes, a sentence each.
     """
 
     batch: GlobalBatch
@@ -77,8 +77,8 @@ def plan(
     `lr(t) = schedule(t) * factor(k) * warmup(t)` with `t` in base steps; see `schedules.Scaled`.
 
     Args:
-        schedule: written for the base batch: a Keras schedule, or a number.
-        batches: one for each number of replicas, with `samples_per_epoch`.
+        schedule: the schedule for the base batch: a Keras schedule, or a number.
+        batches: one batch for each number of replicas, with `samples_per_epoch`.
         rule: see `distlr.scaling`.
         warmup: a duration, or None.
         epochs: the length of the run; by default the batch's `duration`.
@@ -172,13 +172,13 @@ def _warnings(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.n
 
 
 def _stretches(where: np.ndarray) -> list[tuple[int, int]]:
-    """The first and the last point of each stretch where something holds; one point is none: a curve may touch 0."""
+    """The first and the last point of each stretch where a condition holds; a single point does not count."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], where, [False]])))
     return [(first, end - 1) for first, end in edges.reshape(-1, 2).tolist() if end - first > 1]
 
 
 def wrong_steps(scaled: Scaled, epochs: float) -> str | None:
-    """What to say of a schedule that seems to be written in steps of the global batch, where time is in base steps.
+    """A warning about a schedule that seems to be written in steps of the global batch, although time is in base steps.
 
     Args:
         scaled: the formula.

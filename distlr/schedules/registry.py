@@ -38,7 +38,7 @@ _SHORT = {
 
 
 def fill_names(exports: Iterable[Any]) -> None:
-    """Takes what the package exports, from its `__init__`: so this module neither imports nor lists the shapes."""
+    """Registers the package's exports, called by its `__init__`; so this module neither imports nor lists shapes."""
     classes = [export for export in exports if isinstance(export, type) and issubclass(export, Schedule)]
     shapes = {cls.name: cls for cls in classes if cls.name is not None}
     NAMES.update(sorted({**_KERAS_NAMES, **shapes}.items()))
@@ -57,10 +57,10 @@ def get(spec: Any, batch: GlobalBatch | None = None, *, path: str = "schedule") 
         spec: `{"name": "cosine", "initial": 0.1, "steps": 1000}`, with schedules inside as dicts again; a number is
             a constant rate, and a schedule is itself.
         batch: turns durations into base steps: `"steps": "90ep"`.
-        path: what to call it in messages.
+        path: its name in messages.
 
     Raises:
-        ConfigurationError, ConfigurationTypeError: with the path to what cannot be right.
+        ConfigurationError, ConfigurationTypeError: a part is wrong; the message has the path to it.
 
     >>> schedule = get({"name": "floor", "floor": 0.01, "schedule": {"name": "cosine", "initial": 0.1, "steps": 10}})
     >>> [round(float(schedule(t)), 4) for t in (0, 5, 10)]

@@ -23,7 +23,8 @@ def local_gpus() -> tf.distribute.Strategy | None:
 def pin_gpu(local_rank: int, local_size: int) -> None:
     """Gives this process the GPU of its local rank alone, with memory that grows as it is used.
 
-    With fewer GPUs than processes they share: a simulator, which a warning says. Without any there is nothing to do.
+    With fewer GPUs than processes some share one: such a job is a simulation, and a warning says so. Without a GPU
+    nothing is done.
 
     Raises:
         DistributionError: TensorFlow has started already, on all GPUs.

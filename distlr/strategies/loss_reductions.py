@@ -1,4 +1,4 @@
-"""Losses that are another number on several replicas than on one device, by how they are reduced over a batch."""
+"""Losses whose reduction over a batch gives another number on several replicas than on one device."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["check_one_loss_a_sample", "reduction_warnings"]
 
 
 def reduction_warnings(loss: Any, ranks: int, factor: float = 1.0) -> list[str]:
-    """What to say of a compiled loss on several replicas, a sentence for each reduction that is no mean over samples.
+    """Warnings about a compiled loss on several replicas, a sentence for each reduction that is no mean over samples.
 
     Each replica reduces its own share of the batch. With `sum_over_batch_size` (the default) and `mean` the mean of
     equal shares is the mean of the batch. With others it is not:
 
     Args:
-        loss: what `compile` was given: a loss, or a structure of them.
-        ranks: over how many ranks the gradients are averaged; 1 where a strategy adds those of all replicas up.
-        factor: that the rate is scaled by for the batch.
+        loss: the argument of `compile`: a loss, or a structure of losses.
+        ranks: the number of ranks over which gradients are averaged; 1 if a strategy adds up those of all replicas.
+        factor: the factor that scales the rate for the batch.
 
     >>> reduction_warnings(["mse", keras.losses.MeanSquaredError()], ranks=2, factor=8)
     []
@@ -55,7 +55,7 @@ def reduction_warnings(loss: Any, ranks: int, factor: float = 1.0) -> list[str]:
 
 
 def check_one_loss_a_sample(losses: tf.Tensor) -> None:
-    """Refuses what is not of shape (samples,) or (samples, 1), where the mean over the batch is to be taken.
+    """Refuses losses of another shape than (samples,) or (samples, 1): their mean over the batch is needed.
 
     Raises:
         ConfigurationError: it is a scalar, or has several numbers a sample.

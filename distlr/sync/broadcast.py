@@ -21,11 +21,11 @@ _DECIDERS = "states of deciders"
 def broadcast_state(
     communicator: Communicator, model: Any, optimizer: Any = None, terms: Mapping[str, Any] | None = None
 ) -> None:
-    """Gives every rank rank 0's weights and optimizer variables, and lets the optimizer take steps from then on.
+    """Gives every rank rank 0's weights and optimizer variables, and allows the optimizer to step from then on.
 
-    Broadcast are `model.weights` (batch normalization's moving statistics among them) and all variables of the
-    optimizer: its slots and iterations, the multiplier, the clock and what a plateau remembers. Not broadcast are
-    the states of seed generators, or every rank would draw the same dropout masks, and those of metrics.
+    It broadcasts `model.weights` (batch normalization's moving statistics among them) and all variables of the
+    optimizer: its slots and iterations, the multiplier, the clock and the state of a plateau. It does not broadcast
+    the states of seed generators, or every rank would draw the same dropout masks, nor those of metrics.
 
     Collective: first the ranks compare what they have, so that two that built different models
     both say so.
@@ -49,7 +49,7 @@ def broadcast_state(
             try:
                 with strategy_of(optimizer).scope():
                     optimizer.build(model.trainable_variables)
-            except StateError as error:  # of what rank 0 alone has loaded
+            except StateError as error:  # an error in the state that rank 0 alone has loaded
                 communicator.refuse("broadcast_json", _DECIDERS, error)
         optimizer_variables: dict[str, Any] = {}
         if isinstance(core, ScaledOptimizer):
@@ -81,7 +81,7 @@ def broadcast_state(
 def broadcast_optimizer(communicator: Communicator, optimizer: Any) -> None:
     """Gives every rank rank 0's state of an adopted optimizer beside `model.optimizer`, as far as it has any.
 
-    Its slots are made when it is applied first, where the script has not built it: nobody else knows for which weights.
+    If the script has not built it, its slots are made when it is first applied: only then its weights are known.
     Collective.
 
     Raises:
@@ -121,7 +121,7 @@ def broadcast_variables(communicator: Communicator, variables: Sequence[Any], *,
 
 
 def check_equal(communicator: Communicator, parts: dict[str, Any], *, tag: str, note: Any = None) -> list[Any]:
-    """Refuses, on every rank, what differs by rank. Collective; the values themselves travel only if they differ.
+    """Refuses, on every rank, values that differ by rank. Collective; the values are exchanged only if they differ.
 
     Args:
         communicator: the job's.
@@ -153,13 +153,13 @@ def check_equal(communicator: Communicator, parts: dict[str, Any], *, tag: str, 
 
 
 def _difference(values: Sequence[Any], value: Any) -> str:
-    """One rank's value, in short where any two ranks differ in a part of it.
+    """One rank's value, shortened to the part in which any two ranks differ.
 
-    Of a list that is the first entry in which they differ, and its length; of a dict the entries in which they differ.
+    For a list that is the first entry that differs, and its length; for a dict the entries that differ.
 
     Args:
-        values: by rank.
-        value: of the rank.
+        values: the values by rank.
+        value: the value of the rank.
     """
     if all(isinstance(other, dict) for other in values):
         common = [name for name in value if all(other.get(name, ...) == value[name] for other in values)]

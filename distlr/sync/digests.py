@@ -21,8 +21,8 @@ def weights_digests(model: Any, strategy: tf.distribute.Strategy, *, trained_alo
     """SHA-256 of all weights, one digest for each replica of this process, over that replica's own copy.
 
     Args:
-        model: whose weights.
-        strategy: whose replicas.
+        model: the model with the weights.
+        strategy: the strategy with the replicas.
         trained_alone: leave out the weights that are not trained.
     """
     weights = model.trainable_weights if trained_alone else model.weights
@@ -37,7 +37,7 @@ def weights_digests(model: Any, strategy: tf.distribute.Strategy, *, trained_alo
 
 
 def rank_state(model: Any, optimizer: Any, *, trained_alone: bool = False) -> dict[str, Any]:
-    """What must be equal on every rank, as JSON: numbers with all their bits, and digests; see `weights_digests`."""
+    """The state that must be equal on every rank, as JSON: numbers with all their bits, and digests."""
     optimizer = inner(optimizer)
     state: dict[str, Any]
     if isinstance(optimizer, ScaledOptimizer):
@@ -69,13 +69,13 @@ def compare_ranks(
 
     Args:
         communicator: the job's; used, on every rank, only where the weights differ, to say which.
-        states: what `rank_state` gave, by rank.
-        model: whose weights they are.
-        when: what was compared, for the message.
-        advice: what to do besides.
+        states: the results of `rank_state`, by rank.
+        model: the model with these weights.
+        when: the time of the comparison, for the message.
+        advice: additional advice.
 
     Raises:
-        ReplicaDivergenceError: with a line a field: which ranks have which value.
+        ReplicaDivergenceError: states differ; the message has a line a field, with the ranks of each value.
     """
     fields = [name for name in states[0] if any(state.get(name) != states[0][name] for state in states)]
     if not fields:

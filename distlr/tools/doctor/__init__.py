@@ -1,4 +1,4 @@
-"""What this machine, and a script, will do: `distlr doctor`. TensorFlow is asked in processes of its own."""
+"""`distlr doctor`: checks this machine and a script. TensorFlow runs in processes of its own."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def examine(
     """Looks at Python, TensorFlow, Keras, devices, launchers, MPI and Horovod, and tries one update on two ranks.
 
     Args:
-        script: a Python file to read, too. Where it has a function `setup` as `distlr lr-find` takes it, it is imported
-            in a process of its own, and one update on two replicas compared with one device's.
-        quick: leave out what trains.
+        script: a Python file to read, too. If it has a function `setup` as for `distlr lr-find`, it is imported
+            in a process of its own, and one update on two replicas is compared with one device's.
+        quick: leave out the checks that train.
         environ: the environment to read; `os.environ` by default.
-        waiting: is told what is waited for next, where that takes a while.
+        waiting: is called with a description of each step that takes a while.
 
     Raises:
         ConfigurationError: the script is no Python file.
@@ -66,7 +66,7 @@ def _of_machine(tensorflow: Mapping[str, Any], environ: Mapping[str, str]) -> li
 
 
 def _of_engines(horovod: Mapping[str, Any] | None, gpus: int, environ: Mapping[str, str]) -> list[Finding]:
-    """`horovod`: what `ask` gave, or None where it was not asked, since nothing here can train."""
+    """The findings on engines. `horovod` is the result of `probe_package`, or None if nothing here can train."""
     from distlr.tools.doctor import connections
     from distlr.tools.doctor.processes import probe_package
 
@@ -91,7 +91,7 @@ def _of_ranks(
     findings = []
     for engine in ("horovod", "multi-worker"):
         if engine == "horovod" and (not horovod or "error" in horovod):
-            continue  # said already
+            continue  # reported already
         waiting(f"one update on two ranks ({engine}): some seconds, at most {LIMIT:g}")
         findings += check(engine, environ, gpus=gpus)
     return findings

@@ -2,7 +2,7 @@
 
     python -m distlr.tools.doctor.averaging horovod DIRECTORY SECONDS          # or multi-worker
 
-is what `distlr doctor` runs on each rank. Each writes what it found to DIRECTORY, and ends after so many seconds
+runs on each rank of `distlr doctor`. Each rank writes its result to DIRECTORY, and ends after so many seconds
 whatever it waits for. Under Horovod the same update is done once more with the optimizer that Horovod itself ships.
 """
 
@@ -24,7 +24,7 @@ from distlr._utils.atomic_files import write_bytes
 __all__ = ["main"]
 
 _RANKS = 2
-_RATE, _WEIGHT = 1 / 16, 1.0  # powers of two: what follows is exact in float32
+_RATE, _WEIGHT = 1 / 16, 1.0  # powers of two, so that all results are exact in float32
 _SAMPLES = (1.0, 3.0)  # one a rank: the gradients of (weight * sample - 0)^2 are 2 and 18
 # The weight after one update with the mean gradient; each rank's own gradient gives 0.875 and -0.125.
 _AVERAGED = _WEIGHT - _RATE * sum(2 * _WEIGHT * sample**2 for sample in _SAMPLES) / _RANKS
@@ -58,7 +58,7 @@ def _by_distlr(job: distlr.Job) -> float:
 
 
 def _by_stock_horovod(rank: int) -> dict[str, Any]:
-    """The weight after an update as Horovod's documentation has it, or what it raised."""
+    """The weight after an update as in Horovod's documentation, or its error."""
     try:
         import horovod.tensorflow.keras as hvd
 
@@ -67,7 +67,7 @@ def _by_stock_horovod(rank: int) -> dict[str, Any]:
         x = np.array([[_SAMPLES[rank]]], "float32")
         model.fit(x, np.zeros_like(x), verbose=0)
         return {"stock": _weight(model)}
-    except Exception as error:  # which one is what is asked
+    except Exception as error:  # the type of the error is the result
         return {"stock_error": _error_text(error)}
 
 

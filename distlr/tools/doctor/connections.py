@@ -1,4 +1,4 @@
-"""What connects ranks here: launchers, MPI, Horovod; and what `distlr.init()` would choose."""
+"""The ways to connect ranks here: launchers, MPI, Horovod; and the choice of `distlr.init()`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find(program: str, environ: Mapping[str, str]) -> str | None:
 
 
 def version_of(path: str | None, environ: Mapping[str, str]) -> Ended | None:
-    """What a program says to `--version`; None where there is none."""
+    """The output of a program for `--version`; None if there is no such program."""
     return None if path is None else run([path, "--version"], without_launcher(environ), limit=30)
 
 
@@ -47,8 +47,8 @@ def launcher(program: str, path: str | None, version: Ended | None, horovod: str
 
     Args:
         program: "horovodrun", "mpirun" or "srun".
-        path: what `find` gave.
-        version: what `version_of` gave.
+        path: the result of `find`.
+        version: the result of `version_of`.
         horovod: the version of the Horovod that this Python imports.
     """
     if path is None or version is None:
@@ -68,8 +68,8 @@ def mpi(probed: Mapping[str, Any], mpirun: Ended | None) -> Finding:
     """Whether mpi4py loads, with the MPI library that `mpirun` belongs to.
 
     Args:
-        probed: what `processes.probe_package("mpi4py")` gave.
-        mpirun: what `version_of` gave for it.
+        probed: the result of `processes.probe_package("mpi4py")`.
+        mpirun: the result of `version_of` for it.
     """
     if not probed:
         return Finding("MPI", "OK", 'mpi4py is not installed; needed only for distlr.init("mpi").')
@@ -94,7 +94,7 @@ def horovod(probed: Mapping[str, Any], gpus: int) -> Finding:
     """How Horovod was built, and whether it loads with the installed TensorFlow.
 
     Args:
-        probed: what `processes.probe_package("horovod")` gave.
+        probed: the result of `processes.probe_package("horovod")`.
         gpus: how many TensorFlow sees.
     """
     if not probed:
@@ -112,14 +112,14 @@ def horovod(probed: Mapping[str, Any], gpus: int) -> Finding:
 
 
 def missing(horovod: Mapping[str, Any] | None, mpi: Mapping[str, Any]) -> dict[str, str]:
-    """Of each backend of `Job.backend` that cannot be started here: what to do.
+    """The advice for each backend of `Job.backend` that cannot be started here.
 
     Args:
-        horovod: what `processes.probe_package("horovod")` gave; None where TensorFlow or Keras do not work.
-        mpi: what `processes.probe_package("mpi4py")` gave.
+        horovod: the result of `processes.probe_package("horovod")`; None if TensorFlow or Keras do not work.
+        mpi: the result of `processes.probe_package("mpi4py")`.
     """
     if horovod is None:
-        return dict.fromkeys(("local", "simulated", "multi-worker", "horovod", "mpi"), "First mend what is said above.")
+        return dict.fromkeys(("local", "simulated", "multi-worker", "horovod", "mpi"), "First fix the errors above.")
     remedies = {}
     if not horovod or "error" in horovod:
         remedies["horovod"] = f"{_BUILD}; or start tf.distribute's workers, with launch/tf_config.sh."
@@ -129,12 +129,12 @@ def missing(horovod: Mapping[str, Any] | None, mpi: Mapping[str, Any]) -> dict[s
 
 
 def chosen(environ: Mapping[str, str], gpus: int, missing: Mapping[str, str]) -> Finding:
-    """What `distlr.init()` would do in this environment, and why; its errors are findings.
+    """The choice of `distlr.init()` in this environment, with the reason; its errors are findings.
 
     Args:
         environ: the environment.
         gpus: how many TensorFlow sees.
-        missing: what `missing` gave.
+        missing: the result of `missing`.
     """
     name = "distlr.init()"
     try:
@@ -148,7 +148,7 @@ def chosen(environ: Mapping[str, str], gpus: int, missing: Mapping[str, str]) ->
 
 
 def _why(error: str) -> str:
-    """What an error of the dynamic loader means."""
+    """The meaning of an error of the dynamic loader."""
     meanings = {
         "undefined symbol": ": it was built for another TensorFlow.",
         "has not been built": ": it was built without TensorFlow.",
@@ -159,7 +159,7 @@ def _why(error: str) -> str:
 
 
 def _flavor(text: str) -> tuple[str, str] | None:
-    """Whose MPI a version text is of, and its major version."""
+    """The MPI of a version text, and its major version."""
     for name, pattern in _MPI:
         match = pattern.search(text)
         if match is not None:

@@ -1,4 +1,4 @@
-"""What the machine has: Python, cores, TensorFlow, Keras, GPUs, and what its environment says."""
+"""The machine: Python, cores, TensorFlow, Keras, GPUs, and its environment variables."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tensorflow(probed: Mapping[str, Any]) -> Finding:
     """Whether TensorFlow is installed, loads, and is one that distlr runs on.
 
     Args:
-        probed: what `processes.probe_package` gave.
+        probed: the result of `processes.probe_package`.
     """
     name, (oldest, newest) = "TensorFlow", _TENSORFLOW
     if not probed:
@@ -116,7 +116,7 @@ def devices(probed: Mapping[str, Any], driver: int, environ: Mapping[str, str]) 
     """Whether TensorFlow sees the machine's GPUs; a machine without any is as good.
 
     Args:
-        probed: what `processes.probe_package("tensorflow")` gave.
+        probed: the result of `processes.probe_package("tensorflow")`.
         driver: how many GPUs the driver knows of.
         environ: the environment.
     """
@@ -140,7 +140,7 @@ def devices(probed: Mapping[str, Any], driver: int, environ: Mapping[str, str]) 
 
 
 def environment(environ: Mapping[str, str]) -> Finding:
-    """What launchers, and the user for distlr and Keras, have set. Nothing else is shown, and no secret."""
+    """The variables of launchers, and those that users set for distlr and Keras. It shows no other, and no secret."""
     shown = {name: environ[name] for name in sorted(environ) if _SHOWN.fullmatch(name)}
     words = [f"{name}={'(hidden)' if _SECRET.search(name) else value}" for name, value in shown.items()]
     return Finding("environment", "OK", ", ".join(words) or "No variable of a launcher, of distlr or of Keras is set.")

@@ -1,4 +1,4 @@
-"""What a package says about itself, as one line of JSON, from a process of its own: a broken build may end it.
+"""Prints facts about a package as one line of JSON, from a process of its own, which a broken build may end.
 
 It is run by its path (`python probe.py tensorflow`) and imports nothing of distlr, which needs TensorFlow.
 """
@@ -22,7 +22,7 @@ def _tensorflow() -> dict[str, Any]:
         import keras
 
         answer["keras"] = {"version": keras.__version__, "backend": keras.backend.backend()}
-    except Exception as error:  # such as that of a backend that is not installed
+    except Exception as error:  # such as an error about a backend that is not installed
         answer["keras"] = {"error": f"{type(error).__name__}: {error}"}
     return answer
 
@@ -35,7 +35,7 @@ def _horovod() -> dict[str, Any]:
         import horovod.tensorflow as hvd
 
         answer |= {"gloo": bool(hvd.gloo_built()), "mpi": bool(hvd.mpi_built()), "nccl": bool(hvd.nccl_built())}
-    except Exception as error:  # a library that cannot be loaded says so in many ways
+    except Exception as error:  # a library that cannot be loaded raises many kinds of errors
         answer["error"] = f"{type(error).__name__}: {error}"
     return answer
 

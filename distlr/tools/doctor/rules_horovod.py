@@ -1,4 +1,4 @@
-"""What of Horovod does not work on Keras 3, in a script that uses it."""
+"""Finds uses of Horovod that do not work on Keras 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a script that uses distlr's job is not as it should be."""
+"""Finds wrong or needless uses of distlr's job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIZES |= {"distlr.init().size", "distlr.init().replicas"}
 _RANKS = {name.replace("size", "rank") for name in _SIZES} | {"distlr.init().is_root"}
 _SAVERS = {f"keras.callbacks.{kind}" for kind in ("BackupAndRestore", "CSVLogger", "ModelCheckpoint", "TensorBoard")}
 _ARITHMETIC = ("float", "max", "min", "round")
-_SCALING = ("linear", "sqrt")  # and what a user's own rule does is not known
+_SCALING = ("linear", "sqrt")  # and the effect of a user's own rule is unknown
 
 
 def scaled_twice(script: Script) -> Iterator[Remark]:
@@ -49,7 +49,7 @@ def callbacks(script: Script) -> Iterator[Remark]:
 
 
 def savers(script: Script) -> Iterator[Remark]:
-    """A saver that only rank 0 has, beside `job.callbacks`, which sees to that itself."""
+    """A saver that only rank 0 has, although `job.callbacks` does that itself."""
     if not any(script.methods("callbacks")):
         return
     for node in script.nodes:
@@ -89,7 +89,7 @@ def _scales(call: ast.Call) -> bool:
 
 
 def _multiplied(script: Script, node: ast.expr, depth: int = 20) -> ast.expr | ast.stmt | None:
-    """Where an expression is multiplied by the number of replicas; names are followed to what they were assigned."""
+    """Where an expression is multiplied by the number of replicas; names are followed to their assigned expressions."""
     if not depth:
         return None
     for change in script.growing:  # lr *= hvd.size()

@@ -1,4 +1,4 @@
-"""What of a script Keras 3 refuses, ignores or no longer has."""
+"""Finds code that Keras 3 refuses, ignores or no longer has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SET_RATE = "optimizer.learning_rate = x"
 
 
 def plateaus(script: Script) -> Iterator[Remark]:
-    """Keras' `ReduceLROnPlateau` beside a schedule, where nothing makes the rate one that can be cut."""
+    """Keras' `ReduceLROnPlateau` beside a schedule that nothing makes adjustable."""
     if script.adopts() or not any(
         script.is_schedule(argument(call, 0, "learning_rate")) for call in script.optimizers()
     ):
@@ -55,7 +55,7 @@ def backend_functions(script: Script) -> Iterator[Remark]:
         if name not in ("keras.backend.get_value", "keras.backend.set_value"):
             continue
         if any(isinstance(node, ast.Attribute) and node.attr == "lr" for node in ast.walk(call)):
-            continue  # said with the attribute
+            continue  # reported with the attribute
         text = f"`{ast.unparse(call.func)}` is gone on Keras 3."
         to_do = f"Write variable.assign(x), variable.numpy(); for the rate {_SET_RATE}, float(optimizer.learning_rate)."
         yield Remark(call.lineno, "error", text, to_do)

@@ -1,4 +1,4 @@
-"""What of a script's own `train_step` replicas would add up wrongly."""
+"""Finds losses of a script's own `train_step` that replicas would add up wrongly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _calls(*parts: ast.AST) -> list[ast.Call]:
 
 
 def _scaled(script: Script, call: ast.Call) -> bool:
-    """Whether a call is of what divides by all replicas, or may be: Keras' losses but for its plain functions."""
+    """Whether a call divides by all replicas, or may do so: Keras' losses, except its plain functions."""
     name = script.names.of(call.func) or ""
     if name.startswith("keras.losses."):
         return name.endswith("()")

@@ -1,4 +1,4 @@
-"""A reading of a user's training script: what Keras 3, Horovod or distlr would not do as it is written."""
+"""Reads a user's training script, and reports code that does not work with Keras 3, Horovod or distlr."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _LEGACY = "TF_USE_LEGACY_KERAS"
 
 
 def read(path: Path, *, measured: bool = False) -> list[Finding]:
-    """One finding a line of which something is to be said, by line; one that says so where there is none.
+    """The findings in the order of lines, one a line; a single one if there is nothing to report.
 
-    Names are resolved by the script's imports. What comes from elsewhere, such as a function's argument, is not known
-    and not judged. Nothing is imported or run.
+    Names are resolved by the script's imports. A value from elsewhere, such as a function's argument, is unknown and
+    not judged. Nothing is imported or run.
 
     Args:
         path: the script.

@@ -1,4 +1,4 @@
-"""One update on two ranks of this machine, for real: what each engine, and Horovod's own optimizer, makes of it."""
+"""One real update on two ranks of this machine, by each engine and by Horovod's own optimizer."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def averaged(engine: str, where: str, results: Sequence[Mapping[str, Any]], ende
     """Whether a distlr optimizer's weights after the update are those of the mean gradient, on both ranks.
 
     Args:
-        engine: as for `check`.
-        where: what the ranks computed on.
-        results: what each rank wrote, by rank.
+        engine: the engine, as for `check`.
+        where: the device that the ranks used.
+        results: the output of each rank, by rank.
         ended: how the launch ended.
     """
     name = f"averaging ({engine})"
@@ -74,7 +74,7 @@ def averaged(engine: str, where: str, results: Sequence[Mapping[str, Any]], ende
 
 
 def stock(results: Sequence[Mapping[str, Any]]) -> Finding:
-    """What Horovod's own optimizer made of the same update; information for those who come from it."""
+    """The result of Horovod's own optimizer for the same update; information for those who come from it."""
     name, expected = "stock Horovod", results[0]["averaged"]
     to_do = (
         "Write `import distlr.horovod as hvd` in place of `import horovod.tensorflow.keras as hvd`, or use "

@@ -34,7 +34,7 @@ def has_setup(script: Path) -> bool:
     try:
         body = ast.parse(script.read_bytes()).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False  # said elsewhere
+        return False  # reported elsewhere
     return any(isinstance(node, ast.FunctionDef) and node.name == "setup" for node in body)
 
 
@@ -56,11 +56,11 @@ def check(script: Path, environ: Mapping[str, str], limit: float = LIMIT) -> Fin
 
 
 def compared(script: str, result: Mapping[str, Any], ended: Ended) -> Finding:
-    """What the two updates say about the script's loss.
+    """The verdict of the two updates on the script's loss.
 
     Args:
         script: its path.
-        result: what `splitting.py` wrote; {} where it came to nothing.
+        result: the output of `splitting.py`; {} if there is none.
         ended: how its process ended.
     """
     name = f"{script}: {_NAME}"

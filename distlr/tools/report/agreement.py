@@ -19,7 +19,7 @@ _MOST_NAMED = 8
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """Epochs in a row of which the same is known.
+    """Consecutive epochs with the same agreement.
 
     Attributes:
         first: its first epoch, from 1.
@@ -27,7 +27,7 @@ class Stretch:
         ranks: how many processes there were; None where that was not recorded, as with `replicas`.
         replicas: how many replicas.
         equal: whether all applied the same rates; None where it was not recorded.
-        rates: where they are not equal, what each had: its rate, or a digest of all its rates.
+        rates: if they are not equal, the rate of each, or a digest of all its rates.
     """
 
     first: int
@@ -75,14 +75,14 @@ def epochs_in_words(numbers: Iterable[int]) -> str:
 def _stretch(number: int, record: dict[str, Any]) -> Stretch:
     rates = sequence(record.get("rates"))
     stated = record.get("equal")
-    # What is not said to be equal is not, and neither is what differs, whatever is said.
+    # Rates count as equal only if the file says so and they do not differ.
     equal = None if stated is None else stated is True and len(set(map(str, rates))) <= 1
     words = tuple(_rate(rate) for rate in rates) if equal is False else ()
     return Stretch(number, number, whole(record.get("ranks")), whole(record.get("replicas")), equal, words)
 
 
 def _rate(value: Any) -> str:
-    """A float that is written in hexadecimal, in full; what is none, as it is."""
+    """A float that is written in hexadecimal, in full; any other text unchanged."""
     if isinstance(value, str) and value.lstrip("-")[:2] == "0x":
         with contextlib.suppress(ValueError, OverflowError):
             return repr(float.fromhex(value))

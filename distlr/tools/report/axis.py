@@ -21,7 +21,7 @@ class Axis:
         low: where it begins.
         high: where it ends, above `low`.
         ticks: round numbers in the range, equally far from each other: a step of 1, 2 or 5 times a power of ten.
-        power: what the labels are in units of: 10 to the power of it.
+        power: the unit of the labels is 10 to this power.
     """
 
     low: float

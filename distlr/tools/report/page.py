@@ -26,7 +26,7 @@ def html_page(runs: Sequence[Run], title: str | None = None) -> str:
     """The report as HTML, of runs that are over, under way, or have only begun.
 
     Args:
-        runs: what their directories hold.
+        runs: the runs, as read from their directories.
         title: the heading; without it, one of the runs' names.
     """
     names = labels(runs)
@@ -94,7 +94,7 @@ def _figure(chart: Chart, drawing: str, names: Sequence[str]) -> str:
 
 
 def _legend(lines: Sequence[Series], names: Sequence[str]) -> str:
-    """Which colour is which run, where there are several, and what dashes are."""
+    """The legend: the colours of the runs, if there are several, and the meaning of dashes."""
     keys = []
     if len(names) > 1:
         keys = [

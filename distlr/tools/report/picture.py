@@ -59,7 +59,7 @@ def _chart(axes: Any, chart: Chart, decisions: Sequence[Mark]) -> None:
 def _legend(axes: Any, names: Sequence[str], dashed: bool) -> None:
     from matplotlib.lines import Line2D
 
-    # matplotlib leaves out labels that begin with "_", and reads what is between dollars as a formula.
+    # matplotlib leaves out labels that begin with "_", and reads text between dollars as a formula.
     lines = [Line2D([], [], color=_colour(i), label=f"run {plain(name, 40)}") for i, name in enumerate(names)]
     kinds = [Line2D([], [], color="0.4", linestyle="--", label="validation")] if dashed else []
     for text in axes.legend(handles=[*lines, *kinds], frameon=False, fontsize="small").get_texts():

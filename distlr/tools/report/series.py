@@ -1,4 +1,4 @@
-"""What is drawn, from runs: lines over epochs, and decisions as numbered marks."""
+"""The content of charts, from runs: lines over epochs, and decisions as numbered marks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Chart:
     """Lines that share their axes.
 
     Attributes:
-        title: what is shown.
+        title: the title of the chart.
         axis: the title of the vertical axis, with its unit; short, since it stands along the axis.
         series: the lines, at least one.
         from_zero: whether the vertical axis has to show 0.
@@ -108,7 +108,7 @@ def marks(runs: Sequence[Run]) -> list[Mark]:
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
-    """Rate, multiplier and loss, then each other metric with its validation; what no run has is left out."""
+    """Rate, multiplier and loss, then each other metric with its validation; those that no run has are left out."""
     rates = [_rates(run, index) for index, run in enumerate(runs)]
     multipliers = [_multipliers(run, index) for index, run in enumerate(runs)]
     all_charts = [
@@ -139,7 +139,7 @@ def epoch_of(record: dict[str, Any], index: int) -> float:
 
 
 def thinned(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
-    """At most about `most` of the points: of each stretch the least, the greatest, and one gap if it has any."""
+    """At most about `most` of the points: the least, the greatest and one gap, if any, of each stretch."""
     if len(points) <= most:
         return list(points)
     parts = max(1, most // 3)
@@ -154,7 +154,7 @@ def thinned(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
 
 
 def _visible(lines: Iterable[Series]) -> list[Series]:
-    """The lines of which there is something to see, thinned."""
+    """The lines that have something to show, thinned."""
     seen = (line for line in lines if any(value is not None for _, value in line.points))
     return [dataclasses.replace(line, points=thinned(line.points)) for line in seen]
 

@@ -26,7 +26,7 @@ def chart_svg(chart: Chart, epochs: Axis, marks: Sequence[Mark], names: Sequence
     """One chart.
 
     Args:
-        chart: what is drawn.
+        chart: the chart to draw.
         epochs: the horizontal axis.
         marks: the decisions; those beyond the axis are left out.
         names: a label for each run.
@@ -42,7 +42,7 @@ def key_svg(run: int | None, dashed: bool = False) -> str:
 
 
 class _Drawing:
-    """Where things stand in one chart."""
+    """The layout of one chart."""
 
     def __init__(self, vertical: Axis, epochs: Axis) -> None:
         self._vertical, self._epochs = vertical, epochs

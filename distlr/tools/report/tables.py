@@ -45,7 +45,7 @@ def decisions_table(marks: Sequence[Mark], names: Sequence[str]) -> str:
 
 
 def agreement_table(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """A row for epochs in a row of which the same is known."""
+    """A row for each stretch of epochs with the same agreement."""
     several = len(names) > 1
     head = [*(["run"] if several else []), "epochs", "ranks", "replicas", "the same rates on all"]
     entries = [(run, one) for run, each in enumerate(runs) for one in stretches(each)]
@@ -108,7 +108,7 @@ def _number(value: Any) -> str:
 
 
 def _time(value: Any) -> str:
-    """A time as people read it; what is none, as it is."""
+    """A time in readable form; any other text unchanged."""
     try:
         time = datetime.datetime.fromisoformat(value)
     except (TypeError, ValueError):

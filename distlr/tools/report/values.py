@@ -11,7 +11,7 @@ __all__ = ["DASH", "TIMES", "escaped", "mapping", "named", "number", "plain", "s
 
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
-# What XML forbids, half of a surrogate pair, and marks that turn the direction of the text around them.
+# Characters that XML forbids, half of a surrogate pair, and marks that turn the direction of the text around them.
 _NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _LARGEST = 1e300  # the difference of two numbers is finite, too
 
@@ -67,7 +67,7 @@ def short(value: float) -> str:
 
 
 def named(value: Any) -> str:
-    """A value of JSON in words, for a cell of a table; what is nested in a list is left out.
+    """A value of JSON in words, for a cell of a table; nested values in a list are left out.
 
     >>> named(None), named(True), named(0.1), named(["a", 1, []])
     ('none', 'yes', '0.1', 'a 1 ...')
