@@ -82,7 +82,7 @@ class Job:
         self._optimizer: Any = None  # the one that is or was trained with; before that the first one adopted
         self._positions: list[Position] = []
         self._padding = 0
-        self._told_of_padding = False
+        self._padding_is_logged = False
         self._reducers = 0
 
     # -- where am I ----------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ class Job:
                 data, batch, rank=self.rank, size=self.size, local_replicas=self.local_replicas
             )
             self._padding = max(self._padding, paddings[self.rank])
-            self._tell_of_padding(paddings)
+            self._log_padding(paddings)
         return pipelines.own_share(dataset) if self._spans else dataset
 
     def callbacks(self, callbacks: Sequence[Any] = (), *, run_dir: str | os.PathLike[str] | None = None) -> list[Any]:
@@ -386,7 +386,7 @@ class Job:
         >>> job.audit().set_model(model)  # nothing to refuse
         """
         audit = PreflightCheck(
-            self.strategy, lambda: self._padding, self._connect, self._train_with, self._exchanges_gradients
+            self.strategy, lambda: self._padding, self._connect, self._remember_optimizers, self._exchanges_gradients
         )
         audit.bind(self.communicator)
         return audit
@@ -428,7 +428,7 @@ class Job:
         """
         with contextlib.ExitStack() as places:
             for position in self._positions:
-                places.enter_context(position.kept())
+                places.enter_context(position.place_kept())
             yield
 
     def run(self, step: Callable[..., Any], *arguments: Any) -> Any:
@@ -647,11 +647,11 @@ class Job:
         """
         return self._gather_digests(inner(optimizer).rate_digests(), "rate digests")
 
-    def _tell_of_padding(self, paddings: Sequence[int]) -> None:
+    def _log_padding(self, paddings: Sequence[int]) -> None:
         """Logs once that `model.predict` returns rows for padding as well: it knows no weights."""
-        if not any(paddings) or self._told_of_padding:
+        if not any(paddings) or self._padding_is_logged:
             return
-        self._told_of_padding = True
+        self._padding_is_logged = True
         if self.is_root:
             where = ", ".join(f"{count} on rank {rank}" for rank, count in enumerate(paddings) if count)
             _log.info(
@@ -661,7 +661,7 @@ class Job:
                 where if self.size > 1 else paddings[0],
             )
 
-    def _train_with(self, optimizers: Sequence[ScaledOptimizer]) -> None:
+    def _remember_optimizers(self, optimizers: Sequence[ScaledOptimizer]) -> None:
         self._optimizer = optimizers[0]
         self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
 

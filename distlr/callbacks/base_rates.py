@@ -60,7 +60,7 @@ class BaseRates(JobCallback):
         """Whether one of these has rates that were written for one GPU."""
         return any(isinstance(c, keras.callbacks.LearningRateScheduler) or _min_lr(c) for c in callbacks)
 
-    def goes_on_within(self, epoch: int) -> None:
+    def skip_resumed_epoch(self, epoch: int) -> None:
         """Leaves the schedulers out as this epoch begins once more: what they set there is in the rate already.
 
         Args:

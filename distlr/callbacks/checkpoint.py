@@ -239,7 +239,7 @@ class Checkpoint(JobCallback):
             return
         state = RunState.from_json(reply.note)
         self._ranks = rank_arrays(reply.arrays, state.ranks)
-        self._place(state, reply.arrays)
+        self._set_place(state, reply.arrays)
         if self.communicator.is_root:
             _log.info("%s", resume_line(self.core, self._path, reply.note, self._state.to_json(), self.rewarm))
             self.decided("resume", self._epoch, f"continues a checkpoint of update {state.iterations}")
@@ -285,7 +285,7 @@ class Checkpoint(JobCallback):
             )
         write_weights(self.model, arrays)
 
-    def _place(self, state: RunState, arrays: Mapping[str, np.ndarray]) -> None:
+    def _set_place(self, state: RunState, arrays: Mapping[str, np.ndarray]) -> None:
         """Sets epoch, data, dropout and, after a change of the factor, the climb, on this rank."""
         assert self.follow is not None
         optimizer = self.core
@@ -313,7 +313,7 @@ class Checkpoint(JobCallback):
         if done:
             for callback in self._callbacks:
                 if isinstance(callback, BaseRates):
-                    callback.goes_on_within(epoch)
+                    callback.skip_resumed_epoch(epoch)
         self.follow.resume(epoch, positions, began=began, done=done)
         self._begin_at(state.iterations if state.updates is None else state.updates)
         restore_seeds(self.communicator, self.model, self._ranks)
@@ -343,7 +343,7 @@ class Checkpoint(JobCallback):
         if self.communicator.is_root:
             _log.info("Epoch %d: its validation was cut, and comes first when the run goes on.", self._epoch + 1)
         self._write(steps=self._steps, within_epoch=False, training_logs=training_logs)
-        self._answer({StepSignal.LEAVE})
+        self._end_if_requested({StepSignal.LEAVE})
 
     @property
     def _can_begin_with_validation(self) -> bool:
@@ -375,9 +375,9 @@ class Checkpoint(JobCallback):
         elif (requests or self._is_due()) and not self.core.has_partial_update:
             if self._can_continue_here:
                 self._write(steps=self._steps)
-                self._answer(requests)
+                self._end_if_requested(requests)
             else:  # a request to save waits for the epoch's end; who leaves will train the epoch anew
-                self._answer(requests - {StepSignal.SAVE})
+                self._end_if_requested(requests - {StepSignal.SAVE})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes a checkpoint if one is due or requested, after the deciders and the guard."""
@@ -391,7 +391,7 @@ class Checkpoint(JobCallback):
         unsaved = began_with_validation or (ends and self._steps_in_run != self._saved_at)
         if requests or unsaved or self._is_due(at_end=True):
             self._write(steps=steps, within_epoch=False)
-        self._answer(requests)
+        self._end_if_requested(requests)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Notes which weights are left in the model, and writes the end of the run if that is not done yet."""
@@ -408,10 +408,10 @@ class Checkpoint(JobCallback):
                 )
         self._left_in_model = self._digests() if others and self._steps_in_run == self._saved_at else []
         self.directory.release()
-        if self._somebody_leaves():
+        if self._any_rank_leaves():
             raise SystemExit(LEFT)
 
-    def _somebody_leaves(self) -> bool:
+    def _any_rank_leaves(self) -> bool:
         """Whether a rank was asked to end too late for an update to carry it; then all end, once rank 0 has written."""
         is_leaving = self.signals.leaving
         if self.communicator.size == 1:
@@ -428,7 +428,7 @@ class Checkpoint(JobCallback):
         if steps and training_logs is None and not self._can_continue_here:
             return
         ranks = gather_arrays(self.communicator, self.model, within_epoch=within_epoch)
-        self._interval.done(self._epoch, self._steps_in_run)
+        self._interval.mark_done(self._epoch, self._steps_in_run)
         self._saved_at = self._steps_in_run
         if not self.communicator.is_root:
             return
@@ -489,11 +489,11 @@ class Checkpoint(JobCallback):
 
     # -- requests --------------------------------------------------------------------------
 
-    def _answer(self, requests: set[StepSignal]) -> None:
+    def _end_if_requested(self, requests: set[StepSignal]) -> None:
         """Ends the process, or this generation of ranks, if that was requested. The checkpoint is written before."""
         if not requests:
             return
-        self.signals.done(requests, self.communicator, self.gradient_reducer)
+        self.signals.mark_done(requests, self.communicator, self.gradient_reducer)
         if self.communicator.is_root:
             newest = next(iter(self.directory.files()), None)
             _log.info("The newest checkpoint is %s: %s.", newest, " and ".join(REASONS[kind] for kind in requests))

@@ -192,17 +192,17 @@ class DataPositionSync(JobCallback):
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Clears the stop by which `end_epoch` ended the epoch's data."""
-        self._go_on()
+        self._clear_stop()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Clears the stop of `end_epoch`, and reports the steps that the epoch has lost."""
         self._keep_used_positions()
-        self._go_on()
+        self._clear_stop()
         if self._before is not None:
             steps, samples = self.core.counts()
             clock = samples if self.batch is not None else steps // self.accumulation
             self.core.behind = self.drawn - clock
-            self._tell_what_was_left_out(epoch, steps - self._before[0], samples - self._before[1])
+            self._report_left_out_steps(epoch, steps - self._before[0], samples - self._before[1])
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Forgets places in data that was not read: of several data sets one may be another training's."""
@@ -211,11 +211,11 @@ class DataPositionSync(JobCallback):
                 if not position.is_used:
                     position.forget()
 
-    def _go_on(self) -> None:
+    def _clear_stop(self) -> None:
         if self._cut_short:
             self.model.stop_training = self._cut_short = False
 
-    def _tell_what_was_left_out(self, epoch: int, applied: int, moved: int) -> None:
+    def _report_left_out_steps(self, epoch: int, applied: int, moved: int) -> None:
         """Reports, once an epoch, how many of its steps were left out and how far the clock is behind.
 
         Args:

@@ -44,7 +44,7 @@ class LossCheck:
         self.replicas = int(model.distribute_strategy.num_replicas_in_sync)
         self.communicator = communicator
         self.is_own_step = is_own_step
-        self._warned = self._told_of_means = False
+        self._warned = self._has_warned_of_means = False
 
     def check(self, step: Step, core: ScaledOptimizer | None) -> None:
         """Checks the losses whose gradients are about to be applied."""
@@ -69,9 +69,9 @@ class LossCheck:
 
     def check_shown(self, step: Step) -> None:
         """Warns once about metrics that show a loss divided by the replicas, as `Mean.update_state(loss)` does."""
-        if self.replicas == 1 or not self.is_own_step or not step.means_of_losses or self._told_of_means:
+        if self.replicas == 1 or not self.is_own_step or not step.means_of_losses or self._has_warned_of_means:
             return
-        self._told_of_means = True
+        self._has_warned_of_means = True
         if self.communicator.is_root:
             names = ", ".join(dict.fromkeys(step.means_of_losses))
             _log.warning(

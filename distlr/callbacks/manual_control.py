@@ -21,7 +21,7 @@ __all__ = ["ManualControl"]
 _log = logging.getLogger("distlr")
 
 _READ = "read what was asked for by hand"
-_TOLD = 200  # refused requests that a run warns of; the others are among its decisions alone
+_MOST_WARNINGS = 200  # refused requests that a run warns of; the others are among its decisions alone
 _LOOKS = 10  # looks at most, as a run begins or ends
 _LONGEST_NAME = 120  # letters of a file's name that are shown
 
@@ -75,9 +75,9 @@ class ManualControl(JobCallback):
         self.has_plateau = True
         self._active = self._begun = False
         self._looks = 0
-        self._asked: list[PendingRequest] = []  # rank 0: requests that are to be decided next
+        self._to_decide: list[PendingRequest] = []  # rank 0: requests that are to be decided next
         self._waiting: list[PendingRequest] = []  # rank 0: requests that wait for their epoch
-        self._answered: list[tuple[str, bool]] = []  # rank 0: requests that are to be marked as applied or refused
+        self._to_settle: list[tuple[str, bool]] = []  # rank 0: requests that are to be marked as applied or refused
         self._accepted: set[str] = set()  # rank 0: names of requests that wait, and have no time limit any more
         self._since = 0  # rank 0: a request that came before is not of this run; by the clock of the file system
         self._refusals = 0
@@ -117,9 +117,9 @@ class ManualControl(JobCallback):
         """Looks for requests if a look is due, after an update."""
         if not self._active:
             return
-        self._mark()
+        self._settle_answered()
         if self._again:
-            self._do_again(Moment.BATCH)
+            self._repeat_changes(Moment.BATCH)
         looks = (batch + 1) // self.every
         # Not between the steps that an update accumulates over: a stop there would lose them.
         if looks > self._looks and not self.core.has_partial_update:
@@ -129,19 +129,19 @@ class ManualControl(JobCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks for requests, and applies those for the epoch that comes next."""
         if self._active:
-            self._mark()
-            self._do_again(Moment.EPOCH_END)
+            self._settle_answered()
+            self._repeat_changes(Moment.EPOCH_END)
             self._look(Moment.EPOCH_END)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Refuses all requests that are left."""
         if not self._active or not self.communicator.is_root:
             return
-        self._mark()
-        for pending in [*self._waiting, *self._asked, *self._all_pending()]:
+        self._settle_answered()
+        for pending in [*self._waiting, *self._to_decide, *self._all_pending()]:
             self._refuse(pending, pending.refused or "The run has ended.")
-        self._waiting, self._asked = [], []
-        self._mark()
+        self._waiting, self._to_decide = [], []
+        self._settle_answered()
         self.directory.close()
 
     @property
@@ -161,7 +161,7 @@ class ManualControl(JobCallback):
         self._again = reply["again"]
         if self.communicator.size > 1:
             self._signals.clear(StepSignal.MANUAL_CONTROL)
-        self._do_again(Moment.BEGIN)
+        self._repeat_changes(Moment.BEGIN)
         if reply["asked"]:
             self._decide(Moment.BEGIN)
 
@@ -171,13 +171,13 @@ class ManualControl(JobCallback):
         fresh = not self.journal.resumed and (epoch == 0 or int(self.core.iterations.numpy()) == 0)
         changes, answered = ([], {}) if fresh else (read_changes(self.run), answers(self.run))
         self._accepted = {name for name, kind in answered.items() if kind == "asked"}
-        waiting, self._waiting, self._asked = [*self._waiting, *self._asked], [], []  # those of an earlier fit
+        waiting, self._waiting, self._to_decide = [*self._waiting, *self._to_decide], [], []  # those of an earlier fit
         back = self.directory.take_back()
         self._since = self.directory.file_time() if fresh else 0
         for pending in [*waiting, *self._all_pending()]:
             kind = answered.get(pending.name, "asked")
             if kind != "asked" and (pending.name in back or not self.directory.was_settled(pending.name)):
-                self._answered.append((pending.name, kind == "control"))  # a crash came between the answer and its mark
+                self._to_settle.append((pending.name, kind == "control"))  # a crash came before it was marked
             elif fresh:
                 self._refuse(pending, pending.refused or "It was there before the run began.")
             else:
@@ -185,9 +185,9 @@ class ManualControl(JobCallback):
         if fresh:
             steered = ManualControlState()
         again = again_from(changes, Place(steered.clock, steered.moment), steered.made)
-        return {"steered": list(steered), "again": again, "asked": bool(self._asked)}
+        return {"steered": list(steered), "again": again, "asked": bool(self._to_decide)}
 
-    def _do_again(self, moment: Moment) -> None:
+    def _repeat_changes(self, moment: Moment) -> None:
         """Makes the changes again whose place the run has reached."""
         while self._again:
             change = self._again[0]
@@ -211,9 +211,9 @@ class ManualControl(JobCallback):
         if self.communicator.is_root:
             for pending in self.directory.look():
                 self._queue_or_refuse(pending)
-            if self._asked and not is_single:
+            if self._to_decide and not is_single:
                 self._signals.send(StepSignal.MANUAL_CONTROL)
-        if is_single and (self._asked or due):
+        if is_single and (self._to_decide or due):
             self._decide(moment)
 
     def _all_pending(self) -> list[PendingRequest]:
@@ -236,7 +236,7 @@ class ManualControl(JobCallback):
         elif self._is_late(pending):
             self._refuse(pending, self._late_text(pending))
         else:
-            self._asked.append(pending)
+            self._to_decide.append(pending)
 
     def _is_late(self, pending: PendingRequest) -> bool:
         """Whether a request's time limit has passed; a request that was accepted for an epoch has none any more."""
@@ -257,16 +257,16 @@ class ManualControl(JobCallback):
         if len(name) > _LONGEST_NAME:
             name = f"{name[:_LONGEST_NAME]}..."
         self._refusals += 1
-        if self._refusals <= _TOLD:
+        if self._refusals <= _MOST_WARNINGS:
             _log.warning("The request '%s' of %s is refused and changes nothing. %s", name, pending.by, why[:500])
-        elif self._refusals == _TOLD + 1:
+        elif self._refusals == _MOST_WARNINGS + 1:
             _log.warning("Further requests that are refused are in %s alone.", self.run.path / DECISIONS)
         self.decided("refused", self._epoch, why[:500], by=pending.by, id=name, between=False)
-        self._answered.append((pending.name, False))
+        self._to_settle.append((pending.name, False))
 
-    def _mark(self) -> None:
+    def _settle_answered(self) -> None:
         """Marks the files that were answered, once their answer is in the run's decisions."""
-        answered, self._answered = self._answered, []
+        answered, self._to_settle = self._to_settle, []
         for name, applied in answered:
             self.directory.settle([name], applied=applied)
 
@@ -289,7 +289,7 @@ class ManualControl(JobCallback):
         begun = self._epoch + (0 if moment == Moment.BEGIN else 1)  # the last epoch that has begun, from 1
         # An epoch that was stopped may go on after a restart: the next one does not begin now.
         between = moment != Moment.BATCH and not self.model.stop_training
-        for pending in [*self._waiting, *self._asked]:
+        for pending in [*self._waiting, *self._to_decide]:
             assert pending.request is not None
             at = pending.request.at_epoch
             if self._is_late(pending):
@@ -313,7 +313,7 @@ class ManualControl(JobCallback):
                 rate *= factor or 1.0
                 action = pending.request.action
                 changes.append({"id": pending.name, "action": action, "multiplier": factor, "by": pending.by})
-        self._waiting, self._asked = still_waiting, []
+        self._waiting, self._to_decide = still_waiting, []
         return {
             "changes": changes,
             "epochs": [pending.request.at_epoch for pending in still_waiting if pending.request],
@@ -338,7 +338,7 @@ class ManualControl(JobCallback):
         if self.communicator.is_root:
             samples = self.core.samples_seen
             _log.info("Epoch %d, at %d samples: %s%s.", self._epoch + 1, samples, in_words(change), rates)
-            self._answered.append((change["id"], True))
+            self._to_settle.append((change["id"], True))
         reason = f"{in_words(change)}{rates}"
         more: dict[str, Any] = {**change, "moment": moment, "between": moment != Moment.BATCH}
         self.decided("control", self._epoch, reason, **more)

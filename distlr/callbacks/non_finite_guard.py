@@ -153,7 +153,7 @@ class NonFiniteGuard(JobCallback):
         self._is_waiting = here and not (bad or lost)
         if bad or lost:
             what = "the loss is not finite" if lost else "a gradient is not finite"
-            self._act(f"batch {batch + 1} of epoch {self._epoch + 1}", what, max(bad, 1), between=False)
+            self._apply_policy(f"batch {batch + 1} of epoch {self._epoch + 1}", what, max(bad, 1), between=False)
             if self._counted is not None and (bad or here):
                 self._counted.restore()  # a sum that is not finite stays so
 
@@ -165,7 +165,7 @@ class NonFiniteGuard(JobCallback):
         bad = {name: value for name, value in (logs or {}).items() if name not in ignored and _is_bad(value)}
         if bad:
             bad_values = ", ".join(f"{name} is {value}" for name, value in bad.items())
-            self._act(f"the end of epoch {epoch + 1}", bad_values, 1, between=True)
+            self._apply_policy(f"the end of epoch {epoch + 1}", bad_values, 1, between=True)
 
     def _loss_is_bad(self, here: bool) -> bool:
         """Whether the loss of any rank is bad, as far as all ranks know; `here` says whether this rank's is."""
@@ -179,7 +179,7 @@ class NonFiniteGuard(JobCallback):
             signals.send(StepSignal.NON_FINITE)
         return agreed
 
-    def _act(self, when: str, what: str, steps: int, *, between: bool) -> None:
+    def _apply_policy(self, when: str, what: str, steps: int, *, between: bool) -> None:
         """Applies the policy, on every rank at the same step. Collective if the policy is to go back."""
         count = self.count + steps
         if self._kept_count is None:

@@ -117,9 +117,9 @@ class ReduceLROnPlateau(JobCallback):
         if decision.cut:
             self.decided("plateau", epoch, decision.reason, multiplier=decision.multiplier)
         if self.restore_best:
-            self._return(decision)
+            self._restore_best(decision)
 
-    def _return(self, decision: Decision) -> None:
+    def _restore_best(self, decision: Decision) -> None:
         if self._best is None or self._best.model is not self.model:
             self._best = Snapshot(self.model)
         if decision.improved:

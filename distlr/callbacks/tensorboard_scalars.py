@@ -71,7 +71,7 @@ class TensorBoardScalars(JobCallback):
         if not self.communicator.is_root:
             return
         if self._writer is None:
-            with self._losing():
+            with self._warn_on_error():
                 self._writer = tf.summary.create_file_writer(self.log_dir)
         if not self._listening:
             self._listening = True
@@ -90,7 +90,7 @@ class TensorBoardScalars(JobCallback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._writer is not None:
-            with self._losing():
+            with self._warn_on_error():
                 self._writer.close()
             self._writer = None
 
@@ -112,7 +112,7 @@ class TensorBoardScalars(JobCallback):
                 values["global_batch"] = optimizer.batch.size
         else:
             values["learning_rate"] = rate_of(optimizer)
-        with self._losing():
+        with self._warn_on_error():
             for name, value in values.items():
                 self._add(name, tf.constant(value, tf.float64), "scalars")  # float32 has no odd number above 2**24
             self._writer.flush()
@@ -121,13 +121,13 @@ class TensorBoardScalars(JobCallback):
         if self._writer is None:
             return
         self._decisions += 1
-        with self._losing():
+        with self._warn_on_error():
             self._add("decisions", tf.constant(self._decisions, tf.float64), "scalars")
             self._add("decisions", tf.constant([f"epoch {entry.epoch + 1}: {entry.reason}"]), "text")
             self._writer.flush()
 
     @contextlib.contextmanager
-    def _losing(self) -> Iterator[None]:
+    def _warn_on_error(self) -> Iterator[None]:
         """Turns an error of writing into a warning: it ends the scalars and not the training on rank 0 alone."""
         try:
             yield

@@ -58,9 +58,9 @@ class Interval:
         """
         self._batch, self._accumulation = batch, accumulation
         self._first_update = iterations / accumulation if batch is None else float(batch.updates_at(samples))
-        self.done(epoch, 0)
+        self.mark_done(epoch, 0)
 
-    def done(self, epoch: int, steps: int) -> None:
+    def mark_done(self, epoch: int, steps: int) -> None:
         """Notes that all that is due was handled, after so many of Keras' steps in this process."""
         self._done = self._times(epoch, steps)
 

@@ -39,7 +39,7 @@ class Signals:
         if unknown or isinstance(names, str):
             raise ConfigurationError(received("signals", names, f"some of {', '.join(map(repr, ACTIONS))}"))
         self.names = tuple(names)
-        self._asked: set[StepSignal] = set()
+        self._requests: set[StepSignal] = set()
         self._leaving_since: float | None = None
         self._before: dict[int, Any] = {}
 
@@ -73,22 +73,24 @@ class Signals:
             reducer: the gradient reducer of the optimizer, which carries signals; without one the ranks receive none.
         """
         if communicator.ranks_changed:
-            self._asked.add(StepSignal.REGROUP)
+            self._requests.add(StepSignal.REGROUP)
         if communicator.size == 1:
-            return set(self._asked)
+            return set(self._requests)
         if reducer is None:
             return set()
-        for kind in tuple(self._asked):  # a signal may add to it
+        for kind in tuple(self._requests):  # a signal may add to it
             reducer.signals.send(kind)
         kinds = {signal for signal in REASONS if reducer.signals.has_received(signal)}
         if StepSignal.LEAVE in kinds:
             self._note_leaving()
         return kinds
 
-    def done(self, kinds: Iterable[StepSignal], communicator: Communicator, reducer: GradientReducer | None) -> None:
+    def mark_done(
+        self, kinds: Iterable[StepSignal], communicator: Communicator, reducer: GradientReducer | None
+    ) -> None:
         """Forgets requests that were carried out."""
         for kind in kinds:
-            self._asked.discard(kind)
+            self._requests.discard(kind)
             if kind == StepSignal.LEAVE:
                 self._leaving_since = None
             if communicator.size > 1 and reducer is not None:
@@ -97,7 +99,7 @@ class Signals:
     @property
     def leaving(self) -> bool:
         """Whether this process was asked to end, and has not."""
-        return StepSignal.LEAVE in self._asked
+        return StepSignal.LEAVE in self._requests
 
     @property
     def leaving_for(self) -> float | None:
@@ -110,7 +112,7 @@ class Signals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         kind = ACTIONS[signal.Signals(number).name]
-        self._asked.add(kind)
+        self._requests.add(kind)
         if kind == StepSignal.LEAVE:
             self._note_leaving()
             signal.signal(number, self._before[number])  # a second one is not to wait

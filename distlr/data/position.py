@@ -97,7 +97,7 @@ class Position:
         self._resumed, self._shift = epoch, number - epoch
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
+    def place_kept(self) -> Iterator[None]:
         """Brings the data back to where it stands now, whatever iterates over it inside."""
         before = self._variable.numpy()
         try:
@@ -109,7 +109,7 @@ class Position:
         """Samples of the pass that are drawn after so many steps from where it began here."""
         return self.offset + steps * self.per_step
 
-    def enter(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def begin_iteration(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Seed, pass and offset, for an iteration that begins; in graph."""
         seed, epoch, offset, step = tf.unstack(self._variable.read_value())
         free = step > 0  # `begin` was not called

@@ -76,7 +76,7 @@ def _from_arrays(
 
     def iteration(_: tf.Tensor) -> tf.data.Dataset:
         """Begins at the position, which it moves on to the next pass."""
-        seed, epoch, offset = position.enter()
+        seed, epoch, offset = position.begin_iteration()
 
         def order(number: tf.Tensor) -> tf.Tensor:
             """The order of one pass: of all samples, the same on every rank."""
@@ -127,7 +127,7 @@ def _from_stream(share: tf.data.Dataset, feed: int, size: int, buffer: int, posi
 
     def iteration(_: tf.Tensor) -> tf.data.Dataset:
         """Begins at the position, which it moves on to the next pass."""
-        seed, epoch, offset = position.enter()
+        seed, epoch, offset = position.begin_iteration()
         local_offset = offset // size
         if not position.endless:
             return shuffled(seed, epoch).skip(local_offset).batch(feed, drop_remainder=True)

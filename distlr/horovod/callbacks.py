@@ -61,7 +61,7 @@ class BroadcastGlobalVariablesCallback(BroadcastState):
     def on_train_begin(self, logs: Any = None) -> None:
         """Compares and broadcasts. Collective."""
         super().on_train_begin(logs)
-        self._guard.come_last()
+        self._guard.append_to_history()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Does nothing: callbacks behind this one may still change the weights."""
@@ -76,7 +76,7 @@ class _LastGuard(ReplicaGuard):
 
     trained_alone = True
 
-    def come_last(self) -> None:
+    def append_to_history(self) -> None:
         """Arranges that this `fit`'s History, the last callback, calls it."""
         history = getattr(self.model, "history", None)
         if self.communicator.size == 1 or history is None:  # None where a loop of one's own calls the callbacks

@@ -215,10 +215,10 @@ def _adds_up(variable: Any, first: np.ndarray, second: np.ndarray, both: np.ndar
     if variable.dtype == "bool":  # a flag: that of any rank
         return bool(np.all(np.maximum(first, second) == both))
     tolerance = _HALF if "16" in variable.dtype else _EXACT
-    return not np.any(_off(first, second, both, tolerance))
+    return not np.any(_differs(first, second, both, tolerance))
 
 
-def _off(first: np.ndarray, second: np.ndarray, both: np.ndarray, tolerance: float) -> np.ndarray:
+def _differs(first: np.ndarray, second: np.ndarray, both: np.ndarray, tolerance: float) -> np.ndarray:
     """Where the sum certainly differs; a number that is not finite does not count."""
     with np.errstate(all="ignore"):
         parts = np.abs(first) + np.abs(second) + np.abs(both)
@@ -226,12 +226,12 @@ def _off(first: np.ndarray, second: np.ndarray, both: np.ndarray, tolerance: flo
 
 
 def _are_close(one: np.ndarray, other: np.ndarray) -> bool:
-    return not np.any(_off(one, np.zeros_like(one), other, _HALF))
+    return not np.any(_differs(one, np.zeros_like(one), other, _HALF))
 
 
 def _why_no_sum(variable: Any, first: np.ndarray, second: np.ndarray, both: np.ndarray) -> str:
     """The reason, such as: its state 'largest' is no sum (0.9 of one batch, 0.7 of another, 0.9 of both)."""
-    where = int(np.argmax(_off(first, second, both, _EXACT).reshape(-1)))
+    where = int(np.argmax(_differs(first, second, both, _EXACT).reshape(-1)))
     one, other, of_both = (float(states.reshape(-1)[where]) for states in (first, second, both))
     which = ""
     if not math.isclose(one, other):

@@ -90,14 +90,14 @@ class MetricsCheck:
             if metric.variables and any(metric is other for other in self._waiting):
                 self._waiting = [other for other in self._waiting if other is not metric]
                 del metric.update_state
-                self._conclude(metric, try_updates(metric, arguments, named))
+                self._apply_verdict(metric, try_updates(metric, arguments, named))
             return update(*arguments, **named)
 
         setattr(update_state, _VERDICT, True)
         metric.update_state = update_state
         self._waiting.append(metric)
 
-    def _conclude(self, metric: Any, verdict: Verdict) -> None:
+    def _apply_verdict(self, metric: Any, verdict: Verdict) -> None:
         setattr(metric, _VERDICT, verdict)
         if verdict.sums is False:
             raise self._refusal(metric, verdict)

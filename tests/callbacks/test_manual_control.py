@@ -162,7 +162,7 @@ def test_what_waits_for_its_epoch_can_be_cancelled(rate_bench, tmp_path) -> None
 
 
 def test_refused_files_cost_bounded_text(rate_bench, tmp_path, caplog, monkeypatch) -> None:
-    monkeypatch.setattr("distlr.callbacks.manual_control._TOLD", 3)
+    monkeypatch.setattr("distlr.callbacks.manual_control._MOST_WARNINGS", 3)
 
     class Write(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

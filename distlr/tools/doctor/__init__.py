@@ -41,10 +41,10 @@ def examine(
     of_script = [] if path is None else read(path)
     tensorflow = probe_package("tensorflow", environ)
     gpus = int(tensorflow.get("gpus", 0))
-    findings = _of_machine(tensorflow, environ)
+    findings = _machine_findings(tensorflow, environ)
     works = all(finding.status != "error" for finding in findings if finding.name in ("TensorFlow", "Keras"))
     horovod = probe_package("horovod", environ) if works else None
-    findings += _of_engines(horovod, gpus, environ)
+    findings += _engine_findings(horovod, gpus, environ)
     if works and not quick:
         findings += _of_ranks(horovod, gpus, environ, waiting)
         if path is not None and two_replicas.has_setup(path):
@@ -54,7 +54,7 @@ def examine(
     return findings + of_script
 
 
-def _of_machine(tensorflow: Mapping[str, Any], environ: Mapping[str, str]) -> list[Finding]:
+def _machine_findings(tensorflow: Mapping[str, Any], environ: Mapping[str, str]) -> list[Finding]:
     from distlr.tools.doctor import machine
 
     findings = [machine.python(), machine.hardware(), machine.tensorflow(tensorflow)]
@@ -65,7 +65,7 @@ def _of_machine(tensorflow: Mapping[str, Any], environ: Mapping[str, str]) -> li
     return [*findings, machine.environment(environ)]
 
 
-def _of_engines(horovod: Mapping[str, Any] | None, gpus: int, environ: Mapping[str, str]) -> list[Finding]:
+def _engine_findings(horovod: Mapping[str, Any] | None, gpus: int, environ: Mapping[str, str]) -> list[Finding]:
     """The findings on engines. `horovod` is the result of `probe_package`, or None if nothing here can train."""
     from distlr.tools.doctor import connections
     from distlr.tools.doctor.processes import probe_package

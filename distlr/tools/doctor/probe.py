@@ -54,7 +54,7 @@ def _mpi4py() -> dict[str, Any]:
     return answer
 
 
-_ASKED = {"tensorflow": _tensorflow, "horovod": _horovod, "mpi4py": _mpi4py}
+_PROBES = {"tensorflow": _tensorflow, "horovod": _horovod, "mpi4py": _mpi4py}
 
 
 def _main(package: str) -> None:
@@ -62,7 +62,7 @@ def _main(package: str) -> None:
     answer: dict[str, Any] = {}
     if importlib.util.find_spec(package) is not None:
         try:
-            answer = _ASKED[package]()
+            answer = _PROBES[package]()
         except Exception as error:
             answer["error"] = f"{type(error).__name__}: {error}"
     print(json.dumps(answer))
