@@ -134,7 +134,7 @@ def test_a_strategy_in_several_processes_is_refused(mirrored):
 
 
 def test_an_engine_that_sees_other_ranks_than_the_launcher_started_is_refused(monkeypatch):
-    """As under `srun --mpi=none`, which starts separate jobs of one rank that all end with 0."""
+    """This is the case under `srun --mpi=none`, which starts separate jobs of one rank that all end with 0."""
     monkeypatch.setattr("distlr.communicators.engines._start", lambda *_: SingleCommunicator())
     with pytest.raises(DistributionError, match=r"mpirun started 2 processes and horovod sees 1.*2 separate trainings"):
         distlr.init(environ=OPEN_MPI)
@@ -171,7 +171,7 @@ print(job.backend, job.replicas, [int(value) for value in job.strategy.experimen
 
 
 def test_a_second_job_in_the_process_does_not_meet_the_first_ones_collectives(four_cpus):
-    """As when a notebook's cell is run again: plain MirroredStrategy fails, 'Shape mismatch in the collective'."""
+    """A notebook's cell may be run again: plain MirroredStrategy fails, 'Shape mismatch in the collective'."""
 
     def total(length):
         job = distlr.init(simulate=2, environ={})

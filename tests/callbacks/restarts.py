@@ -14,7 +14,7 @@ class Killed(Exception):
 
 
 def logs_by_epoch(history: Any) -> dict[int, dict[str, Any]]:
-    """What each epoch of a `fit` has logged."""
+    """The logs of each epoch of a `fit`."""
     return {epoch: {n: v[i] for n, v in history.history.items()} for i, epoch in enumerate(history.epoch)}
 
 

@@ -51,7 +51,7 @@ def _applied(
     return applied, model
 
 
-# What plain Keras applies on one device, by hand.
+# The rates that plain Keras applies on one device, by hand.
 FUNCTIONS: dict[str, tuple[Any, list[float]]] = {
     "a table": (_table, [0.1, 0.1, 0.05, 0.01]),
     "of the epoch alone": (lambda epoch: 0.1 * 0.5**epoch, [0.1, 0.05, 0.025, 0.0125]),
@@ -102,7 +102,7 @@ def test_it_says_both_numbers_once(caplog) -> None:
     assert not [r for r in caplog.records if "was set to" in r.getMessage()]
 
 
-def test_without_a_factor_or_a_batch_nothing_is_scaled_or_said(caplog) -> None:
+def test_without_a_factor_or_a_batch_nothing_is_scaled_or_logged(caplog) -> None:
     caplog.set_level(logging.INFO, "distlr")
     applied, _ = _applied([K.LearningRateScheduler(_table)], base_batch=8)
     np.testing.assert_allclose(applied, [_table(epoch) for epoch in range(EPOCHS)], rtol=1e-6)

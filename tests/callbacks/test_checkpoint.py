@@ -268,7 +268,7 @@ def test_the_rate_by_epoch_is_that_of_a_run_on_m_from_the_start(wholes, broken, 
     assert "warmup" in line
 
 
-def test_after_a_change_the_rate_climbs_where_it_was_asked_to(tmp_path, caplog) -> None:
+def test_after_a_change_the_rate_climbs_if_rewarm_is_given(tmp_path, caplog) -> None:
     options = {"plateau": False, "schedule": 0.1}
     Run(tmp_path / "run", die_after=44, every="2ep", **options)  # two epochs and a half, after the warmup
     with caplog.at_level(logging.INFO, "distlr"):
@@ -439,7 +439,7 @@ def test_the_next_fit_of_the_process_need_not_wait(tmp_path) -> None:
 
 
 class Loaded:
-    """What makes Python run code when it unpickles it."""
+    """An object that makes Python run code when it is unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ("executed",)

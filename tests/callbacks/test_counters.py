@@ -157,7 +157,7 @@ def test_a_saver_by_batches_goes_on_counting_in_the_middle_of_an_epoch(tmp_path)
     assert second._batches_seen_since_last_saving == 4
 
 
-def test_two_of_one_class_are_told_apart_by_what_they_monitor(tmp_path) -> None:
+def test_two_of_one_class_are_distinguished_by_their_metric(tmp_path) -> None:
     stop = lambda metric: K.EarlyStopping(metric, mode="min", patience=9)  # noqa: E731
     run(tmp_path, stop("loss"), stop("score"), die_before=3)
     other, score = stop("loss"), stop("score")
@@ -263,7 +263,7 @@ def test_a_wrong_declaration_is_refused(names) -> None:
         Counters([kind()])
 
 
-def test_a_value_that_is_no_number_is_said_and_left_out(caplog) -> None:
+def test_a_value_that_is_no_number_is_left_out_with_a_warning(caplog) -> None:
     callback = Mine()
     callback.note = object()
     with caplog.at_level("INFO", "distlr"):
@@ -274,7 +274,7 @@ def test_a_value_that_is_no_number_is_said_and_left_out(caplog) -> None:
 # -- the file, and the ranks ----------------------------------------------------------------------------------
 
 
-def test_a_file_from_before_is_continued_and_said_to_have_none(tmp_path, caplog) -> None:
+def test_a_file_without_counters_is_continued_with_a_warning(tmp_path, caplog) -> None:
     run(tmp_path, *callbacks_in(tmp_path / "a"), die_before=3)
     (path, *_) = CheckpointDirectory(tmp_path, 3).files()
     arrays, values = read_checkpoint(path)

@@ -106,7 +106,7 @@ def test_a_run_that_lost_steps_goes_on_where_it_stood(tmp_path, caplog, kind, cl
 
 
 def test_each_checkpoint_has_a_number_of_its_own(tmp_path) -> None:
-    """Also where the first steps all overflow, and Keras' count of updates stands still."""
+    """This holds even if the first steps all overflow, and Keras' count of updates does not change."""
     _, seen = run(tmp_path, scale=True, epochs=1)
     assert seen.seen[0] == (0, 0)
     assert [int(path.stem[5:]) for path in CheckpointDirectory(tmp_path, 1).files()] == [8, 7, 6, 5, 4, 3, 2, 1]
@@ -161,7 +161,7 @@ def test_an_epoch_that_ends_within_an_update_is_continued_on_replicas(four_cpus,
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_decisions_are_taken_back_by_the_data_and_not_by_the_clock(tmp_path) -> None:
+def test_decisions_are_withdrawn_by_the_data_and_not_by_the_clock(tmp_path) -> None:
     """The steps 2, 3 and 4 are left out, and the checkpoint is of the second: the clock stands where it stood."""
     bad = (8, 16, 24)
     options = {"bad": bad, "epochs": 1, "every": "2ba"}

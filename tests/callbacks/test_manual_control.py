@@ -115,7 +115,7 @@ def test_what_lay_there_before_the_run_is_refused(rate_bench, tmp_path) -> None:
 
 
 def test_what_a_run_finds_late_and_lay_there_before_it_is_refused_as_well(rate_bench, tmp_path, monkeypatch) -> None:
-    """As behind a thousand other files, which are more than it looks at as it begins."""
+    """A thousand other files lie before it, more than are read as the run begins."""
     monkeypatch.setattr("distlr.callbacks.manual_control._LOOKS", 0)
     ControlDirectory(tmp_path).ask(Request("set-lr", multiply=0.5))
     bench, run = _fit(rate_bench, tmp_path, {}, epochs=1)

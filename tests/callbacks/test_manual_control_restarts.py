@@ -147,7 +147,7 @@ def test_a_request_that_was_done_and_not_marked_is_not_done_twice(rate_bench, tm
 
 
 def _make_old(tmp_path, seconds: int) -> None:
-    """As if what waits had been asked for so many seconds ago."""
+    """Makes the waiting requests so many seconds old."""
     directory = ControlDirectory(tmp_path / "run")
     when = directory.file_time() - seconds * 10**9
     for pending in directory.waiting():

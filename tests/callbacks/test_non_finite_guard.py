@@ -229,7 +229,7 @@ def test_the_limit_is_of_the_run_and_not_of_a_process(tmp_path) -> None:
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.replicas)])
 @pytest.mark.parametrize("bad", [0, 3, STEPS - 1])
 def test_the_metrics_are_those_of_the_other_steps(four_cpus, bad, replicas) -> None:
-    """What plain Keras shows of an epoch without that batch; 0 would be the best loss that a decider ever sees."""
+    """The loss is that of plain Keras without that batch; 0 would be the best loss that a decider ever sees."""
     x = X.copy()
     x[bad * PER_STEP] = np.nan
     _, _, history = fit(x, Y, NonFiniteGuard("skip"), replicas=replicas, epochs=2, rate=0.05)

@@ -120,7 +120,7 @@ def test_two_plateaus_on_one_metric_are_refused(rate_bench) -> None:
 
 
 def _on_two_ranks(callbacks: list[Any]) -> list[list[Any]]:
-    """What each of two ranks trains with."""
+    """The callbacks that each of two ranks trains with."""
     return run_ranks(lambda comm: for_ranks(callbacks, comm), 2, timeout=5.0)
 
 

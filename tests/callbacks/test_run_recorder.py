@@ -1,4 +1,4 @@
-"""What a run leaves in its directory."""
+"""The files that a run leaves in its directory."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_schedule_that_takes_one_time_at_a_time(rate_bench, tmp_path) -> None:
 
 @pytest.mark.parametrize("batches", [1, 2])
 def test_a_change_after_a_batch_is_in_the_curve_from_there_on(rate_bench, tmp_path, batches) -> None:
-    """Also one after the epoch's last batch, which is none of its end."""
+    """This includes a change after the epoch's last batch, which is not one at the epoch's end."""
 
     class Cut(distlr.callbacks.JobCallback):
         def on_train_batch_end(self, batch, logs=None):

@@ -1,4 +1,4 @@
-"""What must be the same on every rank, and who may stop within an epoch."""
+"""The callbacks that must be the same on every rank, and those that may stop within an epoch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Printer(K.Callback):
 
 
 def _begin(by_rank: list[list[Any]]) -> list[Any]:
-    """What each rank hears as the training begins: its error, or whether its guard looks after each step."""
+    """The result of each rank as the training begins: its error, or whether its guard looks after each step."""
 
     def begin(comm: Any) -> Any:
         guard = ReplicaGuard()

@@ -1,4 +1,4 @@
-"""What a training step does, compared with what its rate is made for."""
+"""The comparison of a training step with the step that its rate is made for."""
 
 from __future__ import annotations
 
@@ -310,7 +310,7 @@ def test_a_condition_that_always_holds_and_branches_that_each_apply_are_once_a_s
 
 @pytest.mark.parametrize(("options", "length"), [({"times": 2}, 128), ({"condition": lambda n: n % 2 == 0}, 32)])
 def test_an_epoch_may_be_declared_in_the_optimizer_s_own_updates(options, length) -> None:
-    """What the error says to do: the schedule over 4 epochs ends with them."""
+    """With the fix from the error the schedule over 4 epochs ends with them."""
     rate = keras.optimizers.schedules.CosineDecay(0.01, 4 * length // 16)
     job, _, model = _compiled(lambda: Applying(**options), rate, samples_per_epoch=length)
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(16)

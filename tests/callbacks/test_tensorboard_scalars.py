@@ -1,4 +1,4 @@
-"""What TensorBoard reads back is what the clock said, also beyond the whole numbers of float32."""
+"""TensorBoard reads back the values of the clock, also beyond the whole numbers of float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is saved and gone back to are the training's weights, whatever is in the model meanwhile."""
+"""A run saves and restores the training's weights, whatever is in the model meanwhile."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_a_further_fit_after_the_best_weights(tmp_path) -> None:
     assert_part_of_weights(run, whole, first=0)
 
 
-def test_an_end_that_nothing_told_of_is_not_written_with_other_weights(tmp_path, caplog) -> None:
+def test_an_unannounced_end_is_not_written_with_other_weights(tmp_path, caplog) -> None:
     class Stop(K.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.model.stop_training = epoch == 1

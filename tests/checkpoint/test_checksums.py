@@ -39,7 +39,7 @@ def refusal(path) -> str:
 
 
 def test_every_single_bit_that_flips_is_noticed(file) -> None:
-    """Of the length, the header, its padding, the checksum itself and the values."""
+    """The bits are of the length, the header, its padding, the checksum itself and the values."""
     whole = file.read_bytes()
     messages = []
     with open(file, "r+b", buffering=0) as damaged:
@@ -80,8 +80,8 @@ def test_the_checksum_is_that_of_the_whole_file_and_others_can_read_it(file) -> 
     assert read_checkpoint(file)[1] == RUN
 
 
-def test_a_file_of_before_checksums_is_read_and_that_is_said(file, caplog) -> None:
-    """As versions before this one wrote it, by the format's own library."""
+def test_a_file_without_a_checksum_is_read_with_a_warning(file, caplog) -> None:
+    """The file is as earlier versions wrote it, by the format's own library."""
     caplog.set_level(logging.INFO, "distlr")
     values = {name: np.asarray(array) for name, array in ARRAYS.items()}
     file.write_bytes(safetensors.numpy.save(values, {"format": "1", "run": '{"epoch": 1}'}))

@@ -31,7 +31,7 @@ def flattened(batches):
 
 
 def training(user_data, batch, *, seed=0, remainder="drop", position=None, **options):
-    """As `job.shard` asks for it."""
+    """Calls `data.training` as `job.shard` does."""
     place = Position(batch, seed, remainder == "carry") if position is None else position
     return data.training(user_data, batch, position=place, **options)
 
@@ -159,7 +159,7 @@ def test_a_stream_of_unknown_length_has_the_steps_of_the_batch():
     assert len(seen) == 36
 
 
-def test_a_stream_with_fewer_samples_than_told_ends_the_run():
+def test_a_stream_with_fewer_samples_than_the_batch_says_ends_the_run():
     batch = GlobalBatch(4, base_batch=4, samples_per_epoch=41)
     dataset = training(stream(30), batch, rank=0, size=1)
     with pytest.raises(tf.errors.FailedPreconditionError, match="expected to contain 10 elements but contained only 7"):
@@ -245,7 +245,7 @@ def test_every_validation_sample_is_on_one_rank_once():
     assert sorted(seen) == list(range(41))
 
 
-def test_what_predict_gives_of_padding_is_said_once(job, caplog):
+def test_predictions_for_padding_are_logged_once(job, caplog):
     caplog.set_level("INFO", logger="distlr")
     batch = job.batch(8, base_batch=8)
     job.shard((np.arange(8), np.zeros(8)), batch, training=False)

@@ -1,4 +1,4 @@
-"""What runs in containers: with no right that it does not need, and among hosts that prove to be the job's."""
+"""Containers run without rights that they do not need, and among hosts that prove to be the job's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests know of each shape, one entry a class; `test_catalog.py`, `test_execution.py` and `test_registry.py`
+"""The tests' facts on each shape, one entry a class; `test_catalog.py`, `test_execution.py` and `test_registry.py`
 read it."""
 
 from __future__ import annotations

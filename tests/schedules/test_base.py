@@ -107,7 +107,7 @@ def test_a_long_cosine_is_right_at_every_step(compiled):
     assert (np.abs(plain / exact - 1) > 1e-6).mean() > 0.01, "Keras is as precise: the copy is not needed any more"
 
 
-def test_steps_that_float32_confuses_are_told_apart():
+def test_steps_that_float32_confuses_are_distinguished():
     decay = SHAPES.InverseTimeDecay(1.0, 1, 1.0)
     precise = as_float64(decay)
     for t in (2**24, 2**31):

@@ -26,7 +26,7 @@ OWN = {cls for cls in EXPORTED.values() if isinstance(cls, type) and issubclass(
 
 
 def test_every_shape_has_its_entry() -> None:
-    """What is to be added where, for each class that was forgotten somewhere."""
+    """The missing entries, for each class that was forgotten somewhere."""
     entries = {shape.cls: shape for shape in SHAPES}
     assert len(entries) == len(SHAPES), "tests/schedules/shapes.py: a class has two entries in SHAPES; join them."
     cases = [name for shape in SHAPES for name in shape.cases]
@@ -103,7 +103,7 @@ def test_exact_values(schedule, values) -> None:
 
 @pytest.mark.parametrize("t_mul", [1.1, 1.5, 2.0, 3.0, 10.0])
 def test_every_cycle_begins_at_its_own_step(t_mul) -> None:
-    """Also where the logarithm that finds the cycle is rounded."""
+    """This holds even if the logarithm that finds the cycle is rounded."""
     schedule = CosineRestarts(1.0, first_steps=7, t_mul=t_mul)
     begin, length = 0.0, 7.0
     for _ in range(60):

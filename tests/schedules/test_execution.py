@@ -1,4 +1,4 @@
-"""What every schedule of distlr has in common: eager, graph and XLA agree, it is traced once, it can be saved."""
+"""The common properties of all schedules of distlr: eager, graph and XLA agree, it is traced once, it can be saved."""
 
 from __future__ import annotations
 

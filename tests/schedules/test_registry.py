@@ -26,7 +26,7 @@ PLAIN = st.one_of(*(arguments.map(lambda a, n=name: {"name": n, **a}) for name, 
 
 
 def _spec(name: str) -> st.SearchStrategy:
-    """What `get` takes by this name, with plain shapes inside where it goes around others."""
+    """Dicts that `get` accepts under this name, with plain shapes inside where it goes around others."""
     arguments, inside = DRAWN[name].arguments, DRAWN[name].inside
     if inside is None:
         return arguments.map(lambda a: {"name": name, **a})

@@ -75,7 +75,7 @@ def test_every_epoch_of_a_long_run_begins_at_its_own_first_sample():
     assert epochs.at(tf.constant((starts[1:] - 1) / base, tf.float64)).numpy().tolist() == list(range(count - 1))
 
 
-def test_the_function_is_asked_once_an_epoch_and_never_again():
+def test_the_function_is_called_once_an_epoch_and_never_again():
     calls = []
 
     def rate(epoch):

@@ -27,7 +27,7 @@ L = keras.losses.MeanSquaredError
         ([L(reduction=None), "mse", L(reduction="none")], 2, 1, ["reduction=None", "reduction='none'"]),
     ],
 )
-def test_what_is_said(loss, ranks, factor, expected) -> None:
+def test_the_warnings(loss, ranks, factor, expected) -> None:
     warnings = reduction_warnings(loss, ranks, factor)
     assert len(warnings) == len(expected)
     assert all(words in warning for words, warning in zip(expected, warnings, strict=True))

@@ -97,7 +97,7 @@ def test_what_is_not_dense_goes_tensorflows_way(strategy) -> None:
     assert [value.to_list() for value in batch.values] == [[[1], [2, 3]], [[4], [5]], [[6], [7]]]
 
 
-def test_what_is_divided_is_taken_as_it_is(strategy) -> None:
+def test_a_divided_data_set_is_used_as_it_is(strategy) -> None:
     job = distlr.init(strategy=strategy)
     divided = strategy.experimental_distribute_dataset(batches(6))
     assert strategy.experimental_distribute_dataset(divided) is divided

@@ -1,4 +1,4 @@
-"""What a checkpoint of several ranks has while the averages are in the model, and what callbacks of each rank count."""
+"""Checkpoints of several ranks while the averages are in the model, and the counters of each rank's callbacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ranks agree on around the steps: state, divergence, stops, files; and half of distlr on several ranks."""
+"""The agreement of the ranks around the steps: state, divergence, stops, files; and half of distlr on several ranks."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_gradients_are_averaged_or_summed(op) -> None:
 
 
 @pytest.mark.parametrize("mean", [False, True])
-def test_accumulated_gradients_are_summed_unless_their_mean_is_asked_for(mean) -> None:
+def test_accumulated_gradients_are_summed_unless_their_mean_is_requested(mean) -> None:
     variable, optimizer = adopted([0.0], backward_passes_per_step=2, average_aggregated_gradients=mean)
     for value in (1.0, 2.0):
         optimizer.apply([tf.constant([value])], [variable])

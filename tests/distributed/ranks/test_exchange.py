@@ -60,7 +60,7 @@ def test_dense_gradients_are_averaged(job, in_graph) -> None:
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_the_updates_of_one_graph_are_exchanged_one_after_the_other(job, gated) -> None:
-    """Also where no gradient depends on the update before: a critic's by its last bias is a constant."""
+    """This holds even if no gradient depends on the update before: a critic's by its last bias is a constant."""
     many = 8
     model, optimizer = adopted(job, np.zeros(100_000, "float32"), [0.0])
     if gated:
@@ -319,7 +319,7 @@ def test_a_rank_waits_for_all_optimizers_at_once(job) -> None:
         np.testing.assert_allclose(model.kept[0].numpy(), [expected], rtol=1e-6)
 
 
-def test_an_optimizer_that_is_gone_is_asked_no_more(job) -> None:
+def test_an_optimizer_that_is_gone_is_used_no_more(job) -> None:
     def exchanges() -> int:
         gc.collect()
         job.communicator.barrier(tag="who is gone goes")
@@ -336,7 +336,7 @@ def test_an_optimizer_that_is_gone_is_asked_no_more(job) -> None:
     assert exchanges() == before
 
 
-def test_updates_of_an_optimizer_that_is_gone_on_one_rank_alone_are_told(job) -> None:
+def test_updates_of_an_optimizer_that_is_gone_on_one_rank_alone_are_reported(job) -> None:
     def train():
         model, optimizer = adopted(job, [0.0])
         stepper(optimizer, model, True)([tf.ones(1)])

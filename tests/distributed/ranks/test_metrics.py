@@ -38,7 +38,7 @@ def compiled(job, *, normalized: bool = False):
 
 
 def in_one_process(model, arrays, normalized: bool = False):
-    """What a model with these weights gives on all data, without any other rank."""
+    """The result of a model with these weights on all data, without any other rank."""
     single = build("sgd", normalized)
     single.set_weights([weight.numpy() for weight in model.weights])
     return single.evaluate(*arrays, batch_size=len(arrays[0]), verbose=0, return_dict=True)

@@ -43,7 +43,7 @@ def build(job, adopted=2, mean=False):
 
 
 def test_two_optimizers_train_one_model_on_all_ranks(job, same_on_all) -> None:
-    """As one device does with the batch of all ranks, from rank 0's weights."""
+    """The result is that of one device with the batch of all ranks, from rank 0's weights."""
     model, data, x = build(job)
     model.fit(data, epochs=2, shuffle=False, callbacks=job.callbacks(), verbose=0)
     same_on_all([weight.numpy().tolist() for weight in model.weights])

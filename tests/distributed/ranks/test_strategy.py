@@ -1,4 +1,4 @@
-"""What only a strategy that spans the ranks has: its mends of Keras, and TensorFlow's own ways to use it."""
+"""Features of a strategy that spans the ranks: its adaptation to Keras, and TensorFlow's own ways to use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distlr.errors import ConfigurationError
 from distlr.strategies.workers import MultiWorker
 
 
-def test_keras_still_needs_the_mend(job, simple, local_data) -> None:
+def test_keras_still_needs_the_adapted_strategy(job, simple, local_data) -> None:
     """The day this fails, `MultiWorker.reduce` can go."""
     model = simple(0.1)
     job.strategy.__class__ = tf.distribute.MultiWorkerMirroredStrategy
@@ -25,7 +25,7 @@ def test_keras_still_needs_the_mend(job, simple, local_data) -> None:
         job.strategy.__class__ = MultiWorker
 
 
-def test_a_strategy_of_ones_own_is_mended_and_connected(job, same_on_all) -> None:
+def test_a_strategy_of_ones_own_is_adapted_and_connected(job, same_on_all) -> None:
     job.strategy.__class__ = tf.distribute.MultiWorkerMirroredStrategy
     again = distlr.init(strategy=job.strategy)
     assert type(job.strategy) is MultiWorker
@@ -42,7 +42,7 @@ def test_data_that_is_not_sharded_yet_is_by_tensorflow(job, simple, same_on_all)
 
 
 def test_whole_arrays_are_fed_by_the_whole_batch_as_the_message_says(job, same_on_all) -> None:
-    """What `fit` is given the strategy divides, so that `batch_size=batch.feed` would be a part of each batch."""
+    """The strategy divides the data of `fit`, so that `batch_size=batch.feed` would be a part of each batch."""
     x = np.arange(48, dtype="float32").reshape(24, 2) / 48
     batch = job.batch(per_replica=2, base_batch=2, samples_per_epoch=24)
     with job.scope():

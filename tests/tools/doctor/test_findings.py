@@ -1,4 +1,4 @@
-"""What is found on a machine, as functions of what was asked: the statuses, and what is said to do."""
+"""The findings on a machine, as functions of the answers: their statuses and their advice."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_a_launch_of_its_own_inherits_no_launcher() -> None:
 
 
 def test_a_command_ends_within_its_limit_with_all_that_it_started(tmp_path) -> None:
-    """Also where what it started holds its output open."""
+    """This holds even if a process that it started keeps its output open."""
     pid = tmp_path / "pid"
     start = time.monotonic()
     ended = run(["sh", "-c", f"sleep 60 & echo $! > {pid}; echo begun; sleep 60"], os.environ, limit=1)
@@ -305,7 +305,7 @@ def test_what_cannot_be_started_has_ended(tmp_path) -> None:
         assert message in how
 
 
-def test_a_signal_without_a_name_is_said_all_the_same() -> None:
+def test_a_signal_without_a_name_is_reported_too() -> None:
     ended = run([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 1)"], os.environ, 30)
     assert ended.how == "was ended by SIGRTMIN+1"
 

@@ -384,7 +384,7 @@ def test_no_false_alarm_on_scripts_that_run(path) -> None:
 
 
 @pytest.mark.parametrize("text", ["import tf_keras as keras", 'import os\nos.environ["TF_USE_LEGACY_KERAS"] = "1"'])
-def test_legacy_keras_is_said_and_nothing_else(tmp_path, text) -> None:
+def test_legacy_keras_is_reported_and_nothing_else(tmp_path, text) -> None:
     path = tmp_path / "old.py"
     path.write_text(f"{text}\nimport horovod.tensorflow.keras as hvd\nhvd.DistributedOptimizer(o)")
     (finding,) = read(path)
@@ -415,7 +415,7 @@ def test_what_python_cannot_read_is_an_error(tmp_path, content) -> None:
     assert "no Python" in finding.found
 
 
-def test_what_is_nested_too_deeply_is_said(tmp_path) -> None:
+def test_code_that_is_nested_too_deeply_is_reported(tmp_path) -> None:
     path = tmp_path / "deep.py"
     path.write_text("x = 1" + " + 1" * 5000)
     (finding,) = read(path)

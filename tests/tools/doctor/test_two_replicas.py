@@ -120,7 +120,7 @@ def measured(factor: float, left: float = 1e-7, noisy: bool = False) -> dict[str
         ),
     ],
 )
-def test_what_is_said_of_it(result, status, words) -> None:
+def test_the_finding_on_an_update(result, status, words) -> None:
     finding = two_replicas.compared("train.py", result, Ended(None, "", ""))
     assert (finding.name, finding.status) == ("train.py: one update on two replicas", status)
     assert words in finding.found

@@ -97,7 +97,7 @@ def test_where_it_ends(losses, ends_at, text) -> None:
     assert text in result.explain()
 
 
-def test_it_goes_on_to_the_end_where_asked_to() -> None:
+def test_it_goes_on_to_the_end_if_requested() -> None:
     assert swept([1, 2, 1e30, 3], stop_at=math.inf)[0] == 4
 
 

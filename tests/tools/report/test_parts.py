@@ -1,4 +1,4 @@
-"""What the report is made of: axes, lines, words, colours and the picture."""
+"""The parts of the report: axes, lines, words, colours and the picture."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_thinning_keeps_extremes_ends_and_gaps() -> None:
     assert thin == sorted(thin, key=lambda point: point[0])
     for each in (points[0], points[-1], points[12_345], points[33_333], points[40_000]):
         assert each in thin
-    # What is drawn is nowhere far from what was thrown away: each of the 333 stretches keeps its range.
+    # The drawn points are nowhere far from those that were left out: each of the 333 stretches keeps its range.
     for begin in range(0, 50_000, 5_000):
         part = [value for at, value in points if begin <= at < begin + 5_000 and value is not None]
         left = [value for at, value in thin if begin <= at < begin + 5_000 and value is not None]
