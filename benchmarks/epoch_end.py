@@ -102,7 +102,7 @@ class Arm:
         count = [self.collectives()]
 
         def begin(epoch: int, logs: Any) -> None:
-            self.job.communicator.barrier(tag="epoch")  # what a rank waits for another's steps is not the epoch's end
+            self.job.communicator.barrier(tag="epoch")  # the wait for another rank's steps does not count
             self.timed.seconds.append(0.0)
             count.append(self.collectives())
 

@@ -112,11 +112,11 @@ class Setting(NamedTuple):
     """A model and the settings of its training."""
 
     make: Callable[[Norm], keras.Model]
-    rate: float  # of SGD, at the base batch
+    rate: float  # SGD's rate, at the base batch
     norm: type[layers.BatchNormalization] = layers.BatchNormalization
     base: str = ""  # the setting that is the same at k = 1, which alone is trained there
     epochs: int = 10
-    decay: float | None = None  # of the weights, times the rate at every update, as Keras has it
+    decay: float | None = None  # weight decay, times the rate at every update, as in Keras
 
 
 SETTINGS = {

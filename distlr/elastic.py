@@ -76,6 +76,6 @@ def run(train: Callable[[Job], T], *, timeout: float = 600.0, resets: int = 100)
         try:
             return train(Job(tf.distribute.get_strategy(), "horovod", communicator))
         finally:
-            release_all()  # of directories: rank 0 of the next generation may be another process
+            release_all()  # locks of directories: rank 0 of the next generation may be another process
 
     return run_elastic(generation, timeout=timeout, resets=resets)

@@ -114,7 +114,7 @@ def _multi_worker_job(
 ) -> Job:
     """A job on a multi-worker strategy: the one given, or a new one, once all of its workers have met."""
     addresses, rank = list(choice.addresses), choice.rank
-    connections: dict[int, socket.socket] = {}  # of the meeting; a strategy that was given has connected its workers
+    connections: dict[int, socket.socket] = {}  # made by the meeting; a user's strategy has its own
     if strategy is not None:
         job_strategy = adapt_for_keras(strategy)
     else:

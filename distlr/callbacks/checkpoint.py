@@ -138,15 +138,15 @@ class Checkpoint(JobCallback):
         self.counters = Counters([])
         self._callbacks: Sequence[Any] = ()
         self._begun = False
-        self._state: RunState  # of the script, as it began
-        self._path: Path  # of the checkpoint that is continued, on rank 0
-        self._ranks: list[dict[str, np.ndarray]] = []  # of the checkpoint that is continued
+        self._state: RunState  # the script's state, as it began
+        self._path: Path  # the checkpoint that is continued, on rank 0
+        self._ranks: list[dict[str, np.ndarray]] = []  # arrays of each rank in that checkpoint
         self._counted: dict[str, np.ndarray] = {}  # the arrays of callbacks' counters, on rank 0
         self._epoch = 0
         self._steps = self._steps_in_run = 0  # Keras' steps since the epoch began, or the run, in this process
         self._left: int | None = None  # steps of an epoch that was interrupted, and those that had been done
         self._done = 0
-        self._training_logs: dict[str, Any] | None = None  # of an epoch whose validation alone is left
+        self._training_logs: dict[str, Any] | None = None  # logs of an epoch whose validation alone is left
         self._updates = 0  # updates before this process, those that were left out among them
         self._saved_at = 0  # steps in this process
         self._left_in_model: list[str] = []  # digests of the weights that are not the training's, as `fit` ended

@@ -116,7 +116,7 @@ class Counters:
         for i, (key, callback) in enumerate(self._callbacks.items()):
             for name in _kept_attributes(callback):
                 if name not in vars(callback):
-                    continue  # of another version of Keras
+                    continue  # an attribute of another version of Keras
                 try:
                     attributes.setdefault(key, {})[name] = _to_json(
                         vars(callback)[name], f"{_ARRAYS}{i}/{name}", arrays

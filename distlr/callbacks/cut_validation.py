@@ -51,7 +51,7 @@ class CutValidation(JobCallback):
     def __init__(self, checkpoint: Checkpoint, metrics: SyncMetrics | None = None) -> None:
         super().__init__()
         self._checkpoint, self._metrics = checkpoint, metrics
-        self._training_logs: dict[str, Any] | None = None  # of an epoch whose validation alone is left
+        self._training_logs: dict[str, Any] | None = None  # logs of an epoch whose validation alone is left
         self._is_in_epoch = self._was_cut = False
         self._seeds: list[tuple[Any, np.ndarray]] = []  # as the validation began
         self._without_warning = contextlib.ExitStack()

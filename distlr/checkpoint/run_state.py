@@ -326,7 +326,7 @@ def restore_metrics(communicator: Communicator, model: Any, ranks: Sequence[Mapp
     """
     states = [{name: array for name, array in arrays.items() if name.startswith(_METRIC)} for arrays in ranks]
     if communicator.strategy_spans_ranks:
-        states = states[:1]  # what each rank read was the sum over all
+        states = states[:1]  # each rank has read the sum over all
     elif len(ranks) == communicator.size:
         states = [states[communicator.rank]]
     elif not communicator.is_root:

@@ -22,7 +22,7 @@ from distlr.sync.metrics import COMBINE, declared_way, state_owners
 
 __all__ = ["Verdict", "is_known", "try_updates"]
 
-_SAMPLES, _FEW = (16, 11), (3, 2)  # of the two batches; the same on every rank, or ranks could judge differently
+_SAMPLES, _FEW = (16, 11), (3, 2)  # for the two batches; the same on every rank, or ranks could judge differently
 _LARGE = 100_000  # numbers of one sample, from which on there are few
 _ANY_LENGTH = 5  # for a dimension that the step leaves open
 _EXACT, _HALF = 1e-4, 2e-2  # the error of a sum by rounding, relative to its parts: in float32, and in float16

@@ -54,7 +54,7 @@ class MetricsCheck:
             elif verdict.sums is False:
                 raise self._refusal(metric, verdict)
         if self._waiting:
-            self._model.train_function = self._model.test_function = None  # what is traced would not call them anew
+            self._model.train_function = self._model.test_function = None  # a traced function would not call them again
 
     def warn_of_reductions(self, ranks: int = 1) -> None:
         """Warns about losses whose reduction gives another number here than on one device; see `reduction_warnings`.

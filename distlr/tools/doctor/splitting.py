@@ -128,4 +128,4 @@ class _Trained:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    os._exit(0)  # what the script has started in threads is not waited for
+    os._exit(0)  # does not wait for threads that the script has started

@@ -80,7 +80,7 @@ def _longest_fall(values: Sequence[float]) -> list[int]:
     for place, value in enumerate(values):
         length = bisect.bisect_left(lows, -value)
         before.append(ends[length - 1] if length else None)
-        if lows[length : length + 1] != [-value]:  # of equal ones the first counts
+        if lows[length : length + 1] != [-value]:  # the first of equal ones counts
             lows[length : length + 1], ends[length : length + 1] = [-value], [place]
     chain: list[int] = []
     last = ends[-1] if ends else None

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 __all__ = ["Axis"]
 
-_LEAST_SPAN = 1e-4  # of the largest value: below it labels would be many digits of noise
+_LEAST_SPAN = 1e-4  # share of the largest value: below it labels would be many digits of noise
 _PLAIN = (1e-3, 1e5)  # labels of larger and smaller values share a power of ten, which the title says
 _SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 

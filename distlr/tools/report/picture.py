@@ -29,7 +29,7 @@ def draw(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
     decisions, names, epochs = marks(runs), labels(runs), span(drawn_charts)
     rows = max(1, len(drawn_charts))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of a run's name: the font shows a box for it
+        warnings.filterwarnings("ignore", message="Glyph")  # for a character in a run's name: the font shows a box
         with picture(path, rows=rows, size=(8, 1 + 2.6 * rows)) as all_axes:
             for each, chart in zip(all_axes, drawn_charts, strict=False):
                 _chart(each, chart, [mark for mark in decisions if mark.is_on(epochs)])
