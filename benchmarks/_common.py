@@ -1,4 +1,4 @@
-"""What the benchmarks share: ratios of pairs, ranks of this script, jobs, memory, and the last line that they print."""
+"""Helpers of the benchmarks: ratios of pairs, ranks of this script, jobs, memory, and the last line that they print."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def patience(backend: str) -> float:
 
 
 def written(words: Callable[[Path], list[str]], limit: float, **variables: str) -> Any:
-    """What a job of its own writes, as JSON, into the file that it is given.
+    """Starts a job of its own, and returns the JSON that it writes into the file that it is given.
 
     Args:
         words: the command, for the file's path.
         limit: seconds after which it is an error.
-        **variables: of its environment.
+        **variables: variables for its environment.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
@@ -79,8 +79,8 @@ def written(words: Callable[[Path], list[str]], limit: float, **variables: str) 
         environ = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT), **variables}
         done = subprocess.run(command, env=environ, timeout=limit, capture_output=True, text=True, check=False)
         if done.returncode or not path.is_file():
-            said = (done.stdout + done.stderr)[-4000:]
-            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
+            output = (done.stdout + done.stderr)[-4000:]
+            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{output}")
         return json.loads(path.read_text())
 
 

@@ -36,8 +36,8 @@ def _ratio(row: dict[str, float]) -> str:
     return f"{row['median']:.3f} [{row['low']:.3f}, {row['high']:.3f}] ({row['min']:.2f} to {row['max']:.2f})"
 
 
-def _target(text: str, met: bool | None) -> str:
-    return f"- {text}: **{'not measured' if met is None else 'met' if met else 'missed'}**"
+def _target(text: str, is_met: bool | None) -> str:
+    return f"- {text}: **{'not measured' if is_met is None else 'met' if is_met else 'missed'}**"
 
 
 def _measured(results: dict[str, Any], name: str) -> str:
@@ -75,15 +75,15 @@ def _section_step(step: dict[str, Any], results: dict[str, Any]) -> list[str]:
 
 def _section_exchange(exchange: dict[str, Any], results: dict[str, Any]) -> list[str]:
     rows, times = [], []
-    for backend, found in exchange.items():
-        for row in found:
+    for backend, measurements in exchange.items():
+        for row in measurements:
             size = f"{row['parameters']:,}"
             if "arm" in row:
                 rows.append([backend, size, row["arm"], row["beside"], _ratio(row["wall"]), _ratio(row["cpu"])])
             else:
-                taken = ", ".join(f"{name} {value:g}" for name, value in row["ms_a_step"].items())
+                times_text = ", ".join(f"{name} {value:g}" for name, value in row["ms_a_step"].items())
                 hidden = "" if "hidden" not in row else f"{row['hidden']:.0%}"
-                times.append([backend, size, taken, hidden])
+                times.append([backend, size, times_text, hidden])
     return [
         "## The exchange of gradients",
         "",
@@ -107,7 +107,7 @@ def _section_epoch_end(epoch_end: dict[str, Any], results: dict[str, Any]) -> li
         ]
         for row in epoch_end["rows"]
     ]
-    found = epoch_end.get("ratio_20_metrics_4_ranks")
+    time_ratio = epoch_end.get("ratio_20_metrics_4_ranks")
     heads = [
         "ranks",
         "metrics",
@@ -125,7 +125,7 @@ def _section_epoch_end(epoch_end: dict[str, Any], results: dict[str, Any]) -> li
         "",
         *_table(heads, rows),
         "",
-        _target("20 metrics on 4 ranks: at most 0.4 of the mean's time", found and found["median"] <= 0.4),
+        _target("20 metrics on 4 ranks: at most 0.4 of the mean's time", time_ratio and time_ratio["median"] <= 0.4),
     ]
 
 
@@ -142,7 +142,7 @@ def _section_control_plane(plane: dict[str, Any], results: dict[str, Any]) -> li
         ]
         for row in plane["rows"]
     ]
-    last, said = plane["rows"][-1], plane["predicted"]
+    last, predicted = plane["rows"][-1], plane["predicted"]
     sent = {round(row["bytes_sent"], -2) for row in plane["rows"]}
     heads = ["ranks", "result", "collectives an epoch", "bytes sent", "ms an epoch", "MB a rank (PSS)", "RSS"]
     return [
@@ -152,9 +152,9 @@ def _section_control_plane(plane: dict[str, Any], results: dict[str, Any]) -> li
         "",
         *_table(heads, rows),
         "",
-        f"**Predicted, not measured**: on {said['ranks']:,} ranks of a network with {1e6 * said['latency']:g} us and "
-        f"{said['bandwidth'] / 1e9:g} GB/s an epoch's end takes {1e3 * said['seconds']:.1f} ms, in which a rank "
-        f"receives {said['received_mb']} MB.",
+        f"**Predicted, not measured**: on {predicted['ranks']:,} ranks of a network with "
+        f"{1e6 * predicted['latency']:g} us and {predicted['bandwidth'] / 1e9:g} GB/s an epoch's end takes "
+        f"{1e3 * predicted['seconds']:.1f} ms, in which a rank receives {predicted['received_mb']} MB.",
         "",
         _target(f"{last['ranks']} ranks: four collectives an epoch", last["collectives"] == 4),
         _target("what a rank sends does not grow with the ranks", len(sent) == 1),
@@ -164,9 +164,9 @@ def _section_control_plane(plane: dict[str, Any], results: dict[str, Any]) -> li
 
 def _section_memory(memory: dict[str, Any], results: dict[str, Any]) -> list[str]:
     rows = [
-        [backend, arm, f"{found['megabytes'][arm]:.0f}", _ratio(ratio)]
-        for backend, found in memory.items()
-        for arm, ratio in found["ratio"].items()
+        [backend, arm, f"{memory_rows['megabytes'][arm]:.0f}", _ratio(ratio)]
+        for backend, memory_rows in memory.items()
+        for arm, ratio in memory_rows["ratio"].items()
     ]
     imports = next(iter(memory.values()))["imported"]
     return [
@@ -180,7 +180,7 @@ def _section_memory(memory: dict[str, Any], results: dict[str, Any]) -> list[str
     ]
 
 
-def _section_large_batch(found: dict[str, Any], results: dict[str, Any]) -> list[str]:
+def _section_large_batch(models: dict[str, Any], results: dict[str, Any]) -> list[str]:
     lines = [
         "## Large batches",
         "",
@@ -193,14 +193,14 @@ def _section_large_batch(found: dict[str, Any], results: dict[str, Any]) -> list
     ]
     lines += ["", "![Test accuracy against k, by arm, for each model](large_batch.png)"]
     targets = []
-    for model, arms in found.items():
+    for model, arms in models.items():
         ks = sorted({int(k) for arm in arms.values() for k in arm})
         rows = [[arm, *(_accuracy(by_k.get(str(k))) for k in ks)] for arm, by_k in arms.items()]
         lines += ["", f"**{model}**", "", *_table(["arm", *(f"k = {k}" for k in ks)], rows)]
         for k, points in ((32, 0.2), (64, 0.7)):
             base, ours = arms.get("base", {}).get("1", {}), arms.get("distlr", {}).get(str(k), {})
             both = sorted(base.keys() & ours.keys())
-            text, met = f"{model}, k = {k}: within {points} points of k = 1", None
+            text, is_met = f"{model}, k = {k}: within {points} points of k = 1", None
             if both:
                 differences = [100 * (base[seed] - ours[seed]) for seed in both]
                 lost = statistics.mean(differences)
@@ -209,13 +209,13 @@ def _section_large_batch(found: dict[str, Any], results: dict[str, Any]) -> list
                 text += f"{len(both)} seeds{_training(results, model, k)}"
                 of_three = statistics.mean(differences[:3])  # which the target is for
                 text += f"; {of_three:.2f} by the first three seeds)" if len(both) > 3 else ")"
-                met = of_three <= points
-            targets.append(_target(text, met))
+                is_met = of_three <= points
+            targets.append(_target(text, is_met))
     return [*lines, "", *targets]
 
 
 def _training(results: dict[str, Any], model: str, k: int) -> str:
-    """What the training accuracy was, where it was kept for the same seeds."""
+    """The training accuracy, where it was recorded for the same seeds."""
     arms = results.get("large_batch_training", {}).get(model, {})
     base, ours = arms.get("base", {}).get("1", {}), arms.get("distlr", {}).get(str(k), {})
     both = sorted(base.keys() & ours.keys())

@@ -20,15 +20,15 @@ _ARMS = {
 }
 
 
-def draw(path: Path, found: dict[str, Any]) -> None:
+def draw(path: Path, models: dict[str, Any]) -> None:
     """Writes the PNG: mean over the seeds, bars from the least to the greatest; k = 1 is the base batch.
 
     Args:
         path: the file.
-        found: accuracy by model, arm, k and seed, as in `results.json`.
+        models: accuracy by model, arm, k and seed, as in `results.json`.
     """
-    with picture(path, rows=len(found), size=(8, 3.4 * len(found))) as axes:
-        for axis, (model, arms) in zip(axes, found.items(), strict=True):
+    with picture(path, rows=len(models), size=(8, 3.4 * len(models))) as axes:
+        for axis, (model, arms) in zip(axes, models.items(), strict=True):
             for arm, (colour, line, label) in _ARMS.items():
                 start = arms.get("base adam" if arm == "sqrt adam" else "base", {})
                 by_k = {int(k): list(seeds.values()) for k, seeds in {**start, **arms.get(arm, {})}.items()}

@@ -1,4 +1,4 @@
-"""What the benchmarks printed, as `results.json` has it."""
+"""Turns the output of the benchmarks into the shape of `results.json`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Rows = list[dict[str, Any]]
 
 
 def shaped(name: str, runs: Rows) -> dict[str, Any]:
-    """One object of what the runs of a benchmark printed."""
+    """Combines the output of the runs of a benchmark into one object."""
     return _SHAPES[name](runs)
 
 
 def _step(runs: Rows) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    by_backend: dict[str, Any] = {}
     for run in runs:
         for row in run["rows"]:
-            found.setdefault(run["backend"], {}).setdefault(row["model"], {})[row["arm"]] = row
-    return found
+            by_backend.setdefault(run["backend"], {}).setdefault(row["model"], {})[row["arm"]] = row
+    return by_backend
 
 
 def _exchange(runs: Rows) -> dict[str, Any]:
@@ -31,10 +31,10 @@ def _exchange(runs: Rows) -> dict[str, Any]:
 def _epoch_end(runs: Rows) -> dict[str, Any]:
     rows = [row for run in runs for row in run["rows"]]
     ours = [row for row in rows if (row["ranks"], row["metrics"], row["arm"]) == (4, 20, "distlr")]
-    found: dict[str, Any] = {"rows": rows}
+    summary: dict[str, Any] = {"rows": rows}
     if ours:
-        found |= {"ratio_20_metrics_4_ranks": ours[0]["ratio"], "collectives": ours[0]["collectives"]}
-    return found
+        summary |= {"ratio_20_metrics_4_ranks": ours[0]["ratio"], "collectives": ours[0]["collectives"]}
+    return summary
 
 
 def _control_plane(runs: Rows) -> dict[str, Any]:
@@ -51,12 +51,12 @@ def _memory(runs: Rows) -> dict[str, Any]:
 
 
 def _large_batch(runs: Rows, value: str = "accuracy") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    by_model: dict[str, Any] = {}
     for run in runs:
         if value in run:
-            arms = found.setdefault(run["model"], {})
+            arms = by_model.setdefault(run["model"], {})
             arms.setdefault(run["arm"], {}).setdefault(str(run["k"]), {})[str(run["seed"])] = run[value]
-    return found
+    return by_model
 
 
 _SHAPES: dict[str, Callable[[Rows], dict[str, Any]]] = {

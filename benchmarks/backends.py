@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a step costs on two replicas: simulated in one process, on Horovod's ranks, on a multi-worker strategy.
+"""The cost of a step on two replicas: simulated in one process, on Horovod's ranks, on a multi-worker strategy.
 
 Each arm is a job of its own, started anew each round, in an order drawn anew; it trains the reference script's model on
 random images, and rank 0 takes the wall time of a `fit` after one that traced. The ratios are to the simulated
@@ -73,10 +73,10 @@ def main() -> None:
             times[arm].append(measure(arm, options.steps))
     print(f"{'backend':<16}{'ms a step':>10}   ratio: low median high")
     ratios = {}
-    for arm, taken in times.items():
-        row = ratio(taken, times["simulated"])
+    for arm, seconds in times.items():
+        row = ratio(seconds, times["simulated"])
         cells = shown(row) if arm != "simulated" else ""
-        print(f"{arm:<16}{np.median(taken):>10.2f}   {cells}")
+        print(f"{arm:<16}{np.median(seconds):>10.2f}   {cells}")
         if arm != "simulated":
             ratios[arm] = row
     result(ratios)

@@ -32,15 +32,15 @@ LATENCY, BANDWIDTH, MANY = 5e-6, 1e10, 4096
 
 
 def epoch_end(comm: Any, policy: Any, state: Any, epoch: int) -> tuple[Any, Any]:
-    """One epoch's end: four collectives. Gives the plateau's state and its decision, and checks all that is known."""
+    """One epoch's end: four collectives. Returns the plateau's state and its decision, and checks both and the sums."""
     from distlr.communicators.bundles import Bundle, exchange_bundles, reduce_over
     from distlr.plateau.policy import Decision, PlateauState
 
     for tag in ("training", "validation"):
         # A metric's states: the sum of this rank's losses, and its number of samples, which differs by rank.
-        own = {f"{i}.total": np.array(float((comm.rank + 1) * (i + 1))) for i in range(METRICS)}
-        own |= {f"{i}.count": np.array(float(SAMPLES + comm.rank)) for i in range(METRICS)}
-        sums = reduce_over(exchange_bundles(comm, Bundle(own), tag=f"{tag} metrics of epoch {epoch}"))
+        local_states = {f"{i}.total": np.array(float((comm.rank + 1) * (i + 1))) for i in range(METRICS)}
+        local_states |= {f"{i}.count": np.array(float(SAMPLES + comm.rank)) for i in range(METRICS)}
+        sums = reduce_over(exchange_bundles(comm, Bundle(local_states), tag=f"{tag} metrics of epoch {epoch}"))
         ranks = comm.size * (comm.size + 1) / 2
         assert all(sums[f"{i}.total"] == ranks * (i + 1) for i in range(METRICS))
         assert all(sums[f"{i}.count"] == SAMPLES * comm.size + ranks - comm.size for i in range(METRICS))
@@ -51,14 +51,16 @@ def epoch_end(comm: Any, policy: Any, state: Any, epoch: int) -> tuple[Any, Any]
     message = comm.broadcast_json(message, tag=f"plateau {epoch}")
     state, decision = PlateauState.from_vector(message["state"]), Decision.from_dict(message["decision"])
     assert decision.cut == (epoch > 0)  # 1.0 does not improve on itself, with a patience of one epoch
-    said = comm.gather_json({"stop": False, "state": {"iterations": epoch, "rate": "0" * 64}}, tag=f"replicas {epoch}")
-    assert len(said) == comm.size
-    assert all(other == said[0] for other in said)
+    replies = comm.gather_json(
+        {"stop": False, "state": {"iterations": epoch, "rate": "0" * 64}}, tag=f"replicas {epoch}"
+    )
+    assert len(replies) == comm.size
+    assert all(other == replies[0] for other in replies)
     return state, decision
 
 
 def rank(epochs: int, path: Path) -> None:
-    """What each rank runs."""
+    """The code of each rank."""
     from distlr.communicators.mpi import MpiCommunicator
     from distlr.plateau.policy import PlateauPolicy
 
@@ -70,7 +72,7 @@ def rank(epochs: int, path: Path) -> None:
     for epoch in range(epochs):
         state, _ = epoch_end(comm, policy, state, epoch)
     seconds = (time.perf_counter() - began) / epochs
-    own = {
+    local_figures = {
         "collectives": (comm.log.total - before) / epochs,
         "bytes_sent": (comm.log.bytes_sent - sent) / epochs,
         "seconds": seconds,
@@ -78,23 +80,23 @@ def rank(epochs: int, path: Path) -> None:
         "rss_mb": memory(),
         "tensorflow": "tensorflow" in sys.modules,
     }
-    everyone = comm.gather_json(own, tag="measured")
+    all_ranks = comm.gather_json(local_figures, tag="measured")
     if comm.is_root:
-        worst = {name: max(other[name] for other in everyone) for name in own}
+        worst = {name: max(other[name] for other in all_ranks) for name in local_figures}
         path.write_text(json.dumps({"ranks": comm.size, "right": True, **worst}))
 
 
 def measure(ranks: int, epochs: int) -> dict[str, Any]:
-    """Starts so many ranks and reads what rank 0 wrote."""
+    """Starts so many ranks and reads the file of rank 0."""
     words = [str(ROOT / "launch" / "mpirun.sh"), "-np", str(ranks), __file__, "--epochs", str(epochs), "--inside"]
     variables = {"PYTHON": sys.executable, "VIRTUAL_ENV": sys.prefix}
     variables |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    found: dict[str, Any] = written(lambda path: [*words, str(path)], LIMIT, **variables)
-    return found
+    figures: dict[str, Any] = written(lambda path: [*words, str(path)], LIMIT, **variables)
+    return figures
 
 
 def predicted(bytes_a_collective: float, collectives: float) -> dict[str, float]:
-    """Seconds of an epoch's end on 4,096 ranks, by the model; and what a rank receives."""
+    """Seconds of an epoch's end on 4,096 ranks, by the model, and the megabytes that a rank receives."""
     transfer = (MANY - 1) * bytes_a_collective / BANDWIDTH
     seconds = collectives * (math.log2(MANY) * LATENCY + transfer)
     return {
@@ -116,17 +118,17 @@ def main() -> None:
         rank(options.epochs, options.inside)
         return
     print(f"{'ranks':>6}{'collectives':>13}{'bytes sent':>12}{'ms an epoch':>13}{'PSS MB':>8}{'RSS MB':>8}")
-    found = []
+    rows = []
     for ranks in options.ranks:
         row = measure(ranks, options.epochs)
-        found.append(row)
+        rows.append(row)
         print(
             f"{row['ranks']:>6}{row['collectives']:>13g}{row['bytes_sent']:>12.0f}{1e3 * row['seconds']:>13.1f}"
             f"{row['pss_mb']:>8.1f}{row['rss_mb']:>8.1f}",
             flush=True,
         )
-    last = found[-1]
-    result({"rows": found, "predicted": predicted(last["bytes_sent"] / last["collectives"], last["collectives"])})
+    last = rows[-1]
+    result({"rows": rows, "predicted": predicted(last["bytes_sent"] / last["collectives"], last["collectives"])})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What an epoch's end costs on the ranks of Horovod, with 1, 5 and 20 metrics: distlr beside the mean of the ranks.
+"""The cost of an epoch's end on the ranks of Horovod, with 1, 5 and 20 metrics: distlr beside the mean of the ranks.
 
     python benchmarks/epoch_end.py [--ranks 4] [--rounds 15]
 
@@ -29,7 +29,7 @@ HOOKS = ("on_epoch_end", "on_test_begin", "on_test_end")
 
 
 def mean_of_ranks(job: Any) -> Any:
-    """As Horovod's `MetricAverageCallback`, whose own raises on Keras 3."""
+    """Does what Horovod's `MetricAverageCallback` does, which raises on Keras 3."""
     import horovod.tensorflow as hvd
     import keras
     import tensorflow as tf
@@ -80,8 +80,8 @@ class Arm:
         self.job, self.arm = job, arm
         batch = job.batch(8, base_batch=8, samples_per_epoch=16 * job.size)
         self.model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(1)])
-        own = [keras.metrics.MeanSquaredError(name=f"metric_{i}") for i in range(metrics)]
-        self.model.compile(job.optimizer(keras.optimizers.SGD(0.01), batch), "mse", weighted_metrics=own)
+        metric_list = [keras.metrics.MeanSquaredError(name=f"metric_{i}") for i in range(metrics)]
+        self.model.compile(job.optimizer(keras.optimizers.SGD(0.01), batch), "mse", weighted_metrics=metric_list)
         self.model.optimizer.build(self.model.trainable_variables)
         job.broadcast(self.model, self.model.optimizer)
         x = np.random.default_rng(job.rank).normal(size=(16, 8)).astype("float32")
@@ -102,7 +102,7 @@ class Arm:
         count = [self.collectives()]
 
         def begin(epoch: int, logs: Any) -> None:
-            self.job.communicator.barrier(tag="epoch")  # what a rank waits for another's steps is not the epoch's end
+            self.job.communicator.barrier(tag="epoch")  # the wait for another rank's steps does not count
             self.timed.seconds.append(0.0)
             count.append(self.collectives())
 
@@ -121,7 +121,7 @@ class Arm:
         return float(np.median(self.timed.seconds[2:])), collectives
 
     def collectives(self) -> int:
-        """How many there were so far: of distlr's, or of the mean's."""
+        """The number of collectives so far: of distlr, or of the mean of the ranks."""
         return self.job.communicator.log.total if self.averaging is None else type(self.averaging).calls
 
 
@@ -143,17 +143,17 @@ def main() -> None:
         arms = {name: Arm(job, name, metrics) for name in ("mean_of_ranks", "control", "distlr")}
         for arm in arms.values():
             arm()
-        taken: dict[str, list[float]] = {name: [] for name in arms}
+        milliseconds: dict[str, list[float]] = {name: [] for name in arms}
         collectives = {}
         for _ in range(options.rounds):
             for name in random.sample(list(arms), len(arms)):
                 seconds, collectives[name] = arms[name]()
                 mean = job.communicator.allreduce(np.array(seconds), tag="seconds") / job.size
-                taken[name].append(float(mean))
+                milliseconds[name].append(float(mean))
         for name in ("control", "distlr"):
-            spread = ratio(taken[name], taken["mean_of_ranks"])
+            spread = ratio(milliseconds[name], milliseconds["mean_of_ranks"])
             row = {"ranks": job.size, "metrics": metrics, "arm": name, "ratio": spread}
-            row["ms"] = {each: round(1e3 * float(np.median(taken[each])), 2) for each in (name, "mean_of_ranks")}
+            row["ms"] = {each: round(1e3 * float(np.median(milliseconds[each])), 2) for each in (name, "mean_of_ranks")}
             row["collectives"] = {each: collectives[each] for each in (name, "mean_of_ranks")}
             rows.append(row)
             if job.is_root:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What exchanging gradients costs on two ranks: distlr on Horovod beside the leanest exchange, Horovod's own
+"""The cost of exchanging gradients on two ranks: distlr on Horovod beside the leanest exchange, Horovod's own
 optimizer on legacy Keras, and `tf.distribute`.
 
     python benchmarks/gradient_exchange.py [--parameters 10000 1000000 50000000] [--rounds 10]
@@ -143,8 +143,8 @@ def measure(arms: dict[str, Run], job: Any, rounds: int) -> dict[str, np.ndarray
             job.communicator.barrier(tag="round")
             cpu, wall = time.process_time(), time.perf_counter()
             arms[name]()
-            own = [time.process_time() - cpu, time.perf_counter() - wall]
-            total = job.communicator.allreduce(np.array(own), tag="seconds")
+            local_seconds = [time.process_time() - cpu, time.perf_counter() - wall]
+            total = job.communicator.allreduce(np.array(local_seconds), tag="seconds")
             times[name].append([float(total[0]), float(total[1]) / job.size])
     return {name: np.array(values) for name, values in times.items()}
 
@@ -176,7 +176,7 @@ def main() -> None:
                 row = {"parameters": parameters, "arm": name, "beside": other}
                 row |= {clock: ratio(times[name][:, i], times[other][:, i]) for i, clock in enumerate(("cpu", "wall"))}
                 rows.append(row)
-        milliseconds = {name: 1e3 * float(np.median(taken[:, 1])) / steps for name, taken in times.items()}
+        milliseconds = {name: 1e3 * float(np.median(seconds[:, 1])) / steps for name, seconds in times.items()}
         row = {"parameters": parameters, "ms_a_step": {name: round(value, 3) for name, value in milliseconds.items()}}
         if "exchange" in milliseconds:
             hidden = milliseconds["alone"] + milliseconds["exchange"] - milliseconds["distlr"]

@@ -34,7 +34,7 @@ SAMPLES, ELASTIC_EPOCHS = 330, 30
 
 
 def steps_of(directory: Path, attempt: str, rank: int) -> list[str]:
-    """What a rank noted; of the last line, which may be half, nothing."""
+    """The steps that a rank noted, without a last line that is incomplete."""
     path = directory / f"{attempt}-{rank}.txt"
     return path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
 
@@ -59,7 +59,7 @@ class RandomKiller:
 
 
 def trial(launcher: str, size: int, whole: Path, directory: Path, rng: random.Random, span: float) -> dict:
-    """One job, killed once; begun anew where it ended before its moment came."""
+    """Runs one job that is killed once, and again if it ended before it was to be killed."""
     for _ in range(10):
         shutil.rmtree(directory, ignore_errors=True)
         rank = rng.randrange(size)
@@ -79,8 +79,8 @@ def trial(launcher: str, size: int, whole: Path, directory: Path, rng: random.Ra
         identical &= before == expected[: len(before)] and second == expected[resumed_at:] and resumed_at <= len(before)
     if identical:
         ends = (directory / "second.json", whole / "whole.json")
-        found, expected = (json.loads(path.read_text()) for path in ends)
-        identical = found["weights"] == expected["weights"] and found["multiplier"] == expected["multiplier"]
+        resumed, expected = (json.loads(path.read_text()) for path in ends)
+        identical = resumed["weights"] == expected["weights"] and resumed["multiplier"] == expected["multiplier"]
     if not identical:
         print(last.output[-3000:], file=sys.stderr)
     return {
@@ -138,9 +138,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 print(json.dumps({"trial": number, **trials[-1]}), file=sys.stderr, flush=True)
         complete = sum(one["complete"] for one in trials)
         lost = sum(one["killed"] and one["replicas"] == 1 for one in trials)
-        found = {"launcher": "elastic", "trials": len(trials), "continued_alone": lost, "identical": complete}
-        result(found)
-        return found
+        summary = {"launcher": "elastic", "trials": len(trials), "continued_alone": lost, "identical": complete}
+        result(summary)
+        return summary
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, "whole")
         _launching.launch(args.launcher, args.size, [SCRIPT, str(whole), "whole"], limit=LIMIT).check()
@@ -148,17 +148,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         for number in range(args.trials):
             trials.append(trial(args.launcher, args.size, whole, Path(folder, str(number)), rng, span))
             print(json.dumps({"trial": number, **trials[-1]}), file=sys.stderr, flush=True)
-    found = {
+    summary = {
         "launcher": args.launcher,
         "size": args.size,
         "trials": len(trials),
         "resumed": sum(one["resumed_at"] > 0 for one in trials),
         "identical": sum(one["identical"] for one in trials),
     }
-    result(found)
-    return found
+    result(summary)
+    return summary
 
 
 if __name__ == "__main__":
-    found = main()
-    sys.exit(found["identical"] != found["trials"])
+    summary = main()
+    sys.exit(summary["identical"] != summary["trials"])

@@ -65,8 +65,8 @@ def cnn(norm: Norm) -> keras.Model:
     """Two strided convolutions and a hidden layer: enough to fit the data in the few hundred steps of k = 32."""
     parts: list[Any] = [keras.Input((28, 28, 1))]
     for layer in (_convolution(16, 2), _convolution(32, 2), layers.Dense(256, use_bias=False)):
-        flat = [layers.Flatten()] if isinstance(layer, layers.Dense) else []
-        parts += [*flat, layer, norm(), layers.ReLU()]
+        flatten = [layers.Flatten()] if isinstance(layer, layers.Dense) else []
+        parts += [*flatten, layer, norm(), layers.ReLU()]
     return keras.Sequential([*parts, layers.Dense(10)])
 
 
@@ -109,14 +109,14 @@ class ReplicaNormalization(layers.BatchNormalization):
 
 
 class Setting(NamedTuple):
-    """A model, and what it is trained with."""
+    """A model and the settings of its training."""
 
     make: Callable[[Norm], keras.Model]
-    rate: float  # of SGD, at the base batch
+    rate: float  # SGD's rate, at the base batch
     norm: type[layers.BatchNormalization] = layers.BatchNormalization
     base: str = ""  # the setting that is the same at k = 1, which alone is trained there
     epochs: int = 10
-    decay: float | None = None  # of the weights, times the rate at every update, as Keras has it
+    decay: float | None = None  # weight decay, times the rate at every update, as in Keras
 
 
 SETTINGS = {
@@ -169,12 +169,12 @@ def grid(models: list[str], ks: list[int], seeds: int, arms: list[str]) -> Itera
 
 
 def runs(path: Path) -> list[dict[str, Any]]:
-    """What was trained so far."""
+    """The runs that the file has so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def tables(path: Path) -> list[dict[str, Any]]:
-    """What was trained, for each setting, with the runs at k = 1 of the one that is the same there."""
+    """The runs of each setting, with those at k = 1 of the setting that is the same there."""
     trained = runs(path)
     names = {run["model"] for run in trained}
     shared = [

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the mean of the ranks' metrics says, beside the metric of all samples, on the cases that distlr is tested with.
+"""Compares the mean of the ranks' metrics with the metric of all samples, on the cases that distlr is tested with.
 
     python benchmarks/mean_of_ranks.py
 
@@ -30,7 +30,7 @@ CASES = {"100 and 10 samples": (100, 10), "10 and no samples": (10, 0), "10 samp
 
 
 def shard(rank: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, and what a model of middling quality predicts for them; worse on rank 1."""
+    """Labels, and the predictions of a model of middling quality, which are worse on rank 1."""
     generator = np.random.default_rng(rank)
     labels = (generator.random((samples, 1)) < 0.4).astype("float32")
     noise = generator.normal(0, 0.8 + rank, (samples, 1))
@@ -64,11 +64,11 @@ def compare(sizes: tuple[int, int], with_nan: bool) -> dict[str, list[float]]:
         combined = reduce_over(exchange_bundles(comm, Bundle(states.arrays), tag="metrics"))
         return results(metrics, combined, lambda: values(metrics)), values(metrics)
 
-    said = run_ranks(rank, 2)
-    means = {name: float(np.mean([own[name] for _, own in said])) for name in NAMES}
+    all_ranks = run_ranks(rank, 2)
+    means = {name: float(np.mean([local_means[name] for _, local_means in all_ranks])) for name in NAMES}
     if 0 in sizes:
         means = dict.fromkeys(NAMES, math.inf)  # the empty rank stays away
-    return {name: [said[0][0][name], means[name]] for name in NAMES}
+    return {name: [all_ranks[0][0][name], means[name]] for name in NAMES}
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ LIMIT = 200  # seconds a job
 
 
 def inside(path: Path, backend: str, arm: str) -> None:
-    """One rank: trains, and rank 0 writes what it holds then."""
+    """The code of one rank: it trains, and rank 0 then writes its resident memory."""
     start(backend, REPLICAS[backend])
     import distlr
 
@@ -66,12 +66,12 @@ def main() -> None:
         inside(options.inside, options.backend, options.arm)
         return
     random.seed(0)
-    taken: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    measurements: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for _ in range(options.rounds):
         for arm in random.sample(list(ARMS), len(ARMS)):
-            taken[arm].append(measure(options.backend, ARMS[arm]))
-    ratios = {arm: ratio(values, taken["constant"]) for arm, values in taken.items() if arm != "constant"}
-    megabytes = {arm: round(float(np.median(values)), 1) for arm, values in taken.items()}
+            measurements[arm].append(measure(options.backend, ARMS[arm]))
+    ratios = {arm: ratio(values, measurements["constant"]) for arm, values in measurements.items() if arm != "constant"}
+    megabytes = {arm: round(float(np.median(values)), 1) for arm, values in measurements.items()}
     imports = {name: round(imported(name), 1) for name in ("keras", "distlr.job")}
     for arm, values in megabytes.items():
         print(f"{arm:<12}{values:>8.1f} MB   {shown(ratios[arm]) if arm in ratios else ''}")

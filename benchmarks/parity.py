@@ -54,25 +54,25 @@ def main() -> None:
     rows = [
         (
             "Keras",
-            type(own).__name__,
+            type(schedule).__name__,
             spec,
             "changes one step later" if spec["name"] == "multi-step" else "",
-            [float(own(t)) for t in range(200)],
+            [float(schedule(t)) for t in range(200)],
         )
-        for own, spec in KERAS
+        for schedule, spec in KERAS
     ]
     for path in sorted(FOLDER.glob("*.json")):
         content = json.loads(path.read_text())
         rows += [(path.stem, case["peer"], case["ours"], case["note"], case["values"]) for case in content["cases"]]
     print("| peer | its schedule | ours | largest relative deviation | convention |\n|---|---|---|---|---|")
-    found: dict[str, dict[str, float]] = {}
+    deviations: dict[str, dict[str, float]] = {}
     for peer, name, spec, note, values in rows:
-        found.setdefault(peer, {})[name] = deviation(np.array(values), spec)
+        deviations.setdefault(peer, {})[name] = deviation(np.array(values), spec)
         inside = spec.get("schedules", [spec.get("schedule")])
         parts = ", ".join(part["name"] for part in inside if part)
         ours = spec["name"] + (f" of {parts}" if parts else "")
-        print(f"| {peer} | `{name}` | {ours} | {found[peer][name]:.1e} | {note} |")
-    result(found)
+        print(f"| {peer} | `{name}` | {ours} | {deviations[peer][name]:.1e} | {note} |")
+    result(deviations)
 
 
 if __name__ == "__main__":

@@ -89,15 +89,15 @@ def measured(script: str, arguments: list[str]) -> dict[str, Any]:
     )
     # horovodrun begins each line with the rank's number.
     lines = [line.removeprefix("[0]<stdout>:") for line in done.stdout.splitlines()]
-    found = [line for line in lines if line.startswith("{")]
-    if done.returncode or not found:
+    results = [line for line in lines if line.startswith("{")]
+    if done.returncode or not results:
         raise SystemExit(f"{script} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-6000:]}")
     print("\n".join(line for line in lines if not line.startswith("{")), flush=True)
-    return {**json.loads(found[-1]), "seconds": round(time.perf_counter() - began)}
+    return {**json.loads(results[-1]), "seconds": round(time.perf_counter() - began)}
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """The machine that the benchmarks run on."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
@@ -109,19 +109,19 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what was measured."""
+    """The versions of the packages that are measured."""
     names = ("distlr", "keras", "tensorflow", "tensorflow-cpu", "horovod", "tf_keras", "mpi4py", "numpy")
-    found = {"python": platform.python_version()}
+    by_name = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            by_name[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return by_name
 
 
 def write(folder: Path, results: dict[str, Any]) -> None:
-    """The files, with the large batches as they are by now."""
+    """Writes the files, with the runs of large batches so far."""
     runs = large_batch.tables(large_batch.OUT)
     results |= {name: shaped(name, runs) for name in ("large_batch", "large_batch_training")}
     draw(folder / "large_batch.png", results["large_batch"])

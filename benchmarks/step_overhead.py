@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a training step costs with distlr, beside the same model with a constant rate and nothing of distlr's callbacks.
+"""The cost of a training step with distlr, beside the same model with a constant rate and no callback of distlr.
 
     python benchmarks/step_overhead.py [--backend simulated] [--rounds 20] [--steps 400]
 
@@ -55,9 +55,9 @@ def optimizer(name: str, rate: Any, by_itself: bool = False) -> Any:
     """A Keras optimizer; one that averages its gradients over Horovod's ranks by itself where that is asked for."""
     import keras
 
-    made = {"sgd": keras.optimizers.SGD, "adamw": keras.optimizers.AdamW}[OPTIMIZERS[name]]
+    cls = {"sgd": keras.optimizers.SGD, "adamw": keras.optimizers.AdamW}[OPTIMIZERS[name]]
     options = {"momentum": 0.9} if OPTIMIZERS[name] == "sgd" else {}
-    return (lean(made) if by_itself else made)(rate, **options)
+    return (lean(cls) if by_itself else cls)(rate, **options)
 
 
 class Arm:
@@ -99,8 +99,8 @@ class Arm:
             return
         import distlr
 
-        with tempfile.TemporaryDirectory() as own:
-            directory = self.job.communicator.broadcast_json(own, tag="folder")
+        with tempfile.TemporaryDirectory() as folder:
+            directory = self.job.communicator.broadcast_json(folder, tag="folder")
             checkpoint, run_dir = [], None
             if self.arm == "checkpoint":
                 checkpoint = [distlr.callbacks.Checkpoint(directory, EVERY)]
@@ -142,19 +142,19 @@ def SetFromPython() -> Any:
 
 
 def seconds(job: Any, arm: Arm) -> np.ndarray:
-    """What one run took: CPU of all processes, and wall."""
+    """The seconds of one run: CPU time of all processes, and wall time."""
     job.communicator.barrier(tag="begin")
     cpu, wall = time.process_time(), time.perf_counter()
     arm()
-    own = np.array([time.process_time() - cpu, time.perf_counter() - wall])
-    total: np.ndarray = job.communicator.allreduce(own, tag="seconds")
+    local_seconds = np.array([time.process_time() - cpu, time.perf_counter() - wall])
+    total: np.ndarray = job.communicator.allreduce(local_seconds, tag="seconds")
     return total / [1, job.size]
 
 
 def measure(job: Any, arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str, dict[str, np.ndarray]]:
     """By arm and clock, one a round: the pairs (seconds of the arm, seconds of the arm that it is compared with).
 
-    `short` holds the seconds of the short fits likewise.
+    `short` holds the seconds of the short fits in the same form.
     """
     for both in arms.values():
         for arm in (*both, *both):
@@ -171,13 +171,13 @@ def measure(job: Any, arms: dict[str, tuple[Arm, Arm]], rounds: int) -> dict[str
             beside = BESIDE.get(name, "constant")
             pair = [name, beside]
             random.shuffle(pair)
-            taken = {}
+            seconds_by_arm = {}
             for arm in pair:
                 long, short = arms[arm]
                 whole, once = seconds(job, long), seconds(job, short)
-                taken[arm] = {"cpu": (whole - once)[0], "wall": (whole - once)[1], "short": once[0]}
+                seconds_by_arm[arm] = {"cpu": (whole - once)[0], "wall": (whole - once)[1], "short": once[0]}
             for clock, values in pairs[name].items():
-                values.append((taken[name][clock], taken[beside][clock]))
+                values.append((seconds_by_arm[name][clock], seconds_by_arm[beside][clock]))
     return {name: {clock: np.array(values) for clock, values in clocks.items()} for name, clocks in pairs.items()}
 
 
@@ -187,7 +187,7 @@ def rows(job: Any, model_name: str, options: argparse.Namespace) -> list[dict[st
     names = dict.fromkeys(("constant", *(BESIDE[arm] for arm in options.arms if arm in BESIDE), *options.arms))
     arms = {arm: tuple(Arm(job, arm, model_name, steps) for steps in lengths) for arm in names}
     times = measure(job, arms, options.rounds)
-    found = []
+    summary = []
     for arm in options.arms:
         constant = times[arm]["wall"]
         row = {"model": f"{model_name} {OPTIMIZERS[model_name]}", "arm": arm, "beside": BESIDE.get(arm, "constant")}
@@ -195,12 +195,12 @@ def rows(job: Any, model_name: str, options: argparse.Namespace) -> list[dict[st
         row["ms_a_step"] = round(1e3 * float(np.median(constant[:, 0])) / options.steps, 3)
         row["ms_a_fit"] = round(1e3 * float(np.median(times[arm]["short"][:, 0])), 1)
         row["retraced"] = sum(each.traces for each in arms[arm])
-        found.append(row)
+        summary.append(row)
     if job.replicas == 1:
         plain = arms["constant"][0].nodes()
-        for row in found:
+        for row in summary:
             row["nodes_more"] = arms[row["arm"]][0].nodes() - plain
-    return found
+    return summary
 
 
 def main() -> None:
@@ -216,18 +216,18 @@ def main() -> None:
 
     job = distlr.init(timeout=patience(options.backend))
     random.seed(0)  # the same order on every rank
-    found = [row for model_name in options.models for row in rows(job, model_name, options)]
+    all_rows = [row for model_name in options.models for row in rows(job, model_name, options)]
     if not job.is_root:
         return
     heads = ("wall: low median high", "cpu: low median high")
     print(f"{'model':<10}{'arm':<18}{heads[0]:<26}{heads[1]:<26}{'ms a step':>10}{'ms a fit':>10}{'traces':>8}")
-    for row in found:
+    for row in all_rows:
         cells = [shown(row[clock]) for clock in ("wall", "cpu")]
         print(
             f"{row['model']:<10}{row['arm']:<18}{cells[0]:<26}{cells[1]:<26}{row['ms_a_step']:>10.3f}"
             f"{row['ms_a_fit']:>10.1f}{row['retraced']:>8}"
         )
-    result({"backend": options.backend, "replicas": job.replicas, "rounds": options.rounds, "rows": found})
+    result({"backend": options.backend, "replicas": job.replicas, "rounds": options.rounds, "rows": all_rows})
 
 
 if __name__ == "__main__":

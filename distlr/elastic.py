@@ -1,4 +1,4 @@
-"""Training on ranks that come and go."""
+"""Training on ranks that are lost or join meanwhile."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def run(train: Callable[[Job], T], *, timeout: float = 600.0, resets: int = 100)
 
         distlr.elastic.run(train)
 
-    Under `horovodrun --min-np 1 --host-discovery-script ...`. Everything is made anew for the new number of ranks:
-    batch, factor, traced functions and data, so that nothing of the old one can be left. `callbacks.Checkpoint`, which
-    is needed, in a directory that every host sees, brings the run to where it was: a rank that was lost takes with it
-    the steps since the last checkpoint, and no more. Ranks that could join do so after one that all write for it. Any
-    error that does not come from a lost rank ends the process, with that error. Without the elastic launcher it is
+    Under `horovodrun --min-np 1 --host-discovery-script ...`. Batch, factor, traced functions and data are all made
+    again for the new number of ranks, so that nothing of the old one can be left. `callbacks.Checkpoint`, which
+    is needed, in a directory that every host sees, brings the run to where it was: a lost rank costs the steps since
+    the last checkpoint, and no more. New ranks join after a checkpoint that all write for this purpose. Any error that
+    does not come from a lost rank ends the process, with that error. Without the elastic launcher it is
     `train(distlr.init())`.
 
     Args:
@@ -47,7 +47,7 @@ def run(train: Callable[[Job], T], *, timeout: float = 600.0, resets: int = 100)
         resets: how often the ranks may change.
 
     Returns:
-        What `train` returned.
+        The result of `train`.
 
     Raises:
         ConfigurationError, ConfigurationTypeError: an argument cannot be right; `train` is not called then.
@@ -76,6 +76,6 @@ def run(train: Callable[[Job], T], *, timeout: float = 600.0, resets: int = 100)
         try:
             return train(Job(tf.distribute.get_strategy(), "horovod", communicator))
         finally:
-            release_all()  # of directories: rank 0 of the next generation may be another process
+            release_all()  # locks of directories: rank 0 of the next generation may be another process
 
     return run_elastic(generation, timeout=timeout, resets=resets)

@@ -68,7 +68,7 @@ class Job:
 
     Attributes:
         strategy: the `tf.distribute` strategy (TensorFlow's default one on a single device).
-        communicator: what the ranks say to each other.
+        communicator: how the ranks exchange data.
         backend: "local", "simulated", "tf.distribute", "multi-worker", "horovod" or "mpi".
     """
 
@@ -78,11 +78,11 @@ class Job:
         self.strategy = strategy
         self.backend = backend
         self.communicator = SingleCommunicator() if communicator is None else communicator
-        self._optimizers: list[weakref.ref[AdoptedOptimizer]] = []  # likewise all; before a `fit` those of the job
-        self._optimizer: Any = None  # that is trained with, or was; before that the first that was adopted
+        self._optimizers: list[weakref.ref[AdoptedOptimizer]] = []  # all of them; before a `fit` those of the job
+        self._optimizer: Any = None  # the one that is or was trained with; before that the first one adopted
         self._positions: list[Position] = []
         self._padding = 0
-        self._told_of_padding = False
+        self._padding_is_logged = False
         self._reducers = 0
 
     # -- where am I ----------------------------------------------------------------------------------
@@ -134,11 +134,11 @@ class Job:
 
     @contextlib.contextmanager
     def _explained(self, scope: contextlib.AbstractContextManager[Any]) -> Iterator[Any]:
-        """The scope; workers make each variable together, and one that is lost meanwhile is named."""
+        """The scope, with an error that names a worker that is lost: workers make each variable together."""
         with explained(self.communicator, "What job.scope() holds"), scope as inside:
             yield inside
 
-    # -- what is trained with ------------------------------------------------------------------------
+    # -- the parts of a training ------------------------------------------------------------------------
 
     def batch(
         self,
@@ -159,8 +159,8 @@ class Job:
             base_batch: the batch, in samples, that the rate was tuned at.
             total: samples of one update, on any number of replicas.
             accumulation: steps of one update.
-            samples_per_epoch: of the training set, over all ranks.
-            duration: of the whole run, such as "90ep".
+            samples_per_epoch: samples of the training set, over all ranks.
+            duration: the length of the whole run, such as "90ep".
 
         Raises:
             ConfigurationError, ConfigurationTypeError: as `GlobalBatch`.
@@ -206,17 +206,17 @@ class Job:
 
         Args:
             optimizer: any optimizer of Keras 3, made inside `job.scope()`.
-            batch: what `job.batch` gave. Handing it over asks for scaling.
+            batch: the result of `job.batch`. Without it nothing is scaled.
             rule: "linear" (the default), "sqrt", "none" or a function `k -> factor`.
             warmup: the length of the climb: "5ep", "100ba", "60000sp" or "0.05dur".
             warmup_from: the share of the full rate at the start; by default the base rate.
             warmup_shape: "linear" (the default), "exponential", "cosine" or "polynomial".
             clock: "samples" (the default) or "steps", which leaves time as Keras counts it.
-            scale: what else is scaled: "betas" (Adam's, and epsilon, under the sqrt rule), "weight_decay" (so that the
-                decay by the epoch stays), "ema" (the optimizer's); see `distlr.scaling`.
+            scale: the other values to scale: "betas" (Adam's, and epsilon, under the sqrt rule), "weight_decay" (so
+                that the decay by the epoch stays), "ema" (the optimizer's); see `distlr.scaling`.
             momentum_correction: multiply SGD's velocity by the ratio of the rates while the warmup climbs.
             weight_decay_schedule: a schedule, in base steps as the rate's, in place of the optimizer's weight decay.
-            momentum_schedule: likewise of SGD's momentum (one-cycle lets it fall while the rate climbs).
+            momentum_schedule: such a schedule for SGD's momentum (one-cycle lets it fall while the rate climbs).
             multipliers: factors on the rate, and so on the decoupled weight decay, of the variables whose path a
                 regular expression finds: `{"encoder/layer_0/": 0.1}`; the first that matches counts.
             exchange: under Horovod, False where a tape of your own (`hvd.DistributedGradientTape`) averages the
@@ -275,12 +275,12 @@ class Job:
         {'norm.momentum': (0.9, 0.81)}
         """
         self._check_batch(batch)
-        found = scale_moving_averages(model, batch, layers)
-        if self.is_root and found:
-            pairs = sorted(set(found.values()))
-            said = ", ".join(f"{base:g} -> {scaled:.4g}" for base, scaled in pairs)
-            _log.info("The momentum of %d moving averages is scaled for the batch: %s.", len(found), said)
-        return found
+        momenta = scale_moving_averages(model, batch, layers)
+        if self.is_root and momenta:
+            pairs = sorted(set(momenta.values()))
+            changes = ", ".join(f"{base:g} -> {scaled:.4g}" for base, scaled in pairs)
+            _log.info("The momentum of %d moving averages is scaled for the batch: %s.", len(momenta), changes)
+        return momenta
 
     def shard(
         self,
@@ -300,11 +300,11 @@ class Job:
         Args:
             data: an unbatched `tf.data.Dataset`, not sharded and not shuffled, or a tuple of arrays.
             batch: the global batch.
-            training: False for validation data: not shuffled, nothing dropped. Where the replicas do not divide the
-                samples it ends with samples of weight 0, of each of which `model.predict` gives a row, too.
+            training: False for validation data: not shuffled, nothing dropped. If the replicas do not divide the
+                samples it ends with samples of weight 0, for each of which `model.predict` also returns a row.
             shuffle: True for all samples (of a data set whose length is unknown, a buffer of 10,000), a number for a
                 buffer of that size, False for the order given.
-            seed: of the order. Without one rank 0 draws it (from Python's `random`, which
+            seed: the seed of the order. Without one rank 0 draws it (from Python's `random`, which
                 `keras.utils.set_random_seed` seeds), and the call is collective.
             remainder: "drop" leaves the samples that fill no batch out of the epoch (others each epoch, when shuffled);
                 "carry" takes them into the next one, and needs `fit(steps_per_epoch=batch.steps_per_epoch)`.
@@ -326,7 +326,7 @@ class Job:
         self._check_batch(batch)
         if training:
             pipelines.check_remainder(remainder)
-            position = Position(batch, self._agreed_seed(seed), remainder == "carry")
+            position = Position(batch, self._common_seed(seed), remainder == "carry")
             dataset = pipelines.training(
                 data, batch, rank=self.rank, size=self.size, position=position, shuffle=shuffle
             )
@@ -336,16 +336,16 @@ class Job:
                 data, batch, rank=self.rank, size=self.size, local_replicas=self.local_replicas
             )
             self._padding = max(self._padding, paddings[self.rank])
-            self._tell_of_padding(paddings)
+            self._log_padding(paddings)
         return pipelines.own_share(dataset) if self._spans else dataset
 
     def callbacks(self, callbacks: Sequence[Any] = (), *, run_dir: str | os.PathLike[str] | None = None) -> list[Any]:
         """Binds the callbacks to the job, adds what the job needs, and puts them in order.
 
-        Checks come first, then what writes into the logs, then what decides, then what saves. On several ranks it adds
-        exact metrics (`SyncMetrics`), rank 0's state before the first step (`BroadcastState`), the comparison
-        of ranks (`ReplicaGuard`), and leaves what only writes files (`ModelCheckpoint`, `BackupAndRestore`,
-        `TensorBoard`, `CSVLogger`) to rank 0. A line on the console says so.
+        Checks come first, then the writers into the logs, then the deciders, then the savers. On several ranks it adds
+        exact metrics (`SyncMetrics`), rank 0's state before the first step (`BroadcastState`), the comparison of ranks
+        (`ReplicaGuard`), and leaves what only writes files (`ModelCheckpoint`, `BackupAndRestore`, `TensorBoard`,
+        `CSVLogger`) to rank 0. A line on the console says so.
 
         Args:
             callbacks: your own, of distlr and of Keras.
@@ -386,7 +386,7 @@ class Job:
         >>> job.audit().set_model(model)  # nothing to refuse
         """
         audit = PreflightCheck(
-            self.strategy, lambda: self._padding, self._connect, self._train_with, self._exchanges_gradients
+            self.strategy, lambda: self._padding, self._connect, self._remember_optimizers, self._exchanges_gradients
         )
         audit.bind(self.communicator)
         return audit
@@ -397,10 +397,10 @@ class Job:
         """The batches of `job.shard`, split over the local replicas, for a loop of your own.
 
         Args:
-            dataset: what `job.shard` gave.
+            dataset: the result of `job.shard`.
 
         Returns:
-            On one replica the same; otherwise what gives a `PerReplica` value a batch, for `job.strategy.run`.
+            On one replica the same data set; otherwise one of `PerReplica` values, for `job.strategy.run`.
 
         >>> import distlr, numpy as np
         >>> job = distlr.init(environ={})
@@ -415,7 +415,7 @@ class Job:
 
     @contextlib.contextmanager
     def keep_place(self) -> Iterator[None]:
-        """Brings what `job.shard` gave back to where it stands now, whatever iterates over it inside.
+        """Restores the place of a data set of `job.shard` as the block ends, whatever iterates over it inside.
 
         >>> import distlr, numpy as np
         >>> job = distlr.init(environ={})
@@ -428,7 +428,7 @@ class Job:
         """
         with contextlib.ExitStack() as places:
             for position in self._positions:
-                places.enter_context(position.kept())
+                places.enter_context(position.place_kept())
             yield
 
     def run(self, step: Callable[..., Any], *arguments: Any) -> Any:
@@ -453,7 +453,7 @@ class Job:
         ...     job.run(step, x, y)
         >>> for x, y in job.distribute(job.shard((np.ones((32, 2), "float32"), np.ones(32, "float32")), batch, seed=0)):
         ...     train(x, y)
-        >>> int(optimizer.iterations), optimizer.samples_seen
+        >>> int(optimizer.iterations), optimizer.distlr.formula.samples_seen
         (4, 32)
         """
         return self.strategy.run(step, args=arguments)
@@ -491,8 +491,8 @@ class Job:
         """The value of each Keras metric over all ranks' samples, by its name. Collective.
 
         The metrics' states are summed, not their results, so ranks of unequal shards give what one process would. A
-        metric whose states are no sums says in its class how they combine, `distlr_combine = "max"` or "min". Of a
-        class that is not Keras' and says nothing this call cannot tell: it adds them up, and says so once.
+        metric whose states are no sums says in its class how they combine, `distlr_combine = "max"` or "min". If a
+        class that is not Keras' declares nothing this call adds its states up, with one warning.
 
         Args:
             metrics: Keras', that each rank has updated with its own samples; they keep their states.
@@ -515,7 +515,7 @@ class Job:
 
         Args:
             model: compiled in the job's scope.
-            data: what `job.shard(..., training=False)` gave.
+            data: the result of `job.shard(..., training=False)`.
 
         Raises:
             ReplicaDivergenceError: the ranks' weights differ, so there is no one result. (Batch normalization's moving
@@ -585,7 +585,7 @@ class Job:
         states = self.communicator.gather_json(state, tag="job.check")
         compare_ranks(self.communicator, states, model, when="job.check")
 
-    # -- what happened -------------------------------------------------------------------------------
+    # -- reports -------------------------------------------------------------------------------
 
     def explain(self, model: Any = None) -> dict[str, Any]:
         """Everything that the rate depends on, as plain JSON values.
@@ -634,7 +634,7 @@ class Job:
         >>> [digest[:16] for digest in job.weights_digests(model)]
         ['5f2fa7795ceb5867']
         """
-        return self._gathered(weights_digests(model, self.strategy), "weights digests")
+        return self._gather_digests(weights_digests(model, self.strategy), "weights digests")
 
     def rate_digests(self, optimizer: Any) -> list[str]:
         """One digest a replica over the rate of every update; equal on all, or the replicas' rates differed.
@@ -647,13 +647,13 @@ class Job:
         >>> job.rate_digests(optimizer)
         ['0000000000000000']
         """
-        return self._gathered(unwrap_loss_scale(optimizer).distlr.gradients.digests(), "rate digests")
+        return self._gather_digests(unwrap_loss_scale(optimizer).distlr.gradients.digests(), "rate digests")
 
-    def _tell_of_padding(self, paddings: Sequence[int]) -> None:
-        """Says once what `model.predict` gives of padded data: it knows no weights."""
-        if not any(paddings) or self._told_of_padding:
+    def _log_padding(self, paddings: Sequence[int]) -> None:
+        """Logs once that `model.predict` returns rows for padding as well: it knows no weights."""
+        if not any(paddings) or self._padding_is_logged:
             return
-        self._told_of_padding = True
+        self._padding_is_logged = True
         if self.is_root:
             where = ", ".join(f"{count} on rank {rank}" for rank, count in enumerate(paddings) if count)
             _log.info(
@@ -663,7 +663,7 @@ class Job:
                 where if self.size > 1 else paddings[0],
             )
 
-    def _train_with(self, optimizers: Sequence[AdoptedOptimizer]) -> None:
+    def _remember_optimizers(self, optimizers: Sequence[AdoptedOptimizer]) -> None:
         self._optimizer = optimizers[0]
         self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
 
@@ -678,7 +678,7 @@ class Job:
         return self.communicator.gradients(prefix, compression)
 
     def _connect(self, optimizer: Any) -> bool:
-        """Makes an optimizer of the model one of this job, above all one that was loaded; whether it has changed."""
+        """Connects an optimizer of the model with this job, above all a loaded one; returns whether that changed it."""
         core, topology = unwrap_loss_scale(optimizer), self._topology
         if core is not None and self.is_root:
             warn_of_restored_schedule(core, topology)
@@ -708,7 +708,7 @@ class Job:
                 'engine is for control alone. Fix: distlr.init("horovod").'
             )
 
-    def _agreed_seed(self, seed: int | None) -> int:
+    def _common_seed(self, seed: int | None) -> int:
         if seed is not None:
             return whole_number("seed", seed)
         drawn = random.getrandbits(31)
@@ -738,5 +738,5 @@ class Job:
             expected = f"for {self.replicas} replicas, {self.local_replicas} a process"
             raise ConfigurationError(received("batch", batch, expected, HOW_TO_MAKE))
 
-    def _gathered(self, local: list[str], tag: str) -> list[str]:
+    def _gather_digests(self, local: list[str], tag: str) -> list[str]:
         return [digest for rank in self.communicator.gather_json(local, tag=tag) for digest in rank]

@@ -21,10 +21,10 @@ from distlr.startup.launcher import rank_on_host
 from distlr.startup.rendezvous import connected_workers, is_on_this_machine
 from distlr.startup.signed_messages import SECRET
 from distlr.strategies import (
+    adapt_for_keras,
     check_strategy,
     connect_workers,
     local_gpus,
-    mend,
     pin_gpu,
     simulated,
     slurm_workers,
@@ -64,7 +64,7 @@ def init(
         workers: "host:port" of each worker of a multi-worker strategy, the same list on all. The launcher, or
             the one entry with this machine's name, tells which of them a process is.
         timeout: seconds that a rank waits for others before the job ends with an error (at the start, and in the
-            engine's collectives; Horovod's own variable HOROVOD_STALL_SHUTDOWN_TIME_SECONDS goes before it).
+            engine's collectives; Horovod's own variable HOROVOD_STALL_SHUTDOWN_TIME_SECONDS has precedence).
         environ: the environment to read; `os.environ` by default.
 
     Its lines go to the log `distlr`; where the application has configured no logging, to the console as well. Elsewhere
@@ -79,42 +79,44 @@ def init(
     show_log_where_none_is_configured()
     timeout = positive_real("timeout", timeout, "write timeout=600 for ten minutes")
     if strategy is not None:
-        _check_given(strategy)
+        _check_is_strategy(strategy)
     environ = os.environ if environ is None else environ
     choice = choose_backend(engine, strategy=strategy, simulate=simulate, workers=workers, environ=environ)
     if choice.backend == "multi-worker":
-        return _spanning(choice, strategy, timeout, environ.get(SECRET, ""))
+        return _multi_worker_job(choice, strategy, timeout, environ.get(SECRET, ""))
     if choice.backend in ENGINES:
-        return _connected(choice, timeout)
+        return _engine_job(choice, timeout)
     if strategy is not None:
-        made = strategy
+        job_strategy = strategy
     elif choice.backend == "simulated":
-        made = simulated(choice.replicas)
+        job_strategy = simulated(choice.replicas)
     else:
-        made = local_gpus() or tf.distribute.get_strategy()
-    return Job(made, choice.backend)
+        job_strategy = local_gpus() or tf.distribute.get_strategy()
+    return Job(job_strategy, choice.backend)
 
 
-def _check_given(strategy: tf.distribute.Strategy) -> None:
+def _check_is_strategy(strategy: tf.distribute.Strategy) -> None:
     if not isinstance(strategy, tf.distribute.Strategy):
         hint = "make it, such as strategy=tf.distribute.MirroredStrategy()"
         raise ConfigurationTypeError(received("strategy", strategy, "a tf.distribute strategy", hint))
     check_strategy(strategy)
 
 
-def _connected(choice: BackendSelection, timeout: float) -> Job:
+def _engine_job(choice: BackendSelection, timeout: float) -> Job:
     communicator = connect(choice.backend, choice.launch, timeout)
     if choice.backend == "horovod":
         pin_gpu(communicator.local_rank, communicator.local_size)
     return Job(tf.distribute.get_strategy(), choice.backend, communicator)
 
 
-def _spanning(choice: BackendSelection, strategy: tf.distribute.Strategy | None, timeout: float, secret: str) -> Job:
+def _multi_worker_job(
+    choice: BackendSelection, strategy: tf.distribute.Strategy | None, timeout: float, secret: str
+) -> Job:
     """A job on a multi-worker strategy: the one given, or a new one, once all of its workers have met."""
     addresses, rank = list(choice.addresses), choice.rank
-    connections: dict[int, socket.socket] = {}  # of the meeting; a strategy that was given has connected its workers
+    connections: dict[int, socket.socket] = {}  # made by the meeting; a user's strategy has its own
     if strategy is not None:
-        made = mend(strategy)
+        job_strategy = adapt_for_keras(strategy)
     else:
         if not addresses and choice.launch is not None:
             addresses = slurm_workers(choice.launch.size)
@@ -129,7 +131,7 @@ def _spanning(choice: BackendSelection, strategy: tf.distribute.Strategy | None,
                 SECRET,
             )
         with connected_workers(addresses, rank, timeout, secret) as connections:
-            made = connect_workers(addresses, rank, timeout)
-    made.communicator = StrategyCommunicator(made, addresses, rank, timeout)
-    watch_connections(connections, made.communicator.end_without)
-    return Job(made, choice.backend, made.communicator)
+            job_strategy = connect_workers(addresses, rank, timeout)
+    job_strategy.communicator = StrategyCommunicator(job_strategy, addresses, rank, timeout)
+    watch_connections(connections, job_strategy.communicator.end_without)
+    return Job(job_strategy, choice.backend, job_strategy.communicator)

@@ -1,4 +1,4 @@
-"""What the reference script leaves beside the run's own files: `summary.json`, and the report as page and picture."""
+"""Writes the reference script's files beside the run's own: `summary.json`, and the report as page and picture."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ while true; do
     while kill -0 "$job" 2>/dev/null; do wait "$job" || true; done
     status=0
     wait "$job" || status=$?
-    kill -KILL -- "-$job" 2>/dev/null || true # what is left of it
+    kill -KILL -- "-$job" 2>/dev/null || true # the rest of it
     job='' running=''
     [[ $status -ne 0 ]] || exit 0
     [[ -z $stopping ]] || exit "$status"

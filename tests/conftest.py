@@ -180,6 +180,6 @@ def load_helper() -> Callable[[pathlib.Path], ModuleType]:
 
 
 @pytest.fixture(scope="session")
-def recording(load_helper: Callable[[pathlib.Path], ModuleType]) -> ModuleType:
-    """The module `_recording.py` beside this file, which imports TensorFlow and Keras."""
-    return load_helper(pathlib.Path(__file__).with_name("_recording.py"))
+def rate_bench(load_helper: Callable[[pathlib.Path], ModuleType]) -> ModuleType:
+    """The module `_rate_bench.py` beside this file, which imports TensorFlow and Keras."""
+    return load_helper(pathlib.Path(__file__).with_name("_rate_bench.py"))

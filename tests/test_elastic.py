@@ -61,11 +61,11 @@ def listeners(monkeypatch) -> list[object]:
         init=lambda: None, register_listener=listeners.append, remove_listener=listeners.remove
     )
     lost = type("HorovodInternalError", (RuntimeError,), {})
-    alone = {"rank": lambda: 0, "size": lambda: 1, "local_rank": lambda: 0, "local_size": lambda: 1}
+    single_rank = {"rank": lambda: 0, "size": lambda: 1, "local_rank": lambda: 0, "local_size": lambda: 1}
     modules = {
         "horovod": {},
         "horovod.common": {},
-        "horovod.tensorflow": {"init": init, "shutdown": lambda: down.append(True), **alone},
+        "horovod.tensorflow": {"init": init, "shutdown": lambda: down.append(True), **single_rank},
         "horovod.common.elastic": {"notification_manager": manager},
         "horovod.common.exceptions": {"HorovodInternalError": lost},
     }
@@ -86,46 +86,46 @@ def test_a_timeout_of_horovods_that_is_no_number_is_named(listeners, monkeypatch
 
 
 def test_a_notice_that_comes_while_new_ranks_form_is_kept(listeners) -> None:
-    heard = []
+    notices = []
 
     def train(communicator) -> str:
-        heard.append(communicator.ranks_changed)
-        if len(heard) == 1:
+        notices.append(communicator.ranks_changed)
+        if len(notices) == 1:
             raise RanksChanged("other ranks wait")
         return "done"
 
     assert run_elastic(train, timeout=60, resets=3) == "done"
-    assert heard == [False, True]
+    assert notices == [False, True]
     assert listeners == []
 
 
 def test_an_old_notice_is_forgotten(listeners, monkeypatch) -> None:
-    heard = []
+    notices = []
 
     def train(communicator) -> None:
-        heard.append(communicator.ranks_changed)
-        if len(heard) == 1:
+        notices.append(communicator.ranks_changed)
+        if len(notices) == 1:
             listeners[0].on_hosts_updated(0, 0)
             raise RanksChanged("other ranks wait")
 
     monkeypatch.setattr(sys.modules["horovod.tensorflow"], "init", lambda: None)
     run_elastic(train, timeout=60, resets=3)
-    assert heard == [False, False]
+    assert notices == [False, False]
 
 
 def test_what_a_lost_generation_had_made_is_let_go(listeners) -> None:
     class Model:
         """Something large."""
 
-    made: list[weakref.ref[Model]] = []
+    models: list[weakref.ref[Model]] = []
     left = []
 
     def train(communicator) -> None:
         gc.collect()
-        left.append([model() for model in made])
+        left.append([model() for model in models])
         model = Model()
-        made.append(weakref.ref(model))
-        if len(made) == 1:
+        models.append(weakref.ref(model))
+        if len(models) == 1:
             raise RanksChanged("other ranks wait")
 
     run_elastic(train, timeout=60, resets=3)

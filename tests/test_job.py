@@ -107,7 +107,7 @@ def test_several_processes_without_an_engine_are_refused(monkeypatch, environ, o
 
 
 @pytest.mark.parametrize(
-    ("environ", "options", "error", "said"),
+    ("environ", "options", "error", "message"),
     [
         ({ENGINE: "gloo"}, {}, ConfigurationError, "`engine`.*'horovod', 'mpi', 'multi-worker'"),
         ({ENGINE: "multi-worker"}, {}, DistributionError, "neither TF_CONFIG nor Slurm names them.*tf_config.sh"),
@@ -118,8 +118,8 @@ def test_several_processes_without_an_engine_are_refused(monkeypatch, environ, o
         (OPEN_MPI, {"workers": ["a:1"]}, DistributionError, "started 2 processes and `workers` has 1"),
     ],
 )
-def test_workers_that_cannot_be_known_are_refused(environ, options, error, said):
-    with pytest.raises(error, match=said):
+def test_workers_that_cannot_be_known_are_refused(environ, options, error, message):
+    with pytest.raises(error, match=message):
         distlr.init(**options, environ=environ)
 
 
@@ -134,7 +134,7 @@ def test_a_strategy_in_several_processes_is_refused(mirrored):
 
 
 def test_an_engine_that_sees_other_ranks_than_the_launcher_started_is_refused(monkeypatch):
-    """As under `srun --mpi=none`, which starts separate jobs of one rank that all end with 0."""
+    """This is the case under `srun --mpi=none`, which starts separate jobs of one rank that all end with 0."""
     monkeypatch.setattr("distlr.communicators.engines._start", lambda *_: SingleCommunicator())
     with pytest.raises(DistributionError, match=r"mpirun started 2 processes and horovod sees 1.*2 separate trainings"):
         distlr.init(environ=OPEN_MPI)
@@ -171,7 +171,7 @@ print(job.backend, job.replicas, [int(value) for value in job.strategy.experimen
 
 
 def test_a_second_job_in_the_process_does_not_meet_the_first_ones_collectives(four_cpus):
-    """As when a notebook's cell is run again: plain MirroredStrategy fails, 'Shape mismatch in the collective'."""
+    """A notebook's cell may be run again: plain MirroredStrategy fails, 'Shape mismatch in the collective'."""
 
     def total(length):
         job = distlr.init(simulate=2, environ={})
@@ -299,15 +299,15 @@ def test_callbacks_adds_the_audit_and_the_logger_and_orders_all(four):
     class Own(keras.callbacks.Callback):
         pass
 
-    plateau, saver, own = distlr.callbacks.ReduceLROnPlateau(), keras.callbacks.BackupAndRestore("unused"), Own()
-    single = distlr.init(environ={}).callbacks([saver, own, plateau])
+    plateau, saver, other = distlr.callbacks.ReduceLROnPlateau(), keras.callbacks.BackupAndRestore("unused"), Own()
+    single = distlr.init(environ={}).callbacks([saver, other, plateau])
     assert [type(callback) for callback in single[:4]] == [
         PreflightCheck,
         DataPositionSync,
         LearningRateLogger,
         NonFiniteGuard,
     ]
-    assert single[4:] == [own, plateau, saver]
+    assert single[4:] == [other, plateau, saver]
     assert [type(callback) for callback in four.callbacks()] == [
         PreflightCheck,
         DataPositionSync,
@@ -350,9 +350,9 @@ def test_result_reads_metrics_by_name(four):
 def test_result_of_a_metric_of_several_values_is_an_array():
     f1 = keras.metrics.F1Score(average=None, threshold=0.5, name="f1")
     f1.update_state([[1.0, 0.0], [0.0, 1.0]], [[0.9, 0.9], [0.1, 0.9]])
-    found = distlr.init(environ={}).result([f1, keras.metrics.Mean(name="mean")])
-    np.testing.assert_allclose(found["f1"], [1.0, 2 / 3], rtol=1e-6)
-    assert found["mean"] == 0.0
+    result = distlr.init(environ={}).result([f1, keras.metrics.Mean(name="mean")])
+    np.testing.assert_allclose(result["f1"], [1.0, 2 / 3], rtol=1e-6)
+    assert result["mean"] == 0.0
 
 
 # -- a loop of one's own -----------------------------------------------------------------------------------
@@ -399,7 +399,7 @@ def train(job, per_replica, steps=5):
 @pytest.mark.replicas
 def test_a_loop_of_ones_own_on_four_replicas_is_the_big_batch_on_one_device(four):
     model, optimizer, rates, result = train(four, 8)
-    single, alone, expected_rates, expected = train(distlr.init(environ={}), 32)
+    single, single_optimizer, expected_rates, expected = train(distlr.init(environ={}), 32)
     assert len(rates) == 5
     assert rates == expected_rates
     assert len(set(rates)) == 5
@@ -407,7 +407,7 @@ def test_a_loop_of_ones_own_on_four_replicas_is_the_big_batch_on_one_device(four
         np.testing.assert_allclose(weight, other, atol=1e-5, rtol=0)
     moved = [np.abs(a - b).max() for a, b in zip(model.get_weights(), linear_model().get_weights(), strict=True)]
     assert min(moved) > 0.01
-    assert optimizer.samples_seen == alone.samples_seen == 160
+    assert optimizer.samples_seen == single_optimizer.samples_seen == 160
     assert result == pytest.approx(expected, rel=1e-5)
     assert len(set(four.weights_digests(model))) == 1
     assert len(four.rate_digests(optimizer)) == 4
@@ -421,8 +421,8 @@ def test_evaluate_gives_the_value_of_all_data(four):
         model = linear_model()
         model.compile(loss="mse", weighted_metrics=["mae"], jit_compile=False)
     error = model.predict(x, verbose=0) - y
-    found = four.evaluate(model, four.shard((x, y), four.batch(4, base_batch=4), training=False))
-    assert found == pytest.approx({"loss": np.mean(error**2), "mae": np.mean(np.abs(error))}, rel=1e-5)
+    result = four.evaluate(model, four.shard((x, y), four.batch(4, base_batch=4), training=False))
+    assert result == pytest.approx({"loss": np.mean(error**2), "mae": np.mean(np.abs(error))}, rel=1e-5)
 
 
 def test_an_optimizer_outside_the_scope_is_refused(four):

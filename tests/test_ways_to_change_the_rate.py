@@ -28,9 +28,9 @@ pytestmark = pytest.mark.replicas
 Cosine = keras.optimizers.schedules.CosineDecay
 
 
-def _bench(recording: ModuleType, rate: Any, epoch: int = 9, base: int = 1, **scaling: Any) -> Any:
+def _bench(rate_bench: ModuleType, rate: Any, epoch: int = 9, base: int = 1, **scaling: Any) -> Any:
     """Four replicas with 4 samples an update, k = 4 / base, adopted."""
-    bench = recording.Bench(4, rate)
+    bench = rate_bench.Bench(4, rate)
     bench.size = bench.batch(1, base, samples_per_epoch=epoch)
     bench.adopt(bench.size, **scaling)
     return bench
@@ -58,8 +58,8 @@ def _shown_to(callback: Any, bench: Any) -> Any:
 # -- 1: a schedule of Keras ------------------------------------------------------------------------------
 
 
-def test_exponential_decay_over_ninety_epochs(recording) -> None:
-    bench = _bench(recording, keras.optimizers.schedules.ExponentialDecay(0.01, 10_000, 0.96), epoch=60_001)
+def test_exponential_decay_over_ninety_epochs(rate_bench) -> None:
+    bench = _bench(rate_bench, keras.optimizers.schedules.ExponentialDecay(0.01, 10_000, 0.96), epoch=60_001)
     for epoch in range(90):
         expected = pytest.approx(0.04 * 0.96 ** (epoch * 60_001 / 10_000), rel=1e-6)
         bench.optimizer.distlr.variables.samples_seen.assign(epoch * 60_001)
@@ -68,11 +68,11 @@ def test_exponential_decay_over_ninety_epochs(recording) -> None:
             assert bench.step()[-1] == expected
 
 
-def test_exponential_decay_in_fit(recording) -> None:
+def test_exponential_decay_in_fit(rate_bench) -> None:
     decay = keras.optimizers.schedules.ExponentialDecay(0.01, decay_steps=10_000, decay_rate=0.96)
-    bench = _bench(recording, decay, warmup="1ep")
+    bench = _bench(rate_bench, decay, warmup="1ep")
     found = _fit(bench, 3)
-    expected = recording.by_hand(lambda t: 0.01 * 0.96 ** (t / 10_000), updates=6, batch=4, base=1, epoch=9, warmup=9)
+    expected = rate_bench.by_hand(lambda t: 0.01 * 0.96 ** (t / 10_000), updates=6, batch=4, base=1, epoch=9, warmup=9)
     np.testing.assert_allclose(found.ravel(), expected, rtol=1e-6)
 
 
@@ -92,23 +92,23 @@ def _steps_of(first: int, second: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("lr", ["current", "base"])
-def test_per_epoch_steps_at_50_and_80(recording, lr) -> None:
+def test_per_epoch_steps_at_50_and_80(rate_bench, lr) -> None:
     function = _steps_of(50, 80)[lr == "base"]
     epoch, updates = 4 * 25 + 3, 25
-    bench = _bench(recording, distlr.schedules.PerEpoch(function, 0.1, epochs=90, lr=lr), epoch)
+    bench = _bench(rate_bench, distlr.schedules.PerEpoch(function, 0.1, epochs=90, lr=lr), epoch)
     for number, expected in [(0, 0.4), (49, 0.4), (50, 0.04), (79, 0.04), (80, 0.004), (89, 0.004), (99, 0.004)]:
         first, last = number * epoch, number * epoch + (updates - 1) * epoch // updates
         np.testing.assert_allclose([_at(bench, first), _at(bench, last)], expected, rtol=1e-6)
 
 
-def test_per_epoch_in_fit(recording) -> None:
+def test_per_epoch_in_fit(rate_bench) -> None:
     schedule = distlr.schedules.PerEpoch(_steps_of(1, 3)[0], 0.1, epochs=4)
-    found = _fit(_bench(recording, schedule, epoch=10), 4)
+    found = _fit(_bench(rate_bench, schedule, epoch=10), 4)
     np.testing.assert_allclose(found, np.repeat([[0.4], [0.04], [0.04], [0.004]], 2, axis=1), rtol=1e-6)
 
 
-def test_the_stock_scheduler_steps_at_50_and_80(recording) -> None:
-    bench = _bench(recording, 0.1)
+def test_the_stock_scheduler_steps_at_50_and_80(rate_bench) -> None:
+    bench = _bench(rate_bench, 0.1)
     scheduler = _shown_to(keras.callbacks.LearningRateScheduler(_steps_of(50, 80)[0]), bench)
     for epoch, expected in enumerate([0.4] * 50 + [0.04] * 30 + [0.004] * 10):
         scheduler.on_epoch_begin(epoch)
@@ -117,14 +117,14 @@ def test_the_stock_scheduler_steps_at_50_and_80(recording) -> None:
             assert bench.step()[-1] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_stock_scheduler_in_fit(recording) -> None:
-    bench = _bench(recording, 0.1)
+def test_the_stock_scheduler_in_fit(rate_bench) -> None:
+    bench = _bench(rate_bench, 0.1)
     found = _fit(bench, 4, keras.callbacks.LearningRateScheduler(_steps_of(1, 3)[0]))
     np.testing.assert_allclose(found, np.repeat([[0.4], [0.04], [0.04], [0.004]], 2, axis=1), rtol=1e-6)
 
 
-def test_the_stock_scheduler_over_a_schedule_sets_the_rate_now_and_keeps_the_shape(recording) -> None:
-    bench = _bench(recording, Cosine(0.1, 36), epoch=8)
+def test_the_stock_scheduler_over_a_schedule_sets_the_rate_now_and_keeps_the_shape(rate_bench) -> None:
+    bench = _bench(rate_bench, Cosine(0.1, 36), epoch=8)
     scheduler = _shown_to(keras.callbacks.LearningRateScheduler(lambda epoch: 0.05), bench)
     for epoch in range(3):
         scheduler.on_epoch_begin(epoch)
@@ -161,8 +161,8 @@ def _plateau_by_hand(full: Any) -> list[float]:
 
 @pytest.mark.parametrize("kind", [ReduceLROnPlateau, keras.callbacks.ReduceLROnPlateau], ids=["distlr", "stock"])
 @pytest.mark.parametrize("rate", ["float", "schedule"])
-def test_plateau_at_every_epoch_down_to_its_floor(recording, kind, rate) -> None:
-    bench = _bench(recording, 0.05 if rate == "float" else Cosine(0.05, 400), epoch=4)
+def test_plateau_at_every_epoch_down_to_its_floor(rate_bench, kind, rate) -> None:
+    bench = _bench(rate_bench, 0.05 if rate == "float" else Cosine(0.05, 400), epoch=4)
     plateau = kind(**PLATEAU)
     bench.job.callbacks([plateau])
     _shown_to(plateau, bench).on_train_begin()
@@ -177,11 +177,11 @@ def test_plateau_at_every_epoch_down_to_its_floor(recording, kind, rate) -> None
     np.testing.assert_allclose(bench.rates(), expected, rtol=1e-6)
 
 
-def test_plateau_in_fit_on_top_of_a_schedule(recording) -> None:
-    bench = _bench(recording, Cosine(0.1, 45), epoch=9)
-    stalled = recording.Overwrite([1.0] * 4)
+def test_plateau_in_fit_on_top_of_a_schedule(rate_bench) -> None:
+    bench = _bench(rate_bench, Cosine(0.1, 45), epoch=9)
+    stalled = rate_bench.Overwrite([1.0] * 4)
     found = _fit(bench, 4, stalled, ReduceLROnPlateau(**{**PLATEAU, "patience": 2, "min_lr": 0.02}))
-    full = recording.by_hand(lambda t: 0.05 * (1 + math.cos(math.pi * t / 45)), updates=8, batch=4, base=1, epoch=9)
+    full = rate_bench.by_hand(lambda t: 0.05 * (1 + math.cos(math.pi * t / 45)), updates=8, batch=4, base=1, epoch=9)
     assert full[6] * 0.1 < 0.02  # the cut after epoch 2 stops at the floor
     expected = [*full[:6], *(rate * 0.02 / full[6] for rate in full[6:])]
     np.testing.assert_allclose(found.ravel(), expected, rtol=1e-6)
@@ -198,8 +198,8 @@ def _set(optimizer: Any, how: str, rate: float) -> None:
 
 
 @pytest.mark.parametrize("how", ["property", "assign"])
-def test_by_hand_over_a_float(recording, how) -> None:
-    bench = _bench(recording, 0.1)
+def test_by_hand_over_a_float(rate_bench, how) -> None:
+    bench = _bench(rate_bench, 0.1)
     bench.step()
     _set(bench.optimizer, how, 0.03)
     bench.step(2)
@@ -210,9 +210,9 @@ def test_by_hand_over_a_float(recording, how) -> None:
     np.testing.assert_allclose(bench.rates(), [0.4, 0.03, 0.03, 0.0, 0.2], rtol=1e-6)
 
 
-def test_by_hand_over_a_schedule_in_fit(recording) -> None:
+def test_by_hand_over_a_schedule_in_fit(rate_bench) -> None:
     """In mid-epoch: the next update has the rate, and the cosine goes on from there."""
-    bench = _bench(recording, Cosine(0.1, 100), epoch=14)
+    bench = _bench(rate_bench, Cosine(0.1, 100), epoch=14)
 
     def change(batch: int, logs: Any = None) -> None:
         if bench.optimizer.iterations.numpy() == 2:
@@ -221,13 +221,13 @@ def test_by_hand_over_a_schedule_in_fit(recording) -> None:
             bench.model.optimizer.learning_rate.assign(0.5)
 
     found = _fit(bench, 2, keras.callbacks.LambdaCallback(on_train_batch_end=change))
-    full = recording.by_hand(lambda t: 0.05 * (1 + math.cos(math.pi * t / 100)), updates=6, batch=4, base=1, epoch=14)
+    full = rate_bench.by_hand(lambda t: 0.05 * (1 + math.cos(math.pi * t / 100)), updates=6, batch=4, base=1, epoch=14)
     expected = [*full[:2], 0.03, 0.03 * full[3] / full[2], 0.5, 0.5 * full[5] / full[4]]
     np.testing.assert_allclose(found.ravel(), expected, rtol=1e-6)
 
 
-def test_by_hand_during_warmup_is_announced_and_climbs_on(recording, caplog) -> None:
-    bench = _bench(recording, 0.1, epoch=8, warmup="2ep")
+def test_by_hand_during_warmup_is_announced_and_climbs_on(rate_bench, caplog) -> None:
+    bench = _bench(rate_bench, 0.1, epoch=8, warmup="2ep")
     bench.step(2)
     with caplog.at_level(logging.INFO, "distlr"):
         bench.optimizer.learning_rate = 0.05
@@ -243,8 +243,8 @@ def test_by_hand_during_warmup_is_announced_and_climbs_on(recording, caplog) -> 
 
 
 @pytest.mark.parametrize("how", ["property", "assign"])
-def test_by_hand_where_the_schedule_is_0_is_an_error(recording, how) -> None:
-    bench = _bench(recording, Cosine(0.1, 8), epoch=8)
+def test_by_hand_where_the_schedule_is_0_is_an_error(rate_bench, how) -> None:
+    bench = _bench(rate_bench, Cosine(0.1, 8), epoch=8)
     bench.step(2)
     with pytest.raises(ConfigurationError, match=r"cannot be set to 0\.05 now: the schedule is 0.*Fix: .*alpha"):
         _set(bench.optimizer, how, 0.05)
@@ -253,8 +253,8 @@ def test_by_hand_where_the_schedule_is_0_is_an_error(recording, how) -> None:
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "0.1", True, None, [0.1, 0.2]])
-def test_what_is_no_rate_is_refused_and_changes_nothing(recording, value) -> None:
-    bench = recording.Bench(1)
+def test_what_is_no_rate_is_refused_and_changes_nothing(rate_bench, value) -> None:
+    bench = rate_bench.Bench(1)
     optimizer = bench.adopt()
     for how in ("property", "assign"):
         with pytest.raises((ConfigurationError, ConfigurationTypeError), match=r"learning_rate.* must be"):
@@ -265,8 +265,8 @@ def test_what_is_no_rate_is_refused_and_changes_nothing(recording, value) -> Non
 # -- a plateau without fit, and across ranks -------------------------------------------------------------
 
 
-def test_plateau_without_fit(recording) -> None:
-    bench = _bench(recording, 0.1)
+def test_plateau_without_fit(rate_bench) -> None:
+    bench = _bench(rate_bench, 0.1)
     plateau = distlr.Plateau(bench.optimizer, "val_loss", factor=0.5, patience=1, communicator=bench.job.communicator)
     for loss in (1.0, 1.0, 0.5, 0.5):
         bench.step()
@@ -353,8 +353,8 @@ WRITE = r"ReduceLROnPlateau.*Fix:.*job\.callbacks"
 
 @pytest.mark.parametrize("kind", [ReduceLROnPlateau, keras.callbacks.ReduceLROnPlateau], ids=["distlr", "stock"])
 @pytest.mark.parametrize("where", ["scale", "assigned", "optimizer"])
-def test_a_callback_in_place_of_a_rate_is_told_what_to_write(recording, kind, where) -> None:
-    bench = recording.Bench(1)
+def test_a_callback_in_place_of_a_rate_is_told_what_to_write(rate_bench, kind, where) -> None:
+    bench = rate_bench.Bench(1)
     batch = bench.batch(4, 4)
     give = {
         "scale": lambda callback: distlr.scale(callback, batch),
@@ -365,8 +365,8 @@ def test_a_callback_in_place_of_a_rate_is_told_what_to_write(recording, kind, wh
         give(kind())
 
 
-def test_a_callback_of_distlr_as_learning_rate_of_an_optimizer(recording) -> None:
-    bench = recording.Bench(1, ReduceLROnPlateau())
+def test_a_callback_of_distlr_as_learning_rate_of_an_optimizer(rate_bench) -> None:
+    bench = rate_bench.Bench(1, ReduceLROnPlateau())
     with pytest.raises(ConfigurationTypeError, match=WRITE):
         bench.adopt()
     with pytest.raises(ConfigurationTypeError, match=WRITE):

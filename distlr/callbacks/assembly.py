@@ -44,14 +44,14 @@ def assembled(
     run_dir: str | os.PathLike[str] | None,
     explain: Callable[[], dict[str, Any]],
 ) -> list[Any]:
-    """What `job.callbacks` gives; see there.
+    """Returns the list of `job.callbacks`; see there.
 
     Args:
         callbacks: the user's.
         communicator: the job's.
-        local_replicas: of this process.
+        local_replicas: the number of replicas of this process.
         audit: the job's check of a run.
-        positions: of the job's training data.
+        positions: the positions of the job's training data.
         run_dir: see `job.callbacks`.
         explain: gives the parts of the formula.
 
@@ -64,54 +64,57 @@ def assembled(
     >>> [type(callback).__name__ for callback in job.callbacks([plateau])]  # calls it
     ['PreflightCheck', 'DataPositionSync', 'LearningRateLogger', 'NonFiniteGuard', 'ReduceLROnPlateau']
     """
-    given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [None]
-    for callback in given:
+    all_callbacks = list(callbacks) if isinstance(callbacks, (list, tuple)) else [None]
+    for callback in all_callbacks:
         if not isinstance(callback, keras.callbacks.Callback):
             what = callbacks if callback is None else callback
             hint = "write job.callbacks([distlr.callbacks.ReduceLROnPlateau()]), for example"
             raise ConfigurationTypeError(received("callbacks", what, "a list of Keras callbacks", hint))
-    if not _has(given, LearningRateLogger):
-        given.append(LearningRateLogger())
-    check_savers(given)
-    if communicator.may_lose_ranks and not _has(given, Checkpoint):
+    if not _has(all_callbacks, LearningRateLogger):
+        all_callbacks.append(LearningRateLogger())
+    check_savers(all_callbacks)
+    if communicator.may_lose_ranks and not _has(all_callbacks, Checkpoint):
         raise ConfigurationError(
             "In an elastic job the training begins anew whenever the ranks change, and without a checkpoint from "
             "the start. Fix: job.callbacks([distlr.callbacks.Checkpoint(directory, every=...), ...])."
         )
-    plateaus = [callback.policy for callback in given if isinstance(callback, ReduceLROnPlateau)]
+    plateaus = [callback.policy for callback in all_callbacks if isinstance(callback, ReduceLROnPlateau)]
     _check_plateaus([policy.key for policy in plateaus])
-    if not watches_numbers(given):
-        given.append(NonFiniteGuard(ignore={policy.monitor for policy in plateaus if policy.on_nan != "raise"}))
-    if BaseRates.is_needed(given):
-        given.append(BaseRates(given))
+    if not watches_numbers(all_callbacks):
+        all_callbacks.append(NonFiniteGuard(ignore={policy.monitor for policy in plateaus if policy.on_nan != "raise"}))
+    if BaseRates.is_needed(all_callbacks):
+        all_callbacks.append(BaseRates(all_callbacks))
     follow = DataPositionSync(positions)
-    given += [audit, follow]
+    all_callbacks += [audit, follow]
     if run_dir is not None:
-        given += [
+        all_callbacks += [
             ManualControl(run_dir),
             RunRecorder(run_dir, explain),
             TensorBoardScalars(Path(run_dir) / "tensorboard"),
         ]
     if local_replicas > 1:
-        given += [SyncStatistics(), *([CheckMetrics()] if communicator.size == 1 else [])]  # else SyncMetrics does
+        all_callbacks += [
+            SyncStatistics(),
+            *([CheckMetrics()] if communicator.size == 1 else []),  # else SyncMetrics does
+        ]
     if communicator.size > 1:
-        given = for_ranks(given, communicator)
-    checkpoints = [callback for callback in given if isinstance(callback, Checkpoint)]
+        all_callbacks = for_ranks(all_callbacks, communicator)
+    checkpoints = [callback for callback in all_callbacks if isinstance(callback, Checkpoint)]
     if checkpoints:
-        metrics = next((callback for callback in given if isinstance(callback, SyncMetrics)), None)
-        given.append(CutValidation(checkpoints[-1], metrics))
-    audit.others = given
+        metrics = next((callback for callback in all_callbacks if isinstance(callback, SyncMetrics)), None)
+        all_callbacks.append(CutValidation(checkpoints[-1], metrics))
+    audit.others = all_callbacks
     journal = Journal()
-    for callback in given:
+    for callback in all_callbacks:
         adapt(callback)
         if isinstance(callback, JobCallback):
             callback.bind(communicator, journal)
         if isinstance(callback, Checkpoint):
             callback.bind_data(follow)
-            callback.bind_callbacks(given)
+            callback.bind_callbacks(all_callbacks)
         if isinstance(callback, ManualControl):
             callback.bind_plateau(bool(plateaus))
-    return ordered(given)
+    return ordered(all_callbacks)
 
 
 def _check_plateaus(keys: Sequence[str]) -> None:

@@ -23,9 +23,9 @@ _log = logging.getLogger("distlr")
 class BaseRates(JobCallback):
     """Lets Keras' `LearningRateScheduler` work in rates of the base batch, as in the one-GPU script.
 
-    Its function is given `schedule(t) * multiplier`, the rate that the one-GPU script would have now, and what it gives
-    is applied times the factor and the warmup. So all of these are right under any rule, in and after the warmup:
-    `lr * 0.1`, `lr`, a table of rates by epoch, `max(lr * 0.5, 1e-4)`. One line says both numbers.
+    Its function receives `schedule(t) * multiplier`, the rate that the one-GPU script would have now, and its result
+    is multiplied by the factor and the warmup and applied. So all of these are right under any rule, in and after the
+    warmup: `lr * 0.1`, `lr`, a table of rates by epoch, `max(lr * 0.5, 1e-4)`. One line in the log says both numbers.
 
     A plateau's `min_lr` is the rate as it is applied, after scaling, Keras' too; where there is one a line says that.
 
@@ -53,14 +53,14 @@ class BaseRates(JobCallback):
         super().__init__()
         self._schedulers = [c for c in callbacks if isinstance(c, keras.callbacks.LearningRateScheduler)]
         self._plateaus = [(type(callback).__name__, _min_lr(callback)) for callback in callbacks]
-        self._resumed: int | None = None  # the epoch that `fit` goes on with, in its middle
+        self._resumed: int | None = None  # the epoch that `fit` continues in its middle
 
     @staticmethod
     def is_needed(callbacks: Sequence[Any]) -> bool:
         """Whether one of these has rates that were written for one GPU."""
         return any(isinstance(c, keras.callbacks.LearningRateScheduler) or _min_lr(c) for c in callbacks)
 
-    def goes_on_within(self, epoch: int) -> None:
+    def skip_resumed_epoch(self, epoch: int) -> None:
         """Leaves the schedulers out as this epoch begins once more: what they set there is in the rate already.
 
         Args:
@@ -74,7 +74,7 @@ class BaseRates(JobCallback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Puts the change of units around the schedulers' functions."""
-        self._unwrap()  # what an interrupted `fit` has left
+        self._unwrap()  # left by an interrupted `fit`
         core = self.core
         if not isinstance(core, AdoptedOptimizer):
             return
@@ -131,10 +131,10 @@ class _InBaseRates:
             return rate  # which Keras refuses
         if rate != before:
             core.distlr.formula.set_base_rate(float(rate))
-        self._say(core, float(rate))
+        self._log_factor(core, float(rate))
         return core.learning_rate
 
-    def _say(self, core: Any, rate: float) -> None:
+    def _log_factor(self, core: Any, rate: float) -> None:
         factor = core.distlr.formula.scaled.factor
         if not self._speaks or factor == 1.0:
             return

@@ -17,15 +17,15 @@ __all__ = ["BroadcastState", "compare_at_end"]
 class BroadcastState(JobCallback):
     """Gives every rank rank 0's model and optimizer once, before the first step of a `fit`.
 
-    Broadcast: the weights, moving statistics among them, and the optimizer's variables: slots, iterations, the
-    multiplier, the clock, what a plateau remembers, also of further optimizers in the model's attributes; and the epoch
-    at which `BackupAndRestore` goes on.
-    Averaged at each epoch's end, by `SyncMetrics`: weights that are not trained. Compared, by `ReplicaGuard`: what the
-    rate depends on, and the weights. Neither broadcast nor compared: the states of seed generators, which differ by
-    rank on purpose where the script seeds them so (dropout draws another mask on each rank), and of metrics.
+    It broadcasts the weights, moving statistics among them; the variables of the optimizer, and of further optimizers
+    in the model's attributes: slots, iterations, the multiplier, the clock, the state of a plateau; and the epoch at
+    which `BackupAndRestore` goes on. `SyncMetrics` averages the weights that are not trained at each epoch's end.
+    `ReplicaGuard` compares all that the rate depends on, and the weights. Nobody broadcasts or compares the states
+    of seed generators, which differ by rank on purpose where the script seeds them so (dropout draws another mask on
+    each rank), and of metrics.
 
-    It comes last, so that rank 0 has loaded by then what a callback loads. It also refuses ranks
-    that built different models or have different numbers of steps an epoch. Once the training has ended it compares the
+    It comes last, so that all callbacks have loaded their state on rank 0 by then. It also refuses ranks that built
+    different models or have different numbers of steps an epoch. Once the training has ended it compares the
     ranks a last time: a callback may change the weights in `on_train_end`.
 
     `job.callbacks` adds it on several ranks. Here they are threads:
@@ -57,7 +57,7 @@ class BroadcastState(JobCallback):
         broadcast_state(self.communicator, self.model, self.model.optimizer, terms)
         for optimizer in others:
             broadcast_optimizer(self.communicator, optimizer)
-        # What a restoring callback sets for `fit`, on the one rank that has read the file.
+        # Set for `fit` by a restoring callback, on the one rank that has read the file.
         first = self.communicator.broadcast_json(getattr(self.model, "_initial_epoch", None), tag="the first epoch")
         self.model._initial_epoch = first
 
@@ -71,7 +71,7 @@ def compare_at_end(communicator: Communicator, model: Any, *, trained_alone: boo
 
     Args:
         communicator: the job's.
-        model: that was trained.
+        model: the trained model.
         trained_alone: leave out the weights that are not trained.
 
     Raises:

@@ -41,14 +41,14 @@ class CheckMetrics(JobCallback):
         self._check: MetricsCheck | None = None
 
     def set_model(self, model: Any) -> None:
-        """Has metrics that distlr does not know tried before their first update."""
+        """Arranges that metrics unknown to distlr are tried before their first update."""
         super().set_model(model)
         self._check = MetricsCheck(model, is_root=self.communicator.is_root, by_strategy=True)
         self._check.watch()
-        self._check.say_reductions()
+        self._check.warn_of_reductions()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Refuses, before the first step, what cannot be a sum."""
+        """Refuses, before the first step, metrics that cannot be sums."""
         if self._check is not None:
             self._check.check_reset()
 

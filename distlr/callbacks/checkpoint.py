@@ -1,4 +1,4 @@
-"""A run that goes on after a crash as if nothing had happened."""
+"""The callback that writes checkpoints and continues the newest one."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ class Checkpoint(JobCallback):
     `fit` then continues in that epoch, where no sample is trained twice and none is left out. `fit` itself
     stays as it is: `epochs` is the number of all, `initial_epoch` is not needed.
 
-    What is written is the training's state, also where a callback has put averages into the model (`SwapEMAWeights`),
-    or Keras puts others there when `fit` ends (`use_ema`, `EarlyStopping(restore_best_weights=True)`): a run that is
-    continued, in this process or another, goes on from its own weights. The counters of Keras' callbacks come back as
-    well, and those that a class of your own names: `distlr_state = ("best", "wait")`. A run that `EarlyStopping` had
-    stopped trains no more.
+    The file has the training's state, even if a callback has put averages into the model (`SwapEMAWeights`), or Keras
+    puts others there when `fit` ends (`use_ema`, `EarlyStopping(restore_best_weights=True)`): a run that is continued,
+    in this process or another, goes on from its own weights. It also restores the counters of Keras' callbacks, and
+    those that a class of your own names: `distlr_state = ("best", "wait")`. A run that `EarlyStopping` had stopped
+    trains no more.
 
-    At a SIGTERM that comes late in an epoch `CutValidation` ends a long validation. The file then says that the epoch's
-    training is done and its validation is not, and a run that is continued begins with that validation.
+    At a SIGTERM late in an epoch `CutValidation` ends a long validation. The file then says that the epoch's training
+    is done and its validation is not, and a continued run begins with that validation.
 
     On another number of workers than the one that wrote it the clock goes on in samples, while the factor and the
     momentum of moving averages are the script's, computed from the base; one line says what changed.
@@ -85,19 +85,19 @@ class Checkpoint(JobCallback):
     refused. A damaged checkpoint is named, and the one before it is continued.
 
     At SIGUSR1 (Slurm's `--signal=USR1@60`) all ranks write a checkpoint after the same step and go on; at SIGTERM they
-    write one and the process ends with 143 (128 + 15). A second signal does what it does without distlr. Where the data
-    is not from `job.shard` nothing is written in the middle of an epoch: it is trained anew from its start.
+    write one and the process ends with 143 (128 + 15). A second signal does what it does without distlr. If the data is
+    not from `job.shard` nothing is written in the middle of an epoch, which is then trained again from its start.
 
     Args:
-        directory: of this run and this `fit` alone.
-        every: how often: "1ep" (the default), "100ba", "50000sp"; what falls on an epoch's end is written
-            after everything has been decided there.
-        keep: how many of the newest stay.
+        directory: the directory of this run and this `fit` alone.
+        every: how often: "1ep" (the default), "100ba", "50000sp"; a checkpoint at an epoch's end is written after all
+            decisions.
+        keep: how many of the newest checkpoints stay.
         resume: False refuses a directory that has a checkpoint, so that nothing is overwritten.
-        accept: whether a checkpoint is continued whose formula (schedule, rule, warmup, optimizer) is another than the
-            script's, which by default is refused, with the differences.
+        accept: whether to continue a checkpoint whose formula (schedule, rule, warmup, optimizer) differs from the
+            script's; by default it is refused, with the differences.
         rewarm: a duration; after a change of the factor the rate climbs from its old value over this span.
-        signals: which are listened to: "SIGTERM", "SIGUSR1".
+        signals: the signals to listen to: "SIGTERM", "SIGUSR1".
 
     Raises:
         ConfigurationError, ConfigurationTypeError, StateError, DistributionError: see the messages; before the
@@ -145,16 +145,16 @@ class Checkpoint(JobCallback):
         self.counters = Counters([])
         self._callbacks: Sequence[Any] = ()
         self._begun = False
-        self._state: RunState  # of the script, as it began
-        self._path: Path  # of the checkpoint that is continued, on rank 0
-        self._ranks: list[dict[str, np.ndarray]] = []  # of the checkpoint that is continued
-        self._counted: dict[str, np.ndarray] = {}  # what callbacks had counted in arrays, on rank 0
+        self._state: RunState  # the script's state, as it began
+        self._path: Path  # the checkpoint that is continued, on rank 0
+        self._ranks: list[dict[str, np.ndarray]] = []  # arrays of each rank in that checkpoint
+        self._counted: dict[str, np.ndarray] = {}  # the arrays of callbacks' counters, on rank 0
         self._epoch = 0
         self._steps = self._steps_in_run = 0  # Keras' steps since the epoch began, or the run, in this process
         self._left: int | None = None  # steps of an epoch that was interrupted, and those that had been done
         self._done = 0
-        self._training_logs: dict[str, Any] | None = None  # of an epoch of which the validation alone is left
-        self._updates = 0  # by which the run had come before this process, with those that were left out
+        self._training_logs: dict[str, Any] | None = None  # logs of an epoch whose validation alone is left
+        self._updates = 0  # updates before this process, those that were left out among them
         self._saved_at = 0  # steps in this process
         self._left_in_model: list[str] = []  # digests of the weights that are not the training's, as `fit` ended
 
@@ -166,12 +166,12 @@ class Checkpoint(JobCallback):
         """Gives the job's callbacks to this one, whose counters it keeps; called by `job.callbacks`.
 
         Args:
-            callbacks: all of this rank.
+            callbacks: all callbacks of this rank.
         """
         self._callbacks, self.counters = callbacks, Counters(callbacks)
 
     def set_model(self, model: Any) -> None:
-        """Before any callback begins: those that would empty their files as a run is continued do not."""
+        """Makes callbacks keep the files that they would empty in a continued run, before any callback begins."""
         super().set_model(model)
         if self.communicator.is_root and self.resume and self.directory.files():
             append_to_logs(self._callbacks)
@@ -191,7 +191,7 @@ class Checkpoint(JobCallback):
     # -- the run begins ------------------------------------------------------------------------------
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Continues what is there. Collective."""
+        """Continues the newest checkpoint, if there is one. Collective."""
         optimizer = self.core
         if not isinstance(optimizer, AdoptedOptimizer):
             raise ConfigurationError(
@@ -210,7 +210,11 @@ class Checkpoint(JobCallback):
             self._continue()
         else:
             compute_on_root(
-                self.communicator, self._take_back, tag="the weights to go on from", what="go on", raised=(StateError,)
+                self.communicator,
+                self._restore_training_weights,
+                tag="the weights to go on from",
+                what="go on",
+                raised=(StateError,),
             )
         self._begun = True
         self.counters.begin()
@@ -223,30 +227,30 @@ class Checkpoint(JobCallback):
         assert self.follow is not None
         hint = 'write every="1ep"'
         if not self.follow.positions:
-            made = "with data from job.shard(data, batch), which can be continued in the middle of an epoch"
-            raise ConfigurationError(received("every", str(self.every), f"in whole epochs but {made}", hint))
+            needs_shard = "with data from job.shard(data, batch), which can be continued in the middle of an epoch"
+            raise ConfigurationError(received("every", str(self.every), f"in whole epochs but {needs_shard}", hint))
         if (self.params or {}).get("steps") is None:
             known = "in whole epochs where the number of steps an epoch is not known"
             raise ConfigurationError(received("every", str(self.every), known, f"{hint}, or pass samples_per_epoch"))
 
     def _continue(self) -> None:
         """Rank 0 reads the newest checkpoint, and tells the others what is not in the model's variables."""
-        said = compute_bundle_on_root(
+        reply = compute_bundle_on_root(
             self.communicator,
             self._load,
             tag="the checkpoint to continue",
             what="continue",
             raised=(ConfigurationError, StateError),
         )
-        if said.note is None:
+        if reply.fields is None:
             return
-        state = RunState.from_json(said.fields)
-        self._ranks = rank_arrays(said.arrays, state.ranks)
-        self._place(state, said.arrays)
+        state = RunState.from_json(reply.fields)
+        self._ranks = rank_arrays(reply.arrays, state.ranks)
+        self._set_place(state, reply.arrays)
         if self.communicator.is_root:
-            _log.info("%s", resume_line(self.core, self._path, said.fields, self._state.to_json(), self.rewarm))
+            _log.info("%s", resume_line(self.core, self._path, reply.fields, self._state.to_json(), self.rewarm))
             self.decided("resume", self._epoch, f"continues a checkpoint of update {state.iterations}")
-        self.counters.restore(self.communicator, said.fields["callbacks"], self._counted)
+        self.counters.restore(self.communicator, reply.fields["callbacks"], self._counted)
         stopped = self.counters.ended_by()
         if stopped is not None:
             self.model._initial_epoch = (self.params or {}).get("epochs")
@@ -261,11 +265,11 @@ class Checkpoint(JobCallback):
                 hint = "write resume=True, or name another directory"
                 raise ConfigurationError(received("resume", False, f"True where {path} is", hint))
             state = RunState.from_json(run)
-            different = state.differences(self._state, path, accept=self.accept)
+            differences = state.differences(self._state, path, accept=self.accept)
             write_arrays(self.model, arrays)
             if state.accumulation not in (None, self.accumulation) or state.iterations != self._count:
                 begin_update(self.core, state.iterations)
-            for line in different:
+            for line in differences:
                 _log.warning("The script's formula is used: %s.", line)
             self._path = path
             outside_model = {name: array for name, array in arrays.items() if name.startswith((RANK, LOG))}
@@ -273,10 +277,10 @@ class Checkpoint(JobCallback):
             return Bundle(outside_model, note=state.to_json() | {"callbacks": run.get("callbacks")})
         return Bundle({})
 
-    def _take_back(self) -> None:
-        """A further `fit` of the run goes on from the training's weights, where the last one has left others for use.
+    def _restore_training_weights(self) -> None:
+        """Restores the training's weights if the last `fit` of this run left other weights in the model, for use.
 
-        Unless somebody has changed them since: then from these, as in Keras.
+        If somebody has changed the weights since then, they stay, as in Keras.
         """
         if not self._left_in_model or self._left_in_model != self._digests():
             return
@@ -288,7 +292,7 @@ class Checkpoint(JobCallback):
             )
         write_weights(self.model, arrays)
 
-    def _place(self, state: RunState, arrays: Mapping[str, np.ndarray]) -> None:
+    def _set_place(self, state: RunState, arrays: Mapping[str, np.ndarray]) -> None:
         """Sets epoch, data, dropout and, after a change of the factor, the climb, on this rank."""
         assert self.follow is not None
         optimizer = self.core
@@ -316,7 +320,7 @@ class Checkpoint(JobCallback):
         if done:
             for callback in self._callbacks:
                 if isinstance(callback, BaseRates):
-                    callback.goes_on_within(epoch)
+                    callback.skip_resumed_epoch(epoch)
         self.follow.resume(epoch, positions, began=began, done=done)
         self._begin_at(state.iterations if state.updates is None else state.updates)
         restore_seeds(self.communicator, self.model, self._ranks)
@@ -335,29 +339,28 @@ class Checkpoint(JobCallback):
         return bool(self.signals) and is_whole
 
     def training_logs_of(self, epoch: int) -> dict[str, Any] | None:
-        """What an epoch's training has given, where the validation alone is left of it; else None."""
+        """The logs of an epoch's training if its validation alone is left to do; else None."""
         return self._training_logs if epoch == self._epoch else None
 
     def leave_unvalidated(self, training_logs: Mapping[str, Any]) -> None:
         """Writes that the epoch's training is done and its validation is not, and ends the process. Collective.
 
         Args:
-            training_logs: what the training has given over all ranks; rank 0's is written.
+            training_logs: the results of the training over all ranks; those of rank 0 are written.
         """
         if self.communicator.is_root:
             _log.info("Epoch %d: its validation was cut, and comes first when the run goes on.", self._epoch + 1)
         self._write(steps=self._steps, within_epoch=False, training_logs=training_logs)
-        self._answer({StepSignal.LEAVE})
+        self._end_if_requested({StepSignal.LEAVE})
 
     @property
     def _can_begin_with_validation(self) -> bool:
-        """Whether Keras knows how many steps an epoch has: else it would count the ones of an epoch that has none."""
+        """Whether Keras knows how many steps an epoch has; otherwise it would learn from an epoch without a step."""
         return (self.params or {}).get("steps") is not None
 
     # -- while it runs -------------------------------------------------------------------------------
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Notes the epoch."""
         if epoch < self._epoch:
             raise ConfigurationError(
                 f"fit begins epoch {epoch + 1}, and {self.directory.path} has checkpoints of a later one. Fix: "
@@ -368,38 +371,38 @@ class Checkpoint(JobCallback):
         self._epoch, self._steps = epoch, 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes where it is time or was asked for; in an epoch that was interrupted gives the metrics their start."""
+        """Writes a checkpoint if one is due or requested; restores the metrics of an epoch that was interrupted."""
         if self._left is not None and self._steps == 0:
             restore_metrics(self.communicator, self.model, self._ranks)
         self._steps_in_run += batch + 1 - self._steps
         self._steps = batch + 1
-        asked = self.signals.requests(self.communicator, self.gradient_reducer)
+        requests = self.signals.requests(self.communicator, self.gradient_reducer)
         if self._known_steps is not None and self._ended():  # written after what is decided at the epoch's end
             if self._left is not None and self.follow is not None:
                 self.follow.end_epoch()
-        elif (asked or self._is_due()) and not has_partial_update(self.core):
+        elif (requests or self._is_due()) and not has_partial_update(self.core):
             if self._can_continue_here:
                 self._write(steps=self._steps)
-                self._answer(asked)
+                self._end_if_requested(requests)
             else:  # a request to save waits for the epoch's end; who leaves will train the epoch anew
-                self._answer(asked - {StepSignal.SAVE})
+                self._end_if_requested(requests - {StepSignal.SAVE})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes where it is time or was asked for; after the deciders and the guard."""
-        asked = self.signals.requests(self.communicator, self.gradient_reducer)
-        steps = 0 if self._ended() else self._steps  # of an epoch that was stopped
+        """Writes a checkpoint if one is due or requested, after the deciders and the guard."""
+        requests = self.signals.requests(self.communicator, self.gradient_reducer)
+        steps = 0 if self._ended() else self._steps  # steps of an epoch that was stopped
         began_with_validation, self._training_logs = self._training_logs is not None, None
         if not steps:
             self._epoch, self._left, self._done, self._steps = epoch + 1, None, 0, 0
         # The end is written here: before `on_train_end` Keras and its callbacks put other weights into the model.
         ends = self.model.stop_training or epoch + 1 >= (self.params or {}).get("epochs", math.inf)
         unsaved = began_with_validation or (ends and self._steps_in_run != self._saved_at)
-        if asked or unsaved or self._is_due(at_end=True):
+        if requests or unsaved or self._is_due(at_end=True):
             self._write(steps=steps, within_epoch=False)
-        self._answer(asked)
+        self._end_if_requested(requests)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Notes what is left in the model; the end has been written."""
+        """Notes which weights are left in the model, and writes the end of the run if that is not done yet."""
         self.signals.stop()
         self.model._initial_epoch = None
         others = bool(averages(self.model.optimizer)) or self.counters.has_best_weights
@@ -413,27 +416,27 @@ class Checkpoint(JobCallback):
                 )
         self._left_in_model = self._digests() if others and self._steps_in_run == self._saved_at else []
         self.directory.release()
-        if self._somebody_leaves():
+        if self._any_rank_leaves():
             raise SystemExit(LEFT)
 
-    def _somebody_leaves(self) -> bool:
-        """Whether a rank was asked to end too late for an update to say so: then all end, once rank 0 has written."""
-        own = self.signals.leaving
+    def _any_rank_leaves(self) -> bool:
+        """Whether a rank was asked to end too late for an update to carry it; then all end, once rank 0 has written."""
+        is_leaving = self.signals.leaving
         if self.communicator.size == 1:
-            return own
-        return any(self.communicator.gather_json(own, tag="who was asked to end"))
+            return is_leaving
+        return any(self.communicator.gather_json(is_leaving, tag="who was asked to end"))
 
     def _write(self, *, steps: int, within_epoch: bool = True, training_logs: Mapping[str, Any] | None = None) -> None:
-        """Collective. `steps` of the epoch have been done in this process; 0 where the last one is complete.
+        """Writes a checkpoint after `steps` steps of the epoch in this process; 0 means that it is whole. Collective.
 
-        With `training_logs` all steps of the epoch have been done, and its validation is not complete.
+        With `training_logs` all steps of the epoch are done, and its validation is not complete.
         """
         assert self.follow is not None
         is_open = bool(steps) or training_logs is not None  # the epoch
         if steps and training_logs is None and not self._can_continue_here:
             return
         ranks = gather_arrays(self.communicator, self.model, within_epoch=within_epoch)
-        self._interval.done(self._epoch, self._steps_in_run)
+        self._interval.mark_done(self._epoch, self._steps_in_run)
         self._saved_at = self._steps_in_run
         if not self.communicator.is_root:
             return
@@ -457,7 +460,7 @@ class Checkpoint(JobCallback):
             to_validate=None if training_logs is None else list(logs),
         )
         counted = self.counters.read()
-        # Not by the iterations, which stand still where steps are left out: each file would replace the one before.
+        # Named by updates: the iterations stand still if steps are left out, so each file would replace the last one.
         self.directory.write(updates, {**arrays, **counted.arrays}, state.to_json() | {"callbacks": counted.note})
 
     # -- when ----------------------------------------------------------------------------------------
@@ -483,7 +486,7 @@ class Checkpoint(JobCallback):
         return self._known_steps is None or self._steps >= self._known_steps
 
     def _begin_at(self, updates: int) -> None:
-        """Notes what was before this run: how far the data is, and by how many updates it came there."""
+        """Notes where this run begins: how far the data is, and after how many updates."""
         assert self.follow is not None
         drawn, each = self.follow.drawn, self.accumulation
         self._interval.begin(drawn * each, drawn, epoch=self._epoch, batch=self.batch, accumulation=each)
@@ -492,21 +495,21 @@ class Checkpoint(JobCallback):
     def _is_due(self, at_end: bool = False) -> bool:
         return self._interval.is_due(self._epoch, self._steps_in_run, at_end=at_end)
 
-    # -- what was asked for --------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------
 
-    def _answer(self, asked: set[StepSignal]) -> None:
-        """After the checkpoint: ends the process, or this generation of ranks, where that was asked for."""
-        if not asked:
+    def _end_if_requested(self, requests: set[StepSignal]) -> None:
+        """Ends the process, or this generation of ranks, if that was requested. The checkpoint is written before."""
+        if not requests:
             return
-        self.signals.done(asked, self.communicator, self.gradient_reducer)
+        self.signals.mark_done(requests, self.communicator, self.gradient_reducer)
         if self.communicator.is_root:
             newest = next(iter(self.directory.files()), None)
-            _log.info("The newest checkpoint is %s: %s.", newest, " and ".join(REASONS[kind] for kind in asked))
-        if not asked & {StepSignal.REGROUP, StepSignal.LEAVE}:
+            _log.info("The newest checkpoint is %s: %s.", newest, " and ".join(REASONS[kind] for kind in requests))
+        if not requests & {StepSignal.REGROUP, StepSignal.LEAVE}:
             return
         self.signals.stop()
         if self.communicator.size > 1:
             self.communicator.barrier(tag="saved, and ending")  # a launcher ends all when the first has ended
-        if StepSignal.REGROUP in asked:
+        if StepSignal.REGROUP in requests:
             raise RanksChanged("The job goes on with other ranks; `distlr.elastic.run` catches this.")
         raise SystemExit(LEFT)

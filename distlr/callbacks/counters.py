@@ -1,4 +1,4 @@
-"""What callbacks count, which Keras begins anew in each process: best values, epochs without improvement, steps."""
+"""The counters of callbacks, which Keras resets in each process: best values, epochs without improvement, steps."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ NOT_KEPT: Mapping[str, tuple[str, ...]] = {
 DECLARED = "distlr_state"
 """The attribute of a class that names what is to be kept of a callback of one's own."""
 
-# Where a callback of one's own stands, which it notes anew, and no count.
+# These attributes say where a callback stands; it sets them anew, and they are no counters.
 _PLACES = frozenset({"batch", "current_epoch", "epoch", "step"})
 _ARRAYS = "callback/"
 
@@ -72,12 +72,12 @@ _log = logging.getLogger("distlr")
 class Counters:
     """Reads the counters of a job's callbacks for a checkpoint, and gives them back to those of the next process.
 
-    Of Keras' own it knows them by `KEPT`; a user's class names its own as `distlr_state = ("best", "wait")`: numbers,
-    strings, arrays, None, and lists of them. A callback is known again by its class, the metric that it monitors, and
-    its number among those. What is written has no code in it: JSON, and arrays beside it.
+    It knows those of Keras' callbacks by `KEPT`; a user's class names its own as `distlr_state = ("best", "wait")`:
+    numbers, strings, arrays, None, and lists of them. A callback is recognized by its class, the metric that it
+    monitors, and its number among those. The saved counters are JSON and arrays, without any code.
 
     Args:
-        callbacks: all of this rank, in order; writers are on rank 0 alone.
+        callbacks: all callbacks of this rank, in order; writers are on rank 0 alone.
 
     Raises:
         ConfigurationError: `distlr_state` is no sequence of names of attributes.
@@ -88,7 +88,7 @@ class Counters:
     >>> kept.note["kept"]["EarlyStopping loss 1"]["wait"]
     2
     >>> later = keras.callbacks.EarlyStopping("loss")
-    >>> _ = Counters([later]).give(kept.note, kept.arrays)
+    >>> _ = Counters([later]).assign(kept.note, kept.arrays)
     >>> later.best, later.wait
     (0.25, 2)
     """
@@ -100,7 +100,7 @@ class Counters:
             name = " ".join([type(callback).__name__, *([monitor] if isinstance(monitor, str) else [])])
             number = 1 + sum(key.rsplit(" ", 1)[0] == name for key in self._callbacks)
             self._callbacks[f"{name} {number}"] = callback
-            _kept(callback)  # refuses what is declared wrongly
+            _kept_attributes(callback)  # refuses what is declared wrongly
         self._before: dict[str, dict[str, Any]] = {}
         self._named: set[str] = set()
 
@@ -112,71 +112,75 @@ class Counters:
     def read(self) -> Bundle:
         """The counters as they are now: arrays by name, and JSON values beside them."""
         arrays: dict[str, np.ndarray] = {}
-        kept: dict[str, dict[str, Any]] = {}
+        attributes: dict[str, dict[str, Any]] = {}
         for i, (key, callback) in enumerate(self._callbacks.items()):
-            for name in _kept(callback):
+            for name in _kept_attributes(callback):
                 if name not in vars(callback):
-                    continue  # of another version of Keras
+                    continue  # an attribute of another version of Keras
                 try:
-                    kept.setdefault(key, {})[name] = _to_json(vars(callback)[name], f"{_ARRAYS}{i}/{name}", arrays)
+                    attributes.setdefault(key, {})[name] = _to_json(
+                        vars(callback)[name], f"{_ARRAYS}{i}/{name}", arrays
+                    )
                 except TypeError as error:
-                    self._say_once(key, "%s of %s is not kept in checkpoints: %s.", name, key, error)
+                    self._warn_once(key, "%s of %s is not kept in checkpoints: %s.", name, key, error)
         lost = {key: names for key in self._before if (names := self._changed(key))}
         for key, names in lost.items():
-            self._say_once(key, "Not kept in checkpoints, and begun anew at a restart: %s", _advice(key, names))
-        return Bundle(arrays, note={"kept": kept, "lost": lost})
+            self._warn_once(key, "Not kept in checkpoints, and begun anew at a restart: %s", _advice(key, names))
+        return Bundle(arrays, note={"kept": attributes, "lost": lost})
 
     def restore(self, communicator: Communicator, note: Any, arrays: Mapping[str, np.ndarray]) -> None:
-        """Gives all ranks what rank 0 has read in a checkpoint. Collective.
+        """Gives all ranks the counters that rank 0 has read from a checkpoint. Collective.
 
         Args:
             communicator: the job's.
-            note: of `read`, the same on every rank; None where the checkpoint has none.
-            arrays: of `read`, on rank 0.
+            note: the note that `read` returned, the same on every rank; None if the checkpoint has none.
+            arrays: the arrays that `read` returned, on rank 0.
 
         Raises:
             StateError: it is not what `read` gave.
         """
         sent: list[Any] = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
         sent = communicator.broadcast_json(sent, tag="the arrays of callbacks")
-        own = [arrays.get(name, np.zeros(shape, dtype)) for name, dtype, shape in sent]
+        values = [arrays.get(name, np.zeros(shape, dtype)) for name, dtype, shape in sent]
         if sent and communicator.size > 1:
-            own = broadcast_arrays(communicator, own, tag="the arrays of callbacks")
-        known, lost = ({}, {}) if note is None else self.give(note, dict(zip([n for n, *_ in sent], own, strict=True)))
+            values = broadcast_arrays(communicator, values, tag="the arrays of callbacks")
+        known, lost = (
+            ({}, {}) if note is None else self.assign(note, dict(zip([n for n, *_ in sent], values, strict=True)))
+        )
         if not communicator.is_root:
             return
-        missing = [key for key, callback in self._callbacks.items() if _kept(callback) and key not in known]
+        missing = [key for key, callback in self._callbacks.items() if _kept_attributes(callback) and key not in known]
         if missing:
             _log.warning("The checkpoint has no counters of %s, which begin anew.", ", ".join(missing))
         for key, names in lost.items():
             _log.warning("Begun anew, where the run before had counted: %s", _advice(key, names))
 
-    def give(self, note: Any, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, list[str]]]:
-        """Gives the callbacks what `read` gave, after their own `on_train_begin`.
+    def assign(self, note: Any, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+        """Assigns the values that `read` returned to the callbacks, after their own `on_train_begin`.
 
         Returns:
-            By callback: what was kept, and the names of what was not.
+            By callback: the attributes that were kept, and the names of those that were not.
 
         Raises:
             StateError: it is not what `read` gave; nothing has changed then.
         """
         try:
-            kept = {key: dict(values) for key, values in note["kept"].items()}
+            attributes = {key: dict(values) for key, values in note["kept"].items()}
             lost = {key: [str(name) for name in names] for key, names in note["lost"].items()}
-            given = [
-                (callback, name, _from_json(kept[key][name], arrays))
+            assignments = [
+                (callback, name, _from_json(attributes[key][name], arrays))
                 for key, callback in self._callbacks.items()
-                for name in _kept(callback)
-                if name in kept.get(key, {})
+                for name in _kept_attributes(callback)
+                if name in attributes.get(key, {})
             ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"The checkpoint does not say what callbacks had counted: {error!r}.") from error
-        for callback, name, value in given:
+        for callback, name, value in assignments:
             setattr(callback, name, value)
-        return kept, lost
+        return attributes, lost
 
     def ended_by(self) -> str | None:
-        """The callback that had stopped the run, and would still; None where the run goes on."""
+        """The callback that stopped the run and would stop it again; None if the run goes on."""
         for key, callback in self._callbacks.items():
             if not isinstance(callback, keras.callbacks.EarlyStopping) or callback.stopped_epoch <= 0:
                 continue
@@ -191,21 +195,21 @@ class Counters:
         return any(getattr(callback, "best_weights", None) is not None for callback in self._callbacks.values())
 
     def _changed(self, key: str) -> list[str]:
-        """The numbers of a callback that are others than at the beginning, and that nobody keeps."""
+        """The numbers of a callback that have changed since the beginning and that nobody keeps."""
         callback, before = self._callbacks[key], self._before[key]
-        ignored = {*_PLACES, *_kept(callback), *_of_keras(callback, NOT_KEPT)}
+        ignored = {*_PLACES, *_kept_attributes(callback), *_of_keras(callback, NOT_KEPT)}
         now = {name: value for name, value in _numbers(callback).items() if name.lstrip("_") not in ignored}
         counts = (name for name in now if name not in ignored and "time" not in name)
         return sorted(name for name in counts if before.get(name) != now[name])
 
-    def _say_once(self, key: str, *words: Any) -> None:
+    def _warn_once(self, key: str, *words: Any) -> None:
         if key not in self._named:
             self._named.add(key)
             _log.info(*words)
 
 
 def append_to_logs(callbacks: Sequence[Any]) -> None:
-    """Lets each `CSVLogger` go on in its file, which it would empty as a run is continued; before `on_train_begin`."""
+    """Makes each `CSVLogger` append to its file, which it would empty; call it before `on_train_begin`."""
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.CSVLogger) and not callback.append:
             callback.append = True
@@ -215,7 +219,7 @@ def append_to_logs(callbacks: Sequence[Any]) -> None:
             )
 
 
-def _kept(callback: Any) -> tuple[str, ...]:
+def _kept_attributes(callback: Any) -> tuple[str, ...]:
     """The attributes that are kept of a callback."""
     declared: tuple[str, ...] = ()
     for kind in type(callback).__mro__:
@@ -235,7 +239,7 @@ def _of_keras(callback: Any, table: Mapping[str, tuple[str, ...]]) -> tuple[str,
 
 
 def _is_users(callback: Any) -> bool:
-    """Whether a callback may count what nobody knows of: neither Keras' own, nor one of distlr's."""
+    """Whether a callback is neither Keras' nor distlr's, and so may have counters that nobody knows."""
     kinds = [kind for kind in type(callback).__mro__ if kind.__module__.partition(".")[0] == "distlr"]
     known = any(kind is not JobCallback and kind not in ADAPTATIONS for kind in kinds)
     return not known and type(callback).__module__.partition(".")[0] != "keras"

@@ -26,15 +26,14 @@ written before."""
 class CutValidation(JobCallback):
     """Ends a validation that would outlast a SIGTERM by more than `GRACE` seconds; `job.callbacks` adds it.
 
-    What the part of a validation has given is never decided on. At the epoch's end, before any decider, all ranks
+    No decision uses the result of a part of a validation. At the epoch's end, before any decider, all ranks
     learn whether it was cut on one of them, in the collective that `SyncMetrics` makes anyway. Then they write a
     checkpoint that says that the epoch's training is done and its validation is not, and end with 143. A run that is
     continued begins with that validation: an epoch without a step, whose logs have the results of its training.
 
-    A rank cuts its own validation, so the others are only in time where all of them were signalled. Where one
-    `tf.distribute` strategy spans the ranks a validation is never cut, since they make each of its batches together,
-    nor where Keras does not know how many steps an epoch has: its next epochs would be as short as the one without a
-    step.
+    A rank cuts its own validation, so the others are in time only if all of them got the signal. A validation is never
+    cut if one `tf.distribute` strategy spans the ranks, since they compute each of its batches together, nor if Keras
+    does not know how many steps an epoch has: its next epochs would be as short as the one without a step.
 
     >>> import distlr
     >>> job = distlr.init(environ={})
@@ -43,7 +42,7 @@ class CutValidation(JobCallback):
 
     Args:
         checkpoint: the job's, whose signals end a validation.
-        metrics: of a job of several ranks.
+        metrics: the `SyncMetrics` of a job of several ranks.
     """
 
     stage = Stage.CUT_VALIDATION
@@ -52,14 +51,14 @@ class CutValidation(JobCallback):
     def __init__(self, checkpoint: Checkpoint, metrics: SyncMetrics | None = None) -> None:
         super().__init__()
         self._checkpoint, self._metrics = checkpoint, metrics
-        self._training_logs: dict[str, Any] | None = None  # of an epoch of which the validation alone is left
+        self._training_logs: dict[str, Any] | None = None  # logs of an epoch whose validation alone is left
         self._is_in_epoch = self._was_cut = False
         self._seeds: list[tuple[Any, np.ndarray]] = []  # as the validation began
         self._without_warning = contextlib.ExitStack()
         self._without_metrics = contextlib.ExitStack()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Finds out whether the validation alone is left of the epoch."""
+        """Checks whether the validation alone is left of the epoch."""
         self._is_in_epoch, self._was_cut = True, False
         self._training_logs = self._checkpoint.training_logs_of(epoch)
         if self._training_logs is not None and self._metrics is not None:
@@ -74,10 +73,10 @@ class CutValidation(JobCallback):
         # Keras reads the metrics now, and where a rank has no validation data after it, and raises where no batch has
         # built them.
         self._without_metrics.enter_context(_empty_before_built(self.model))
-        raise StopIteration  # as data that has ended does
+        raise StopIteration  # as at the end of the data
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Listens while the validation runs, behind Keras' step: a callback of its batches would hold the device up."""
+        """Looks for the signal after each validation step of Keras: a callback of batches would delay the device."""
         self._without_warning.close()
         self._stop_looking()
         if self._is_in_epoch and not self.communicator.strategy_spans_ranks and self._checkpoint.may_leave_unvalidated:
@@ -85,7 +84,7 @@ class CutValidation(JobCallback):
             self.model.test_function = _WatchedStep(self.model.test_function, self._look)
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Takes back what a part of a validation has drawn."""
+        """Restores the seed generators from which a part of a validation has drawn."""
         self._stop_looking()
         if self._was_cut:
             for seed, value in self._seeds:
@@ -94,7 +93,7 @@ class CutValidation(JobCallback):
                 self._metrics.validation_was_cut = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Leaves where the validation of any rank was cut, else completes the logs. Collective where one was."""
+        """Ends the process if the validation of any rank was cut (collective then); otherwise completes the logs."""
         self._without_warning.close()
         self._without_metrics.close()
         self._is_in_epoch = False
@@ -110,7 +109,7 @@ class CutValidation(JobCallback):
             )
 
     def _look(self) -> None:
-        """Ends the validation where it is time."""
+        """Ends the validation if the job must end soon."""
         leaving_for = self._checkpoint.signals.leaving_for
         if leaving_for is not None and leaving_for > GRACE:
             self._was_cut = self.model.stop_evaluating = True
@@ -134,7 +133,7 @@ class _WatchedStep:
 
 @contextlib.contextmanager
 def _empty_before_built(model: Any) -> Iterator[None]:
-    """Lets the model's metrics be read before their first batch, when they give nothing."""
+    """Lets Keras read the model's metrics before their first batch: they have no result then."""
     attributes = vars(model)
     of_the_user = {name: attributes[name] for name in ("get_metrics_result",) if name in attributes}
     get_metrics_result = model.get_metrics_result

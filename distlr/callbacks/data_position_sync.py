@@ -29,7 +29,7 @@ class DataPositionSync(JobCallback):
     journal.
 
     Args:
-        positions: one for each training pipeline of the job.
+        positions: one position for each training pipeline of the job.
 
     >>> import distlr, numpy as np
     >>> job = distlr.init(environ={})
@@ -51,18 +51,18 @@ class DataPositionSync(JobCallback):
 
     def __init__(self, positions: Sequence[Position]) -> None:
         super().__init__()
-        self.positions = positions  # of the data that this `fit` reads, once that is known
+        self.positions = positions  # those that this `fit` reads, once they are known
         self._all = positions
         self._resumed: int | None = None
         self._cut_short = False
         self._checked = False
-        self._began: int | None = None  # what `drawn` was as the epoch began; None before the first one
+        self._began: int | None = None  # `drawn` at the beginning of the epoch; None before the first one
         self._done = self._steps = 0  # steps of the epoch: before this process, and in it
         self._before: tuple[int, int] | None = None  # the optimizer's steps and clock as the epoch began
-        self._bad_before = 0  # and what it had left out
+        self._bad_before = 0  # the steps that it had left out by then
 
     def set_model(self, model: Any) -> None:
-        """From here on the journal's entries say how far the data is."""
+        """Connects the journal, so that its entries say how far the data is."""
         super().set_model(model)
         self.journal.drawn = lambda: self.drawn
 
@@ -75,10 +75,10 @@ class DataPositionSync(JobCallback):
         self._began, self._done, self._steps = None, 0, 0
 
     def choose(self, places: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Keeps to the data of a checkpoint, and gives a place for each: seed, pass and offset.
+        """Selects the pipelines of a checkpoint, and returns the place of each: seed, pass and offset.
 
         Args:
-            places: of the data that the `fit` read which wrote it.
+            places: the places of the data that was read by the `fit` that wrote it.
 
         Raises:
             StateError: it read several, and the script's are others.
@@ -94,8 +94,8 @@ class DataPositionSync(JobCallback):
         self.positions = [position for position, _ in chosen]
         return [list(place) for _, place in chosen]
 
-    def _settle(self) -> None:
-        """Keeps to the data that this `fit` reads; what is of other trainings of the script stays where it was."""
+    def _keep_used_positions(self) -> None:
+        """Drops pipelines that this `fit` does not read; those of other trainings stay where they were."""
         used = [position for position in self.positions if position.is_used]
         if used and len(used) < len(self.positions):
             for position in self.positions:
@@ -114,7 +114,7 @@ class DataPositionSync(JobCallback):
 
     @property
     def began(self) -> int:
-        """What `drawn` was as the epoch began."""
+        """The value of `drawn` at the beginning of the epoch."""
         if self._began is not None:
             return self._began
         return self.clock + (self.core.distlr.formula.samples_behind if isinstance(self.core, AdoptedOptimizer) else 0)
@@ -126,18 +126,18 @@ class DataPositionSync(JobCallback):
 
     @property
     def drawn(self) -> int:
-        """What the clock would show if no step had been left out: samples, or the updates where there is no batch."""
+        """The clock as if no step had been left out: in samples, or in updates if there is no batch."""
         return self.began + self.epoch_steps.drawn(self._done + self._steps)
 
     def resume(
         self, epoch: int, positions: Sequence[Sequence[int]], *, began: int | None = None, done: int = 0
     ) -> None:
-        """Says where the data goes on.
+        """Sets where the data goes on.
 
         Args:
-            epoch: Keras', from 0.
+            epoch: Keras' epoch, from 0.
             positions: seed, pass and offset of each pipeline, in the order in which they were made.
-            began: what `drawn` was as that epoch began; None where nobody knows.
+            began: the value of `drawn` at the beginning of that epoch; None if it is unknown.
             done: steps of the epoch, in steps of this script, that are behind.
         """
         self._resumed = epoch
@@ -146,17 +146,17 @@ class DataPositionSync(JobCallback):
             position.resume(epoch, seed, number, offset)
 
     def places(self, steps: int | None, steps_in_run: int) -> list[list[int]]:
-        """Where the data goes on after so many steps of the epoch, and of the run; None of the epoch for its end."""
-        self._settle()
-        found = []
+        """Where the data goes on after so many steps of the epoch and of the run; `steps=None` is the epoch's end."""
+        self._keep_used_positions()
+        places = []
         for position in self.positions:
             if position.endless:
-                found.append([position.seed, position.epoch, position.after(steps_in_run)])
+                places.append([position.seed, position.epoch, position.after(steps_in_run)])
             elif steps is not None:
-                found.append([position.seed, position.epoch, position.after(steps)])
+                places.append([position.seed, position.epoch, position.after(steps)])
             else:
-                found.append([position.seed, position.epoch + 1, 0])
-        return found
+                places.append([position.seed, position.epoch + 1, 0])
+        return places
 
     def next_epoch(self, places: Sequence[Sequence[int]]) -> list[list[int]]:
         """Where the data goes on when the rest of an epoch is left out."""
@@ -168,7 +168,7 @@ class DataPositionSync(JobCallback):
     # -- while it runs -------------------------------------------------------------------------------
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Before Keras begins to iterate."""
+        """Sets the data's place before Keras begins to iterate."""
         first, optimizer = not self._checked, self.core
         adopted = isinstance(optimizer, AdoptedOptimizer)
         if not first or epoch != self._resumed:
@@ -191,18 +191,18 @@ class DataPositionSync(JobCallback):
             self.model.stop_training = self._cut_short = True
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """The training goes on."""
-        self._go_on()
+        """Clears the stop by which `end_epoch` ended the epoch's data."""
+        self._clear_stop()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """The training goes on; the epoch says what it has lost."""
-        self._settle()
-        self._go_on()
+        """Clears the stop of `end_epoch`, and reports the steps that the epoch has lost."""
+        self._keep_used_positions()
+        self._clear_stop()
         if self._before is not None:
             steps, samples = self.core.distlr.formula.counts()
             clock = samples if self.batch is not None else steps // self.accumulation
             self.core.distlr.formula.samples_behind = self.drawn - clock
-            self._tell_what_was_left_out(epoch, steps - self._before[0], samples - self._before[1])
+            self._report_left_out_steps(epoch, steps - self._before[0], samples - self._before[1])
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Forgets places in data that was not read: of several data sets one may be another training's."""
@@ -211,17 +211,17 @@ class DataPositionSync(JobCallback):
                 if not position.is_used:
                     position.forget()
 
-    def _go_on(self) -> None:
+    def _clear_stop(self) -> None:
         if self._cut_short:
             self.model.stop_training = self._cut_short = False
 
-    def _tell_what_was_left_out(self, epoch: int, applied: int, moved: int) -> None:
-        """Once an epoch: how many of its steps were left out, and what that makes of the clock.
+    def _report_left_out_steps(self, epoch: int, applied: int, moved: int) -> None:
+        """Reports, once an epoch, how many of its steps were left out and how far the clock is behind.
 
         Args:
             epoch: from 0.
-            applied: steps of it in this process that were applied.
-            moved: by how many samples the clock moved on.
+            applied: the number of its steps in this process that were applied.
+            moved: the samples by which the clock moved on.
         """
         left_out = self._steps - applied
         scales = self.model.optimizer is not self.core  # a loss scale leaves steps out by itself, and does not count
@@ -247,7 +247,7 @@ class DataPositionSync(JobCallback):
     # -- as fit begins -------------------------------------------------------------------------------
 
     def _check_clock(self, epoch: int) -> None:
-        """Says where the clock does not fit the epoch that begins."""
+        """Warns if the clock does not fit the epoch that begins."""
         optimizer, batch = self.core, self.batch
         if not self.communicator.is_root:
             return
@@ -277,6 +277,6 @@ def _are_equal(optimizer: AdoptedOptimizer, first: int, second: int) -> bool:
     """Whether the formula gives one rate at two clocks."""
     try:
         one, other = optimizer.distlr.formula.rates_at([first, second])
-    except Exception:  # of a user's schedule, which may not reach so far
+    except Exception:  # a user's schedule may not reach so far
         return False
     return bool(one == other)

@@ -18,8 +18,8 @@ _KERAS = keras.callbacks
 WRITERS = (_KERAS.ModelCheckpoint, _KERAS.BackupAndRestore, _KERAS.TensorBoard, _KERAS.CSVLogger)
 """Keras' callbacks that write files and decide nothing; of several ranks, rank 0 alone needs them."""
 
-# What a callback decides by. Left out: `verbose`, which one rank alone may have, and functions, whose effect the guard
-# compares.
+# The settings that a callback decides by. Left out are `verbose`, which may differ by rank, and functions, whose effect
+# the guard compares.
 _CONFIGURATION: tuple[tuple[type, tuple[str, ...]], ...] = (
     (
         _KERAS.EarlyStopping,
@@ -35,9 +35,9 @@ _BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", 
 
 
 def configurations(callbacks: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """What must be the same on every rank, as JSON: known deciders and distlr's callbacks, with what they decide by.
+    """The known deciders and distlr's callbacks with their settings, as JSON, which must be the same on every rank.
 
-    By their class; a second one of a class is "... (2)".
+    The keys are the names of classes; a second callback of a class is "... (2)".
 
     >>> configurations([_KERAS.SwapEMAWeights(), _KERAS.CSVLogger("log.csv"), _KERAS.SwapEMAWeights(True)])
     {'SwapEMAWeights': {'swap_on_epoch': False}, 'SwapEMAWeights (2)': {'swap_on_epoch': True}}
@@ -68,13 +68,13 @@ def may_stop_within_epoch(callback: Any) -> bool:
 
 
 def _writes_what_may_stop(callback: Any, hook: str) -> bool:
-    """Whether a hook may stop one rank alone: it is somebody else's than Keras' base, its writers and distlr's."""
+    """Whether a hook may stop one rank alone: it is not that of Keras' base, of its writers or of distlr."""
     if hook in vars(callback):  # as a `LambdaCallback` has its hooks
         return True
     writer = next((kind for kind in type(callback).__mro__ if hook in vars(kind)), _KERAS.Callback)
     if writer is _KERAS.Callback or vars(writer).get("stops_with_all_ranks", False):
         return False
-    # What a user's class derived from a writer does elsewhere, such as in `_save_model`, may stop as well.
+    # A user's class derived from a writer may also stop the training elsewhere, such as in `_save_model`.
     return writer not in WRITERS or not type(callback).__module__.startswith("keras.")
 
 

@@ -1,4 +1,4 @@
-"""Whether the ranks still are one training: an error on all of them where not, and one stop for all."""
+"""The comparison of the ranks, with an error on all of them if they differ, and one stop for all ranks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ class ReplicaGuard(JobCallback):
     digest of the rates that it has applied and a digest of its weights. Where ranks differ, all of them raise
     `ReplicaDivergenceError`, with a table of who differs in what.
 
-    The same gather makes the stop of one rank the stop of all. In the middle of an epoch a stop (of
-    `TerminateOnNaN`, for example) travels with the next update's gradients, so that all ranks stop at the same step.
-    Where nothing travels with them (a plain Keras optimizer under a strategy that spans the ranks) all ranks stop at
-    the epoch's end.
+    The same gather makes the stop of one rank the stop of all. In the middle of an epoch a stop (by `TerminateOnNaN`,
+    for example) travels with the next update's gradients, so that all ranks stop at the same step. If no signal travels
+    with them (with a plain Keras optimizer under a strategy that spans the ranks) all ranks stop at the epoch's end.
 
     Args:
         every: compare every so many batches too; None for the epoch's end alone.
@@ -49,7 +48,7 @@ class ReplicaGuard(JobCallback):
     def __init__(self, every: int | None = None) -> None:
         super().__init__()
         self.every = None if every is None else positive_integer("every", every)
-        self.stops_within_epoch = False  # whether a callback of this rank may
+        self.stops_within_epoch = False  # whether a callback of this rank may stop within an epoch
         self._others_may_stop = False
         self._stop_at_end = False
         self._epoch = 0
@@ -67,7 +66,7 @@ class ReplicaGuard(JobCallback):
         """
         self._stop_at_end = False
         if self.step_signals is not None:
-            self.step_signals.clear(StepSignal.STOP)  # of a `fit` that an error ended
+            self.step_signals.clear(StepSignal.STOP)  # left by a `fit` that ended with an error
         self._others_may_stop = any_may_stop and not self.stops_within_epoch
         self._look_after_each_step(self._others_may_stop)
 
@@ -78,7 +77,7 @@ class ReplicaGuard(JobCallback):
             self._ask_to_stop()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Compares where it is time, and passes a stop on."""
+        """Compares if that is due, and passes a stop on."""
         if self.every and (batch + 1) % self.every == 0:
             self._compare(f"batch {batch + 1} of epoch {self._epoch + 1}")
         if not self.stops_within_epoch:
@@ -97,7 +96,7 @@ class ReplicaGuard(JobCallback):
         self._look_after_each_step(False)
 
     def _ask_to_stop(self) -> None:
-        """Alone a rank that stops would leave the others waiting in the next step: it asks, and goes on until all stop.
+        """Asks all ranks to stop: a rank that stopped alone would leave the others waiting in the next step.
 
         Where no rank looks after each step, all stop at the epoch's end.
         """
@@ -114,10 +113,10 @@ class ReplicaGuard(JobCallback):
             )
 
     def _look_after_each_step(self, look: bool) -> None:
-        """Puts a look at the others' requests behind Keras' step, or takes it away.
+        """Adds a look at the others' requests after Keras' step, or removes it.
 
         Where no callback of this rank looks at the batches Keras runs ahead of its callbacks, and had decided so before
-        the ranks met. A look from a callback would come at another step on each rank.
+        the ranks compared their callbacks. A look from a callback would come at another step on each rank.
         """
         model = self.model
         if isinstance(model.train_function, _WatchedStep):
@@ -129,22 +128,22 @@ class ReplicaGuard(JobCallback):
         signals = self.step_signals
         requested = signals is not None and signals.is_sent(StepSignal.STOP)
         stop = bool(self.model.stop_training or self._stop_at_end or requested)
-        asked = bool(self._stop_at_end or requested or (stop and not self._agreed()))
+        asks_to_stop = bool(self._stop_at_end or requested or (stop and not self._has_received_stop()))
         state = rank_state(self.model, self.model.optimizer, trained_alone=self.trained_alone)
-        local: dict[str, Any] = {"stop": stop, "asked": asked, "state": state}
+        local: dict[str, Any] = {"stop": stop, "asked": asks_to_stop, "state": state}
         all_ranks = self.communicator.gather_json(local, tag=f"replicas at {when}")
         compare_ranks(self.communicator, [rank["state"] for rank in all_ranks], self.model, when=when)
         if at_end and any(rank["stop"] for rank in all_ranks):
-            self._say_who_stops([number for number, rank in enumerate(all_ranks) if rank["asked"]])
+            self._log_who_stops([number for number, rank in enumerate(all_ranks) if rank["asked"]])
             self.model.stop_training = True
             self._stop_at_end = False
             if signals is not None:
                 signals.clear(StepSignal.STOP)
 
-    def _agreed(self) -> bool:
+    def _has_received_stop(self) -> bool:
         return self.step_signals is not None and self.step_signals.has_received(StepSignal.STOP)
 
-    def _say_who_stops(self, ranks: list[int]) -> None:
+    def _log_who_stops(self, ranks: list[int]) -> None:
         if self.communicator.is_root and 0 < len(ranks) < self.communicator.size:
             _log.info("Epoch %d: a callback on %s alone stops the training of all.", self._epoch + 1, name_ranks(ranks))
 

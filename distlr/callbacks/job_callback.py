@@ -23,16 +23,15 @@ __all__ = ["JobCallback"]
 class JobCallback(keras.callbacks.Callback):
     """A callback that knows the job's ranks and keeps its journal; `job.callbacks` binds it.
 
-    On its own it takes itself for the only rank, and refuses to run where a launcher says otherwise.
+    A callback that is not bound regards itself as the only rank, and refuses to run where a launcher says otherwise.
 
-    **Writing a callback.** Whatever differs by rank is decided on rank 0 and applied on all: `compute_on_root` of
-    `distlr.communicators.rank_zero`, or a collective with the epoch in its tag, called by every rank or by none. What
-    it must remember over a restart is in `self.core.distlr.state(name, initial)`, asked for in `on_train_begin` on
-    every rank.
-    The rate is changed by `self.core.multiply_rate`, and `decided` says so: the run's journal has it then, with the
-    clock and the rate. What changes the graph of a step (`watch_norm`) comes in `set_model`, with
-    `model.train_function = None` after it. For a callback that looks at batches Keras waits for the device after each,
-    unless it says `async_safe = True`; what it stops there, all ranks stop at the next batch.
+    **Writing a callback.** Rank 0 decides, and all ranks apply the decision: use `compute_on_root` of
+    `distlr.communicators.rank_zero`, or a collective with the epoch in its tag, called by every rank or by none. A
+    state that must survive a restart is in `self.core.distlr.state(name, initial)`, requested in `on_train_begin` on
+    every rank. `self.core.multiply_rate` changes the rate, and `decided` writes that to the run's journal, with the clock and
+    the rate. A change of the graph of a step (`watch_norm`) comes in `set_model`, with `model.train_function = None`
+    after it. Keras waits for the device after each batch if a callback has batch hooks and not `async_safe = True`. If
+    it stops the training in such a hook, all ranks stop at the next batch.
 
     >>> import distlr, keras, numpy as np
     >>> class Halve(JobCallback):
@@ -63,7 +62,7 @@ class JobCallback(keras.callbacks.Callback):
 
     @property
     def leaves_out_other_optimizers(self) -> str | None:
-        """What it does to `model.optimizer` alone, though a model may train with several; None for nothing."""
+        """Its effect on `model.optimizer` alone, although a model may train with several; None if there is none."""
         return None
 
     def __init__(self) -> None:
@@ -76,7 +75,7 @@ class JobCallback(keras.callbacks.Callback):
 
         Args:
             communicator: the job's.
-            journal: that the job's callbacks share; by default the callback's own stays.
+            journal: the journal that the job's callbacks share; by default the callback's own stays.
         """
         self._communicator = communicator
         self.journal = journal or self.journal
@@ -102,7 +101,7 @@ class JobCallback(keras.callbacks.Callback):
 
     @property
     def gradient_reducer(self) -> GradientReducer | None:
-        """What reduces the gradients over the ranks; None on one rank, or where the engine does it by itself."""
+        """The gradient reducer; None on one rank, or if the engine reduces the gradients by itself."""
         return self.core.distlr.gradients.reducer if isinstance(self.core, AdoptedOptimizer) else None
 
     @property
@@ -117,12 +116,12 @@ class JobCallback(keras.callbacks.Callback):
 
     @property
     def clock(self) -> int:
-        """Where a run stands, also after a change of the ranks: the samples seen, or the updates without a batch."""
+        """The place of a run, also after a change of the ranks: samples seen, or updates if there is no batch."""
         return int(self.core.iterations.numpy()) if self.batch is None else self.core.distlr.formula.counts()[1]
 
     @property
     def drawn(self) -> int:
-        """How far the data is: what the clock would show if no step had been left out (a NaN, an overflow)."""
+        """How far the data is: the clock as if no step had been left out (for a NaN, or an overflow)."""
         return self.clock if self.journal.drawn is None else self.journal.drawn()
 
     def decided(
@@ -136,14 +135,14 @@ class JobCallback(keras.callbacks.Callback):
         between: bool = True,
         **details: Any,
     ) -> None:
-        """Notes in the journal what has just been done.
+        """Writes to the journal what was just decided.
 
         Args:
             kind: see `JournalEntry`.
-            epoch: in which epoch, from 0.
-            reason: why, in a few words.
+            epoch: the epoch, from 0.
+            reason: the reason, in a few words.
             multiplier: the factor on the rate, if there was one.
-            by: who decided.
+            by: the name of the callback or person that decided.
             between: whether it was at the epoch's end, or before it began, and not after one of its batches.
             **details: other JSON values.
         """
@@ -168,7 +167,7 @@ class JobCallback(keras.callbacks.Callback):
         )
 
     def __call__(self, *_: Any) -> NoReturn:
-        """Refuses: Keras takes whatever can be called as a rate, and this would be a silent mistake."""
+        """Raises an error: Keras accepts any callable as a rate, so this mistake would be silent."""
         name = type(self).__name__
         raise ConfigurationTypeError(
             f"{name} is a callback and was given as a rate. Received: learning_rate={self!r}. Fix: write a "

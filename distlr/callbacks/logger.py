@@ -20,11 +20,11 @@ _log = logging.getLogger("distlr")
 class LearningRateLogger(JobCallback):
     """Writes the rate of each epoch into `logs`: Keras' progress bar, History and TensorBoard show it.
 
-    It says so at the start where the schedule seems to be written in steps of the global batch.
+    It warns at the start if the schedule seems to be written in steps of the global batch.
 
     The names are `learning_rate` (the rate at the epoch's end, before what is decided there), `lr_multiplier` and
-    `samples_seen`; `job.callbacks` adds it. Of a model that trains with optimizers of its own, and never with the
-    compiled one, they end in each optimizer's name: `learning_rate_adam_1`.
+    `samples_seen`; `job.callbacks` adds it. If a model trains with optimizers of its own, and never with the
+    compiled one, the names end in each optimizer's name: `learning_rate_adam_1`.
 
     >>> import distlr, keras, numpy as np
     >>> job = distlr.init(environ={})
@@ -59,12 +59,12 @@ class LearningRateLogger(JobCallback):
             logs.update(self._record())
 
     def _record(self) -> dict[str, float | int]:
-        own = self.core
+        core = self.core
         adopted = adopted_by(self.model)
-        if not is_adopted(own) and (not adopted or int(own.iterations.numpy())):
-            return {"learning_rate": rate_of(own)}
+        if not is_adopted(core) and (not adopted or int(core.iterations.numpy())):
+            return {"learning_rate": rate_of(core)}
         # Where the model's own optimizer, Keras' default, is never applied, those that are: by name if several.
-        shown = {"": own} if is_adopted(own) else _by_name(adopted)
+        shown = {"": core} if is_adopted(core) else _by_name(adopted)
         if len(shown) == 1:
             shown = {"": next(iter(shown.values()))}
         record: dict[str, float | int] = {}
@@ -76,7 +76,7 @@ class LearningRateLogger(JobCallback):
 
 
 def _by_name(optimizers: Sequence[Any]) -> dict[str, Any]:
-    """The optimizers by what ends the names of their columns; before Keras 3.13 those of one class have one name."""
+    """The optimizers by the suffix of their columns' names; before Keras 3.13 those of one class have one name."""
     named: dict[str, Any] = {}
     for optimizer in optimizers:
         names = (f"_{optimizer.name}{f'_{count}' if count else ''}" for count in itertools.count())

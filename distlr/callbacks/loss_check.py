@@ -28,11 +28,11 @@ class LossCheck:
 
     Keras' losses, `add_loss` and `job.mean_loss` divide by the batch of all replicas. A `train_step`, a `compute_loss`
     or a loss function of one's own that takes a mean by itself does not; the gradients of all replicas are summed, and
-    nothing in them shows it. What is looked at is the graph between the loss and what Keras' losses gave.
+    nothing in them shows it. The check reads the graph between the loss and the results of Keras' losses.
 
-    What it cannot see: losses that a `tf.function` inside of the step computes, and a constant weight of exactly 1 by
+    It cannot see losses that a `tf.function` inside of the step computes, and a constant weight of exactly 1 by
     the number of replicas, which may be either. In an eager step there is no graph: it is refused where neither a loss
-    of Keras nor `job.mean_loss` was computed, and nothing is said of a mixture.
+    of Keras nor `job.mean_loss` was computed, and a mixture is not judged.
 
     Args:
         model: compiled.
@@ -44,10 +44,10 @@ class LossCheck:
         self.replicas = int(model.distribute_strategy.num_replicas_in_sync)
         self.communicator = communicator
         self.is_own_step = is_own_step
-        self._warned = self._told_of_means = False
+        self._warned = self._has_warned_of_means = False
 
     def check(self, step: Step, core: AdoptedOptimizer | None) -> None:
-        """Looks at the losses whose gradients are about to be applied."""
+        """Checks the losses whose gradients are about to be applied."""
         if self.replicas == 1:
             return
         if tf.executing_eagerly():
@@ -68,10 +68,10 @@ class LossCheck:
             self._warn(wrong)
 
     def check_shown(self, step: Step) -> None:
-        """Says once which metrics show a loss that is divided by the replicas, as `Mean.update_state(loss)` does."""
-        if self.replicas == 1 or not self.is_own_step or not step.means_of_losses or self._told_of_means:
+        """Warns once about metrics that show a loss divided by the replicas, as `Mean.update_state(loss)` does."""
+        if self.replicas == 1 or not self.is_own_step or not step.means_of_losses or self._has_warned_of_means:
             return
-        self._told_of_means = True
+        self._has_warned_of_means = True
         if self.communicator.is_root:
             names = ", ".join(dict.fromkeys(step.means_of_losses))
             _log.warning(

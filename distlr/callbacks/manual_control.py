@@ -28,22 +28,22 @@ __all__ = ["ManualControl"]
 _log = logging.getLogger("distlr")
 
 _READ = "read what was asked for by hand"
-_TOLD = 200  # refused requests that a run warns of; the others are among its decisions alone
-_LOOKS = 10  # that are taken at once where a run begins or ends
+_MOST_WARNINGS = 200  # refused requests that a run warns of; the others are among its decisions alone
+_LOOKS = 10  # looks at most, as a run begins or ends
 _LONGEST_NAME = 120  # letters of a file's name that are shown
 
 
 class ManualControl(JobCallback):
     """Does what `distlr control RUN_DIR` asks for; `job.callbacks(run_dir=)` adds it.
 
-    Rank 0 looks for requests every so many batches and at each epoch's end, and checks them. That there is one travels
-    to the other ranks with the gradients; at the next look all of them hear of it, rank 0 broadcasts what it has
-    decided, and every rank applies it before the next step. So nothing is exchanged while nobody asks. Each change is
+    Rank 0 looks for requests every so many batches and at each epoch's end, and checks them. A signal travels
+    to the other ranks with the gradients; at the next look all of them have received it, rank 0 broadcasts its
+    decision, and every rank applies it before the next step. So nothing is exchanged while nobody asks. Each change is
     a decision in the journal, with who asked for it, and so is each request that is refused.
 
-    A run that continues a checkpoint makes the changes again, at the same places, that came after it. One that begins
-    anew, also for want of a checkpoint, has none of them. A request that nobody has answered is done by the run that
-    continues only within its time limit.
+    A run that continues a checkpoint makes the changes that came after it again, at the same places. A run that begins
+    anew, also for want of a checkpoint, makes none of them. A continued run carries out a request that nobody has
+    answered only within its time limit.
 
     Args:
         run_dir: the run's directory.
@@ -71,7 +71,7 @@ class ManualControl(JobCallback):
 
     @property
     def acts_on_rate(self) -> bool:
-        """Of a plain optimizer it changes nothing, and says so."""
+        """False for a plain optimizer, whose rate it does not change; a warning says that."""
         return isinstance(self.core, AdoptedOptimizer)
 
     def __init__(self, run_dir: str | os.PathLike[str], every: int = 50) -> None:
@@ -82,22 +82,22 @@ class ManualControl(JobCallback):
         self.has_plateau = True
         self._active = self._begun = False
         self._looks = 0
-        self._asked: list[PendingRequest] = []  # rank 0: what is to be decided next
-        self._waiting: list[PendingRequest] = []  # rank 0: what waits for its epoch
-        self._answered: list[tuple[str, bool]] = []  # rank 0: what is to be marked as applied, or refused
+        self._to_decide: list[PendingRequest] = []  # rank 0: requests that are to be decided next
+        self._waiting: list[PendingRequest] = []  # rank 0: requests that wait for their epoch
+        self._to_mark: list[tuple[str, bool]] = []  # rank 0: requests that are to be marked as applied or refused
         self._accepted: set[str] = set()  # rank 0: names of requests that wait, and have no time limit any more
         self._since = 0  # rank 0: a request that came before is not of this run; by the clock of the file system
         self._refusals = 0
-        self._epochs: set[int] = set()  # for which something waits, on every rank
+        self._epochs: set[int] = set()  # the epochs that requests wait for, on every rank
         self._again: list[dict[str, Any]] = []  # changes of before a restart, in the order of their places
         self._epoch = 0
 
     def bind_plateau(self, has_plateau: bool) -> None:
-        """Says whether there is a plateau that can be paused; called by `job.callbacks`."""
+        """Tells the callback whether there is a plateau that can be paused; called by `job.callbacks`."""
         self.has_plateau = has_plateau
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Makes the place for requests."""
+        """Makes the optimizer's state for changes by hand, or warns that requests are not read."""
         optimizer = self.core
         self._begun = False
         self._active = isinstance(optimizer, AdoptedOptimizer)
@@ -114,19 +114,19 @@ class ManualControl(JobCallback):
         write_manual_control(optimizer.distlr.variables)  # its state is made on every rank
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Finds out, once, what was asked for before. Collective then."""
+        """Reads, once, the requests and changes of before; collective then."""
         self._epoch, self._looks = epoch, 0
         if self._active and not self._begun:
             self._begun = True
             self._begin(epoch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks, where it is time: after an update."""
+        """Looks for requests if a look is due, after an update."""
         if not self._active:
             return
-        self._mark()
+        self._mark_answered()
         if self._again:
-            self._do_again(Moment.BATCH)
+            self._repeat_changes(Moment.BATCH)
         looks = (batch + 1) // self.every
         # Not between the steps that an update accumulates over: a stop there would lose them.
         if looks > self._looks and not has_partial_update(self.core):
@@ -134,68 +134,68 @@ class ManualControl(JobCallback):
             self._look(Moment.BATCH)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks, and does what was asked for the epoch that comes next."""
+        """Looks for requests, and applies those for the epoch that comes next."""
         if self._active:
-            self._mark()
-            self._do_again(Moment.EPOCH_END)
+            self._mark_answered()
+            self._repeat_changes(Moment.EPOCH_END)
             self._look(Moment.EPOCH_END)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Answers what nobody will answer any more."""
+        """Refuses all requests that are left."""
         if not self._active or not self.communicator.is_root:
             return
-        self._mark()
-        for found in [*self._waiting, *self._asked, *self._looks_at_once()]:
-            self._refuse(found, found.refused or "The run has ended.")
-        self._waiting, self._asked = [], []
-        self._mark()
+        self._mark_answered()
+        for pending in [*self._waiting, *self._to_decide, *self._all_pending()]:
+            self._refuse(pending, pending.refused or "The run has ended.")
+        self._waiting, self._to_decide = [], []
+        self._mark_answered()
         self.directory.close()
 
     @property
     def _signals(self) -> StepSignals:
-        """Where the request travels; on several ranks nothing is read without (`_active`)."""
+        """The signals that carry a request; on several ranks nothing is read without them (`_active`)."""
         assert self.step_signals is not None
         return self.step_signals
 
     # -- the run begins ------------------------------------------------------------------------------
 
     def _begin(self, epoch: int) -> None:
-        """What came before: nothing for a new run, all changes since the checkpoint for one that is continued."""
+        """Restores earlier changes: none for a new run, those since the checkpoint for a continued one. Collective."""
         tag = f"changes by hand, as epoch {epoch + 1} begins"
-        said = compute_on_root(self.communicator, lambda: self._found_at_begin(epoch), tag=tag, what=_READ)
+        reply = compute_on_root(self.communicator, lambda: self._state_at_begin(epoch), tag=tag, what=_READ)
         self._epochs = set()
-        write_manual_control(self.core.distlr.variables, ManualControlState(*said["steered"]))
-        self._again = said["again"]
+        write_manual_control(self.core.distlr.variables, ManualControlState(*reply["steered"]))
+        self._again = reply["again"]
         if self.communicator.size > 1:
             self._signals.clear(StepSignal.MANUAL_CONTROL)
-        self._do_again(Moment.BEGIN)
-        if said["asked"]:
+        self._repeat_changes(Moment.BEGIN)
+        if reply["asked"]:
             self._decide(Moment.BEGIN)
 
-    def _found_at_begin(self, epoch: int) -> dict[str, Any]:
+    def _state_at_begin(self, epoch: int) -> dict[str, Any]:
         self.directory.make()
         steered = read_manual_control(self.core.distlr.variables)
         fresh = not self.journal.resumed and (epoch == 0 or int(self.core.iterations.numpy()) == 0)
         changes, answered = ([], {}) if fresh else (read_changes(self.run), read_answers(self.run))
         self._accepted = {name for name, kind in answered.items() if kind == "asked"}
-        waiting, self._waiting, self._asked = [*self._waiting, *self._asked], [], []  # of an earlier fit
+        waiting, self._waiting, self._to_decide = [*self._waiting, *self._to_decide], [], []  # those of an earlier fit
         back = self.directory.release_claimed()
         self._since = self.directory.file_time() if fresh else 0
-        for found in [*waiting, *self._looks_at_once()]:
-            kind = answered.get(found.name, "asked")
-            if kind != "asked" and (found.name in back or not self.directory.was_answered(found.name)):
-                self._answered.append((found.name, kind == "control"))  # a crash came between the two
+        for pending in [*waiting, *self._all_pending()]:
+            kind = answered.get(pending.name, "asked")
+            if kind != "asked" and (pending.name in back or not self.directory.was_answered(pending.name)):
+                self._to_mark.append((pending.name, kind == "control"))  # a crash came before it was marked
             elif fresh:
-                self._refuse(found, found.refused or "It was there before the run began.")
+                self._refuse(pending, pending.refused or "It was there before the run began.")
             else:
-                self._take(found)
+                self._queue_or_refuse(pending)
         if fresh:
             steered = ManualControlState()
         again = changes_to_repeat(changes, Place(steered.clock, steered.moment), steered.made)
-        return {"steered": list(steered), "again": again, "asked": bool(self._asked)}
+        return {"steered": list(steered), "again": again, "asked": bool(self._to_decide)}
 
-    def _do_again(self, moment: Moment) -> None:
-        """The changes whose place the run has come to."""
+    def _repeat_changes(self, moment: Moment) -> None:
+        """Makes the changes again whose place the run has reached."""
         while self._again:
             change = self._again[0]
             if Place.of(change) > Place(self.drawn, moment):
@@ -212,128 +212,131 @@ class ManualControl(JobCallback):
     # -- a look --------------------------------------------------------------------------------------
 
     def _look(self, moment: Moment) -> None:
-        """Hears what was asked for at the last look, then looks."""
-        alone = self.communicator.size == 1
+        """Applies the requests of the last look, then looks for new ones."""
+        is_single = self.communicator.size == 1
         due = moment == Moment.EPOCH_END and self._epoch + 2 in self._epochs  # before the epoch that comes next, from 1
-        if not alone and (due or self._signals.has_received(StepSignal.MANUAL_CONTROL)):
+        if not is_single and (due or self._signals.has_received(StepSignal.MANUAL_CONTROL)):
             self._decide(moment)
         if self.communicator.is_root:
-            for found in self.directory.look():
-                self._take(found)
-            if self._asked and not alone:
+            for pending in self.directory.look():
+                self._queue_or_refuse(pending)
+            if self._to_decide and not is_single:
                 self._signals.send(StepSignal.MANUAL_CONTROL)
-        if alone and (self._asked or due):
+        if is_single and (self._to_decide or due):
             self._decide(moment)
 
-    def _looks_at_once(self) -> list[PendingRequest]:
-        """All that lies there, within bounds."""
-        found: list[PendingRequest] = []
+    def _all_pending(self) -> list[PendingRequest]:
+        """All requests in the directory, up to a limit."""
+        pending: list[PendingRequest] = []
         for _ in range(_LOOKS):
             looked = self.directory.look()
-            found += looked
+            pending += looked
             if not looked:
                 break
-        return found
+        return pending
 
-    def _take(self, found: PendingRequest) -> None:
-        if found.request is None:
-            self._refuse(found, found.refused)
-        elif found.came < self._since:
-            self._refuse(found, "It was there before the run began.")
-        elif "plateau" in found.request.action and not self.has_plateau:
-            self._refuse(found, "The run has no distlr.callbacks.ReduceLROnPlateau.")
-        elif self._is_late(found):
-            self._refuse(found, self._late(found))
+    def _queue_or_refuse(self, pending: PendingRequest) -> None:
+        if pending.request is None:
+            self._refuse(pending, pending.refused)
+        elif pending.came < self._since:
+            self._refuse(pending, "It was there before the run began.")
+        elif "plateau" in pending.request.action and not self.has_plateau:
+            self._refuse(pending, "The run has no distlr.callbacks.ReduceLROnPlateau.")
+        elif self._is_late(pending):
+            self._refuse(pending, self._late_text(pending))
         else:
-            self._asked.append(found)
+            self._to_decide.append(pending)
 
-    def _is_late(self, found: PendingRequest) -> bool:
-        """Whether the time limit of a request has passed; one that was accepted for its epoch has none any more."""
-        if found.expires is None or found.name in self._accepted:
+    def _is_late(self, pending: PendingRequest) -> bool:
+        """Whether a request's time limit has passed; a request that was accepted for an epoch has none any more."""
+        if pending.expires is None or pending.name in self._accepted:
             return False
-        return self.directory.file_time() > found.expires
+        return self.directory.file_time() > pending.expires
 
     @staticmethod
-    def _late(found: PendingRequest) -> str:
-        assert found.request is not None
+    def _late_text(pending: PendingRequest) -> str:
+        assert pending.request is not None
         return (
-            f"It was valid for {found.request.valid_for:g} s, and nobody took it in that time. Fix: ask once more, "
+            f"It was valid for {pending.request.valid_for:g} s, and nobody took it in that time. Fix: ask once more, "
             "with a longer --valid-for where the run looks rarely."
         )
 
-    def _refuse(self, found: PendingRequest, why: str) -> None:
-        name = ascii(found.name)[1:-1]
+    def _refuse(self, pending: PendingRequest, why: str) -> None:
+        name = ascii(pending.name)[1:-1]
         if len(name) > _LONGEST_NAME:
             name = f"{name[:_LONGEST_NAME]}..."
         self._refusals += 1
-        if self._refusals <= _TOLD:
-            _log.warning("The request '%s' of %s is refused and changes nothing. %s", name, found.by, why[:500])
-        elif self._refusals == _TOLD + 1:
+        if self._refusals <= _MOST_WARNINGS:
+            _log.warning("The request '%s' of %s is refused and changes nothing. %s", name, pending.by, why[:500])
+        elif self._refusals == _MOST_WARNINGS + 1:
             _log.warning("Further requests that are refused are in %s alone.", self.run.path / DECISIONS)
-        self.decided("refused", self._epoch, why[:500], by=found.by, id=name, between=False)
-        self._answered.append((found.name, False))
+        self.decided("refused", self._epoch, why[:500], by=pending.by, id=name, between=False)
+        self._to_mark.append((pending.name, False))
 
-    def _mark(self) -> None:
+    def _mark_answered(self) -> None:
         """Marks the files that were answered, once their answer is in the run's decisions."""
-        answered, self._answered = self._answered, []
+        answered, self._to_mark = self._to_mark, []
         for name, applied in answered:
             self.directory.mark_answered([name], applied=applied)
 
     # -- a decision ----------------------------------------------------------------------------------
 
     def _decide(self, moment: Moment) -> None:
-        """Rank 0 decides on what was asked for, and every rank does it. Collective."""
+        """Rank 0 decides on the requests, and every rank applies the decision. Collective."""
         tag = f"changes by hand in epoch {self._epoch + 1}"
-        said = compute_on_root(self.communicator, lambda: self._decision(moment), tag=tag, what=_READ)
-        self._epochs = set(said["epochs"])
+        reply = compute_on_root(self.communicator, lambda: self._decision(moment), tag=tag, what=_READ)
+        self._epochs = set(reply["epochs"])
         if self.communicator.size > 1:
             self._signals.clear(StepSignal.MANUAL_CONTROL)
-        for change in said["changes"]:
+        for change in reply["changes"]:
             self._carry_out(change, moment)
 
     def _decision(self, moment: Moment) -> dict[str, Any]:
         """Rank 0: the changes to make now, and for which epochs others wait."""
         changes: list[dict[str, Any]] = []
-        kept, rate = [], rate_of(self.model.optimizer)
+        still_waiting, rate = [], rate_of(self.model.optimizer)
         begun = self._epoch + (0 if moment == Moment.BEGIN else 1)  # the last epoch that has begun, from 1
         # An epoch that was stopped may go on after a restart: the next one does not begin now.
         between = moment != Moment.BATCH and not self.model.stop_training
-        for found in [*self._waiting, *self._asked]:
-            assert found.request is not None
-            at = found.request.at_epoch
-            if self._is_late(found):
-                self._refuse(found, self._late(found))
+        for pending in [*self._waiting, *self._to_decide]:
+            assert pending.request is not None
+            at = pending.request.at_epoch
+            if self._is_late(pending):
+                self._refuse(pending, self._late_text(pending))
             elif at is not None and at <= begun:
-                self._refuse(found, f"Epoch {at} has begun already.")
+                self._refuse(pending, f"Epoch {at} has begun already.")
             elif at is not None and (at > begun + 1 or not between):
-                kept.append(found)
-                if found.name not in self._accepted:
-                    self._accepted.add(found.name)
-                    _log.info("%s asks for `%s`, which waits for that epoch.", found.by, found.request)
-                    reason, when = f"waits: {found.request}", moment != Moment.BATCH
-                    self.decided("asked", self._epoch, reason, by=found.by, between=when, id=found.name)
+                still_waiting.append(pending)
+                if pending.name not in self._accepted:
+                    self._accepted.add(pending.name)
+                    _log.info("%s asks for `%s`, which waits for that epoch.", pending.by, pending.request)
+                    reason, when = f"waits: {pending.request}", moment != Moment.BATCH
+                    self.decided("asked", self._epoch, reason, by=pending.by, between=when, id=pending.name)
             else:
-                factor = self._checked(found, rate)
-                if found.request.action == "set-lr" and factor is None:
+                factor = self._factor_of(pending, rate)
+                if pending.request.action == "set-lr" and factor is None:
                     continue
-                if not self.directory.claim(found):
-                    self._refuse(found, "It was cancelled.")
+                if not self.directory.claim(pending):
+                    self._refuse(pending, "It was cancelled.")
                     continue
                 rate *= factor or 1.0
-                action = found.request.action
-                changes.append({"id": found.name, "action": action, "multiplier": factor, "by": found.by})
-        self._waiting, self._asked = kept, []
-        return {"changes": changes, "epochs": [found.request.at_epoch for found in kept if found.request]}
+                action = pending.request.action
+                changes.append({"id": pending.name, "action": action, "multiplier": factor, "by": pending.by})
+        self._waiting, self._to_decide = still_waiting, []
+        return {
+            "changes": changes,
+            "epochs": [pending.request.at_epoch for pending in still_waiting if pending.request],
+        }
 
-    def _checked(self, found: PendingRequest, rate: float) -> float | None:
+    def _factor_of(self, pending: PendingRequest, rate: float) -> float | None:
         """Rank 0: the factor of a change of the rate, which is `rate` then; None where it is refused, or none."""
-        assert found.request is not None
-        if found.request.action != "set-lr":
+        assert pending.request is not None
+        if pending.request.action != "set-lr":
             return None
         try:
-            return found.request.factor(rate)
+            return pending.request.factor(rate)
         except ConfigurationError as error:
-            self._refuse(found, str(error))
+            self._refuse(pending, str(error))
             return None
 
     def _carry_out(self, change: dict[str, Any], moment: Moment) -> None:
@@ -344,7 +347,7 @@ class ManualControl(JobCallback):
         if self.communicator.is_root:
             samples = self.core.distlr.formula.samples_seen
             _log.info("Epoch %d, at %d samples: %s%s.", self._epoch + 1, samples, describe_change(change), rates)
-            self._answered.append((change["id"], True))
+            self._to_mark.append((change["id"], True))
         reason = f"{describe_change(change)}{rates}"
         more: dict[str, Any] = {**change, "moment": moment, "between": moment != Moment.BATCH}
         self.decided("control", self._epoch, reason, **more)

@@ -1,4 +1,4 @@
-"""What happens at a NaN or an infinity: in a gradient, the loss or a metric."""
+"""The reaction to a NaN or an infinity in a gradient, the loss or a metric."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class NonFiniteGuard(JobCallback):
     the weights and slots of the epoch's start and multiplies the rate by `factor`, decided on rank 0. More than `limit`
     such steps in a run are an error; they are counted in the optimizer's variables, so that a run that is continued
     from a checkpoint goes on counting, and `count` says how many there were in all. A loss that is not finite counts as
-    such a step, and a metric at an epoch's end likewise. The epoch's metrics are those of its other steps.
+    such a step, and so does a metric at an epoch's end. The epoch's metrics are those of its other steps.
 
-    With "raise", which `job.callbacks` adds by itself, the logs of each epoch are looked at and the training ends with
+    With "raise", which `job.callbacks` adds by itself, the logs of each epoch are checked and the training ends with
     `NonFiniteError` on every rank, before anything is saved; with `each_step` at the first step, before the weights
     have changed. Under `mixed_float16` an overflow is the loss scale's business, which leaves the step out by itself.
 
     Args:
         policy: "raise", "skip" or "backtrack".
-        factor: of the rate, at each return.
+        factor: the factor on the rate at each return.
         limit: how many steps a run may lose.
         each_step: whether each step is watched; always with "skip" and "backtrack".
-        ignore: names of metrics that may be what they are.
+        ignore: names of metrics that may be not finite.
 
     Raises:
         ConfigurationError: a value is out of its range, or the optimizer is not distlr's and steps are to be watched.
@@ -90,8 +90,8 @@ class NonFiniteGuard(JobCallback):
         self._epoch = 0
         self._seen: int | None = None
         self._snapshot: Snapshot | None = None
-        self._counted: KeptStates | None = None  # by the metrics, before the step that is looked at
-        self._is_waiting = False  # this rank's loss is bad, which the others hear with the next update
+        self._counted: KeptStates | None = None  # the metrics' states before the current step
+        self._is_waiting = False  # this rank's loss is bad, which the others learn with the next update
 
     @property
     def leaves_out_other_optimizers(self) -> str | None:
@@ -105,7 +105,7 @@ class NonFiniteGuard(JobCallback):
 
     @property
     def count(self) -> int:
-        """How many steps the run has lost, those before a restart among them."""
+        """The number of steps that the run has lost, including those before a restart."""
         return self._count if self._kept_count is None else int(self._kept_count.numpy()[0])
 
     def set_model(self, model: Any) -> None:
@@ -121,7 +121,7 @@ class NonFiniteGuard(JobCallback):
             model.train_function = None  # the traced one does not look
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Begins to count, or goes on."""
+        """Begins or continues the count of lost steps."""
         if self.policy != "raise":
             self._kept_count = self.core.distlr.state(COUNT, [0.0])
         self._is_waiting = False
@@ -129,20 +129,20 @@ class NonFiniteGuard(JobCallback):
         self._snapshot = Snapshot(self.model) if self.policy == "backtrack" else None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keeps what there is to go back to."""
+        """Copies the weights and slots to which "backtrack" returns."""
         self._epoch = epoch
         if self._seen is None and self.each_step:
             self._seen = self.core.distlr.gradients.bad_steps
-        if self._snapshot is not None and not self._snapshot.take() and not self._snapshot:
+        if self._snapshot is not None and not self._snapshot.copy_if_finite() and not self._snapshot:
             raise NonFiniteError(f"[rank {self.communicator.rank}] The weights are not finite before the first step.")
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keeps what the metrics have counted, for a step that is left out."""
+        """Copies the states of the metrics, to restore them if the step is left out."""
         if self.each_step and self.policy != "raise" and not self._is_waiting:
             self._counted = KeptStates(self.model.metrics, self.model.distribute_strategy)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Acts where this step was left out, or the loss is not finite on some rank."""
+        """Acts if this step was left out, or if the loss of any rank is not finite."""
         if not self.each_step:
             return
         assert self._seen is not None
@@ -153,22 +153,22 @@ class NonFiniteGuard(JobCallback):
         self._is_waiting = here and not (bad or lost)
         if bad or lost:
             what = "the loss is not finite" if lost else "a gradient is not finite"
-            self._act(f"batch {batch + 1} of epoch {self._epoch + 1}", what, max(bad, 1), between=False)
+            self._apply_policy(f"batch {batch + 1} of epoch {self._epoch + 1}", what, max(bad, 1), between=False)
             if self._counted is not None and (bad or here):
                 self._counted.restore()  # a sum that is not finite stays so
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks at the epoch's logs, which are equal on all ranks."""
+        """Checks the epoch's logs, which are equal on all ranks."""
         # A loss scale leaves steps out by itself, whose loss the epoch's mean has all the same.
         scales = self.model.optimizer is not self.core
         ignored = self.ignore | ({"loss"} if scales else set())
         bad = {name: value for name, value in (logs or {}).items() if name not in ignored and _is_bad(value)}
         if bad:
-            said = ", ".join(f"{name} is {value}" for name, value in bad.items())
-            self._act(f"the end of epoch {epoch + 1}", said, 1, between=True)
+            bad_values = ", ".join(f"{name} is {value}" for name, value in bad.items())
+            self._apply_policy(f"the end of epoch {epoch + 1}", bad_values, 1, between=True)
 
     def _loss_is_bad(self, here: bool) -> bool:
-        """Whether that of any rank is, as far as all have heard; `here` is whether this rank's is."""
+        """Whether the loss of any rank is bad, as far as all ranks know; `here` says whether this rank's is."""
         signals = self.step_signals
         if self.communicator.size == 1 or signals is None:
             return here and self.communicator.size == 1
@@ -179,8 +179,8 @@ class NonFiniteGuard(JobCallback):
             signals.send(StepSignal.NON_FINITE)
         return agreed
 
-    def _act(self, when: str, what: str, steps: int, *, between: bool) -> None:
-        """On every rank at the same step. Collective where the policy is to go back."""
+    def _apply_policy(self, when: str, what: str, steps: int, *, between: bool) -> None:
+        """Applies the policy, on every rank at the same step. Collective if the policy is to go back."""
         count = self.count + steps
         if self._kept_count is None:
             self._count = count
@@ -211,7 +211,7 @@ class NonFiniteGuard(JobCallback):
 
 
 def _is_bad(value: Any) -> bool:
-    """Whether a value of the logs, a number or an array of them, is not finite; what is no number is left alone."""
+    """Whether a number of the logs, or an array of them, is not finite; other values count as finite."""
     try:
         return value is not None and not np.isfinite(value).all()
     except (TypeError, ValueError):  # no number, or a ragged list

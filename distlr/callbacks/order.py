@@ -1,4 +1,4 @@
-"""The order of callbacks: what checks, what writes into the logs, what decides, what saves, what reports."""
+"""The order of callbacks: checks, writers into the logs, deciders, savers, reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KERAS = keras.callbacks
 
 _log = logging.getLogger("distlr")
 
-# Of Keras' callbacks; a class that is derived from one of these has its stage, of several the first here.
+# The stages of Keras' callbacks. A derived class has the stage of its base, or of the first one here that is a base.
 _KERAS_STAGES = {
     _KERAS.LearningRateScheduler: Stage.DECIDE,
     _KERAS.ReduceLROnPlateau: Stage.DECIDE,
@@ -71,7 +71,7 @@ def check_savers(callbacks: Sequence[Any]) -> None:
 
 
 def watches_numbers(callbacks: Sequence[Any]) -> bool:
-    """Whether something given decides already what a NaN does."""
+    """Whether one of the callbacks already decides what happens at a NaN."""
     return any(isinstance(callback, (NonFiniteGuard, _KERAS.TerminateOnNaN)) for callback in callbacks)
 
 
@@ -79,7 +79,7 @@ def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]
     """The callbacks of a job of several ranks: with those that it needs, without those that are rank 0's alone.
 
     Args:
-        callbacks: of one rank.
+        callbacks: the callbacks of one rank.
         communicator: the job's.
 
     >>> from distlr.callbacks import LearningRateLogger
@@ -90,16 +90,16 @@ def for_ranks(callbacks: Sequence[Any], communicator: Communicator) -> list[Any]
     ['LearningRateLogger', 'SyncMetrics', 'ReplicaGuard', 'BroadcastState', 'SameCallbacks']]
     """
     written = [callback for callback in callbacks if isinstance(callback, WRITERS)]
-    kept = [callback for callback in callbacks if communicator.is_root or callback not in written]
+    local_callbacks = [callback for callback in callbacks if communicator.is_root or callback not in written]
     added: list[Any] = [SyncMetrics()]
-    if not any(isinstance(callback, ReplicaGuard) for callback in kept):
+    if not any(isinstance(callback, ReplicaGuard) for callback in local_callbacks):
         added.append(ReplicaGuard())
     added.append(BroadcastState())
     if communicator.is_root:
         names = ", ".join(type(callback).__name__ for callback in added)
         quiet = ", ".join(type(callback).__name__ for callback in written)
         _log.info("On %d ranks: %s added%s.", communicator.size, names, f"; {quiet} on rank 0 alone" if quiet else "")
-    return [*kept, *added, SameCallbacks([*kept, *added])]
+    return [*local_callbacks, *added, SameCallbacks([*local_callbacks, *added])]
 
 
 def _stage(callback: Any) -> Stage:

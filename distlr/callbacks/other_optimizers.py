@@ -1,4 +1,4 @@
-"""What callbacks cannot do yet in a model that trains with other optimizers than the compiled one."""
+"""The check of callbacks that cannot work in a model that trains with other optimizers than the compiled one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _KERAS = keras.callbacks
 class OtherOptimizers:
     """Refuses, by name, callbacks that would act on `model.optimizer` alone, or keep its state alone.
 
-    Known by use: which optimizers the step applies. A model with an optimizer for each of its parts (a GAN) trains;
-    what would be lost, or would change an optimizer that nobody uses, ends before the first update.
+    It judges by the optimizers that the step applies. A model with an optimizer for each of its parts (a GAN) trains.
+    A callback that would lose a state, or change an optimizer that nobody uses, is refused before the first update.
 
     Args:
         model: compiled.
         communicator: the job's.
-        callbacks: of the `fit`.
+        callbacks: the callbacks of the `fit`.
     """
 
     def __init__(self, model: Any, communicator: Communicator, callbacks: Sequence[Any]) -> None:
@@ -35,7 +35,7 @@ class OtherOptimizers:
         self.callbacks = callbacks
 
     def check_applied(self, core: Any) -> None:
-        """Refuses what leaves this optimizer out, as it is applied, if it is an adopted one beside the model's own."""
+        """Refuses callbacks that ignore this optimizer, as it is applied, if it is adopted and not the model's own."""
         if core is unwrap_loss_scale(self.model.optimizer) or not isinstance(core, AdoptedOptimizer):
             return
         for callback in self.callbacks:
@@ -51,17 +51,17 @@ class OtherOptimizers:
                 )
 
     def check_step(self, applied: Sequence[Any]) -> None:
-        """Refuses what would change the rate of the model's own optimizer, which the step never applies."""
-        own = unwrap_loss_scale(self.model.optimizer)
+        """Refuses callbacks that would change the rate of the model's own optimizer if the step never applies it."""
+        compiled = unwrap_loss_scale(self.model.optimizer)
         others = [core.name for core in applied if isinstance(core, AdoptedOptimizer)]
-        if not others or any(core is own for core in applied):
+        if not others or any(core is compiled for core in applied):
             return
         for callback in self.callbacks:
             acts = callback.acts_on_rate if isinstance(callback, JobCallback) else False
             if acts or isinstance(callback, (_KERAS.ReduceLROnPlateau, _KERAS.LearningRateScheduler)):
                 raise ConfigurationError(
                     f"[rank {self.communicator.rank}] {type(callback).__name__} changes the rate of model.optimizer, "
-                    f"'{own.name}', which the train_step never applies; it applies {_listed(others)}. Fix: give "
+                    f"'{compiled.name}', which the train_step never applies; it applies {_listed(others)}. Fix: give "
                     "compile the optimizer whose rate is to be changed, super().compile(optimizer=...), and apply "
                     f"self.optimizer; or leave {type(callback).__name__} out"
                     f"{' (job.callbacks(run_dir=) adds it)' if type(callback).__name__ == 'ManualControl' else ''}."

@@ -1,4 +1,4 @@
-"""Keras' callbacks that put other weights into the model, or save what is in it, and the training's values."""
+"""Keras' callbacks that put other weights into the model or save its weights, adapted to the training's values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ADAPTATIONS", "adapt"]
 
 
 class _ExactSwap:
-    """`SwapEMAWeights` by which a weight comes back to the bit, and that tells the optimizer what is in the model."""
+    """`SwapEMAWeights` that restores each weight to the bit, and tells the optimizer which values are in the model."""
 
     model: Any
     _ema_weights_in_model: bool
@@ -59,12 +59,12 @@ ADAPTATIONS = tuple(mixin for _, mixin in _MIXINS)
 
 
 def adapt(callback: Any) -> None:
-    """Changes the class of one of these callbacks in place, so that it works with what the training's values are.
+    """Changes the class of one of these callbacks in place, so that it works with the training's values.
 
-    Any other callback stays as it is, and so does what these do for an optimizer that is not distlr's.
+    Any other callback stays as it is, and so does the effect of these on an optimizer that is not distlr's.
 
     Args:
-        callback: of Keras, or derived from one of Keras'.
+        callback: a callback of Keras, or of a class derived from Keras'.
 
     >>> swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
     >>> adapt(swap)

@@ -26,14 +26,15 @@ class ReduceLROnPlateau(JobCallback):
         patience: epochs without improvement before a cut.
         verbose: 0 for silence; otherwise each decision is a line (rank 0).
         mode: "auto", "min" or "max".
-        min_delta: what counts as an improvement, absolute or (threshold_mode="rel") a share of the best.
+        min_delta: the least change that counts as an improvement, absolute or (threshold_mode="rel") a share of the
+            best.
         cooldown: epochs after a cut in which none are counted.
         min_lr: the rate is not cut below it. It is the rate that is applied, after scaling.
         threshold_mode: "abs" or "rel".
-        on_nan: what a metric that is not finite does: "raise", "worse" or "ignore".
+        on_nan: the effect of a metric that is not finite: "raise", "worse" or "ignore".
         warmup_patience: whether epochs count while the rate still climbs.
         restore_best: at each cut return to the weights and slots of the best epoch, on every rank. They are kept in
-            memory: after a restart those of the first epoch that is better than the best before it.
+            memory: after a restart they are those of the first epoch that beats the best before it.
 
     >>> import distlr, keras, numpy as np
     >>> job = distlr.init(environ={})
@@ -51,7 +52,7 @@ class ReduceLROnPlateau(JobCallback):
 
     @property
     def acts_on_rate(self) -> bool:
-        """It cuts."""
+        """Always: it cuts the rate."""
         return True
 
     def __init__(
@@ -90,7 +91,7 @@ class ReduceLROnPlateau(JobCallback):
 
     @property
     def leaves_out_other_optimizers(self) -> str | None:
-        """A cut may be of one optimizer; weights that are brought back need all slots."""
+        """A cut may concern one optimizer alone, but restored weights need the slots of all optimizers."""
         return "with restore_best=True brings back the slots of model.optimizer alone" if self.restore_best else None
 
     @property
@@ -105,24 +106,24 @@ class ReduceLROnPlateau(JobCallback):
         self._plateau.decisions.extend(earlier)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Decides. Collective: every rank of the job reaches it."""
+        """Decides on a cut. Collective: every rank of the job calls it."""
         assert self._plateau is not None, "on_train_begin comes first"
         logs = {} if logs is None else logs
         value = logs.get(self.policy.monitor)
         if value is None:
             self._warn_missing(logs)
-        # A rank without the metric takes part all the same; what counts is rank 0's.
+        # A rank without the metric takes part all the same; the value of rank 0 counts.
         decision = self._plateau.step(value, epoch=epoch)
         if decision.cut:
             self.decided("plateau", epoch, decision.reason, multiplier=decision.multiplier)
         if self.restore_best:
-            self._return(decision)
+            self._restore_best(decision)
 
-    def _return(self, decision: Decision) -> None:
+    def _restore_best(self, decision: Decision) -> None:
         if self._best is None or self._best.model is not self.model:
             self._best = Snapshot(self.model)
         if decision.improved:
-            self._best.take()
+            self._best.copy_if_finite()
         elif decision.cut and self._best:
             self._best.restore()
 

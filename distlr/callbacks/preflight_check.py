@@ -1,4 +1,4 @@
-"""The check of a run against its batch: before the first step where it can be known, else after one epoch."""
+"""The check of a run against its batch: before the first step if that is possible, otherwise after one epoch."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ __all__ = ["PreflightCheck"]
 
 _log = logging.getLogger("distlr")
 
-_MANY = 4  # base steps a step, from which on moving averages that are not scaled are worth a word
+_MANY = 4  # from so many base steps a step on, moving averages that are not scaled cause a hint
 
 
 class PreflightCheck(JobCallback):
     """Refuses a run whose rate would be silently wrong; `job.callbacks` puts it first.
 
-    It checks the model's strategy against the job's, Keras' steps per epoch against the batch's, and what
-    plain Keras cannot do on several devices; under `mixed_float16` it makes all replicas agree on an overflow.
+    It checks the model's strategy against the job's, Keras' steps per epoch against the batch's, and features that
+    plain Keras lacks on several devices; under `mixed_float16` it makes all replicas agree on an overflow.
 
     Args:
         strategy: the job's strategy.
-        padding: asked as a fit begins, how many samples of weight 0 the job's validation data contains.
-        connect: makes an optimizer one of the job, above all one that was loaded; whether that has changed it.
-        trains_with: is told of the optimizers that a `fit` trains with, the compiled one first.
+        padding: returns, as a fit begins, how many samples of weight 0 the job's validation data contains.
+        connect: connects an optimizer with the job, above all a loaded one; returns whether that changed it.
+        trains_with: is called with the optimizers that a `fit` trains with, the compiled one first.
         exchanges: whether something of distlr's goes with the gradients from rank to rank.
 
     >>> import distlr, keras, numpy as np
@@ -79,7 +79,7 @@ class PreflightCheck(JobCallback):
         self._step_check: StepCheck | None = None
 
     def set_model(self, model: Any) -> None:
-        """Checks what is known once the model is compiled."""
+        """Runs all checks that are possible once the model is compiled."""
         super().set_model(model)
         _refuse_multi_optimizer(model)
         self._check_strategy(model)
@@ -112,7 +112,6 @@ class PreflightCheck(JobCallback):
             self._check_steps(steps)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Starts to count."""
         self._steps = 0
         if self._step_check is not None:
             self._step_check.begin_epoch()
@@ -126,14 +125,14 @@ class PreflightCheck(JobCallback):
             self._check_steps(self._steps, so_far=True)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Compares what the epoch had: its clock with its steps, and these with the batch where nobody knew before."""
+        """Compares the epoch's clock with its steps, and these with the batch if they were unknown before."""
         if self._step_check is not None:
             self._step_check.end_epoch(self._steps)
         if not self._are_steps_checked and not self.model.stop_training and not self._is_left_to_the_clock(self._steps):
             self._check_steps(self._steps)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leaves the model as it was."""
+        """Restores the model to its state before the `fit`."""
         if self._step_check is not None:
             self._step_check.end()
             self._step_check = None
@@ -166,22 +165,22 @@ class PreflightCheck(JobCallback):
         )
 
     def _check_strategy(self, model: Any) -> None:
-        found = model.distribute_strategy
-        replicas, expected = found.num_replicas_in_sync, self.strategy.num_replicas_in_sync
-        if found is not self.strategy and (replicas, expected) != (1, 1):
+        model_strategy = model.distribute_strategy
+        replicas, expected = model_strategy.num_replicas_in_sync, self.strategy.num_replicas_in_sync
+        if model_strategy is not self.strategy and (replicas, expected) != (1, 1):
             raise DistributionError(
-                f"The model was built under {type(found).__name__} with {replicas} replicas and the job has "
+                f"The model was built under {type(model_strategy).__name__} with {replicas} replicas and the job has "
                 f"{expected}: the model would train on {replicas} at the rate of {expected}. Fix: build and "
                 "compile the model inside `with job.scope():`."
             )
 
         optimizer = self.core
         made_under = strategy_of(optimizer)
-        if made_under is not found and replicas > 1:
+        if made_under is not model_strategy and replicas > 1:
             # Each replica would count the one `iterations`: a schedule would run `replicas` times too fast.
             raise DistributionError(
                 f"The optimizer '{optimizer.name}' was made under {type(made_under).__name__} "
-                f"and the model under {type(found).__name__} with {replicas} replicas. Fix: make the "
+                f"and the model under {type(model_strategy).__name__} with {replicas} replicas. Fix: make the "
                 "optimizer, too, inside `with job.scope():`."
             )
 
@@ -189,14 +188,14 @@ class PreflightCheck(JobCallback):
         replicas = self.strategy.num_replicas_in_sync
         if replicas == 1 and not self.exchanges:
             return
-        asked = (model.get_compile_config() or {}).get("jit_compile")
+        jit_compile = (model.get_compile_config() or {}).get("jit_compile")
         where, why = f"{self.communicator.size} ranks ({self.communicator.name})", "does not compile"
         if replicas > 1:
             where, why = (
                 f"{replicas} replicas of {type(self.strategy).__name__}",
                 "has its variables on several devices",
             )
-        if asked is True:
+        if jit_compile is True:
             raise ConfigurationError(
                 f"jit_compile=True cannot work on {where}: Keras compiles the step with the exchange, which {why}. "
                 "Fix: leave jit_compile out."

@@ -1,4 +1,4 @@
-"""What a run leaves in its directory, for `distlr report`."""
+"""The callback that writes a run's record into its directory, for `distlr report`."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ __all__ = ["RunRecorder"]
 
 _log = logging.getLogger("distlr")
 
-_POINTS = 24  # of the rate's curve within an epoch
-_AT_AN_END = ("plateau", "bad-numbers")  # kinds of decisions that an epoch's metrics make
+_POINTS = 24  # points of the rate's curve within an epoch
+_AT_AN_END = ("plateau", "bad-numbers")  # kinds of decisions that depend on an epoch's metrics
 _OURS = ("learning_rate", "lr_multiplier", "samples_seen")
 
 
 class RunRecorder(JobCallback):
     """Writes the run's formula, epochs and decisions into its directory, on rank 0; `job.callbacks(run_dir=)` adds it.
 
-    The files are those of `RunDirectory`. A run that is continued takes back what it trains again, apart from changes
-    by hand, which are made again; a new run puts what it finds aside. Rank 0 locks the directory until `fit` ends; who
-    finds it locked waits for two minutes at most, and is then refused.
+    The files are those of `RunDirectory`. A continued run removes the entries of epochs that it trains again,
+    apart from changes by hand, which are made again. A new run moves the files of an older one aside. Rank 0 locks the
+    directory until `fit` ends. A job that needs a locked directory waits for two minutes at most, and is then refused.
 
     Args:
         run_dir: the run's directory.
@@ -72,22 +72,26 @@ class RunRecorder(JobCallback):
         self._within: list[
             tuple[int, float]
         ] = []  # changes of the multiplier after a batch of this epoch: clock, factor
-        self._first_sample = self._first_drawn = 0  # of the epoch: on the clock, and of the data
+        self._first_sample = self._first_drawn = 0  # the epoch's beginning: on the clock, and in the data
         self._since = 0.0
         self._lost = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Takes the directory for this run, and begins to listen. Collective."""
+        """Locks the directory for this run, and connects the journal. Collective."""
         self._begins, self._begun = True, False
         compute_on_root(
-            self.communicator, self._take, tag="the run's directory", what="use run_dir", raised=(ConfigurationError,)
+            self.communicator,
+            self._lock_directory,
+            tag="the run's directory",
+            what="use run_dir",
+            raised=(ConfigurationError,),
         )
         if self.communicator.is_root and not self._listening:
             self._listening = True
-            self.journal.listen(self._heard)
+            self.journal.listen(self._on_entry)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins the run's files, once it is known where it begins."""
+        """Begins the run's files, now that the first epoch is known."""
         if not self.communicator.is_root:
             return
         if self._begins:
@@ -99,7 +103,7 @@ class RunRecorder(JobCallback):
         self._first_drawn = self.drawn
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Adds the epoch. The guard comes before, so ranks that differ do not come here."""
+        """Adds the epoch's record. The guard comes before, so ranks that differ do not get here."""
         if not (self._begun and self.communicator.is_root):
             return
         logs = logs or {}
@@ -120,17 +124,17 @@ class RunRecorder(JobCallback):
         self._write(self.directory.add_epoch, record)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Notes the end; not of a run that a signal or an error ended, and that will go on."""
+        """Notes the end of the run. A run that a signal or an error ended does not get here, and can go on."""
         if self._begun and self.communicator.is_root:
             self._write(self.directory.end)
         self.directory.release()
 
-    def _take(self) -> None:
-        with contextlib.suppress(OSError):  # which costs the record, and is said when that begins
+    def _lock_directory(self) -> None:
+        with contextlib.suppress(OSError):  # then there is no record; a warning comes when it would begin
             self.directory.acquire(self.communicator.timeout)
 
     def _begin(self, epoch: int) -> bool:
-        """Whether the run's files have begun; else nothing is added to what another run may have left."""
+        """Begins the run's files, and returns whether it could; otherwise nothing is added to another run's files."""
         optimizer = self.core
         explained = {"optimizer": optimizer.name}
         if isinstance(optimizer, AdoptedOptimizer):
@@ -165,7 +169,7 @@ class RunRecorder(JobCallback):
             self._write(self.directory.add_decision, entry.to_json())
         return begun
 
-    def _heard(self, entry: JournalEntry) -> None:
+    def _on_entry(self, entry: JournalEntry) -> None:
         if entry.multiplier is not None and not entry.between:
             self._within.append((entry.clock, entry.multiplier))
         if entry.kind == "again":
@@ -176,9 +180,9 @@ class RunRecorder(JobCallback):
             self._held.append(entry)
 
     def _write(self, how: Callable[..., None], *what: Any) -> bool:
-        """Writes, and says whether it could; what cannot be written costs the record and not the training.
+        """Writes, and returns whether it could; an error ends the record and not the training.
 
-        A directory that is full or gone, files that are no run's, or a number that JSON does not have.
+        Causes are a directory that is full or gone, files that are no run's, or a number that JSON does not have.
         """
         try:
             how(*what)
@@ -190,7 +194,7 @@ class RunRecorder(JobCallback):
         return True
 
     def _curve(self, optimizer: AdoptedOptimizer, multiplier: float) -> list[list[float | int | None]]:
-        """The rate within the epoch, at even times: what the formula gives, by the multiplier that held then."""
+        """The rate within the epoch, at even times: the formula times the multiplier of that time."""
         batch, end = optimizer.distlr.batch, optimizer.distlr.formula.samples_seen
         if batch is None or batch.samples_per_epoch is None or end <= self._first_sample:
             return []
@@ -200,7 +204,7 @@ class RunRecorder(JobCallback):
         later = [np.prod([factor for at, factor in self._within if at > each]) for each in samples]
         try:
             rates = optimizer.distlr.formula.rates_at(samples) * multiplier / np.array(later)
-        except Exception as error:  # of a user's schedule: for a picture the training does not end
+        except Exception as error:  # raised by a user's schedule: the training does not end for a picture
             _log.warning("The rate within the epochs is not recorded: %s.", error)
             return []
         # Where steps were left out the clock is behind the epochs, which metrics and decisions are drawn by.

@@ -1,4 +1,4 @@
-"""Whether all ranks train with the callbacks that must be the same on all of them."""
+"""The check that all ranks train with the callbacks that must be the same on all of them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class SameCallbacks(JobCallback):
 
     A rank that alone stops, cuts the rate or restores weights ends as another model than the others. It compares
     distlr's callbacks, which talk to the other ranks, and those of Keras that decide (`EarlyStopping`,
-    `ReduceLROnPlateau`, `LearningRateScheduler`, `SwapEMAWeights`, `TerminateOnNaN`), with what they decide by. What
-    only writes or prints may be on one rank alone. Of a class that is not known `ReplicaGuard` compares the effect.
+    `ReduceLROnPlateau`, `LearningRateScheduler`, `SwapEMAWeights`, `TerminateOnNaN`), with their settings. A
+    callback that only writes or prints may be on one rank alone. `ReplicaGuard` compares the effect of unknown classes.
 
     `job.callbacks` adds it on several ranks. Here they are threads, of which one alone stops early:
 

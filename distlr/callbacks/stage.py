@@ -1,4 +1,4 @@
-"""The stages of a batch's and an epoch's end, in order: what checks, what decides, what saves."""
+"""The stages of a batch's and an epoch's end, in order: checks, deciders, savers and so on."""
 
 from __future__ import annotations
 

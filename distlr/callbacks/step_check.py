@@ -1,4 +1,4 @@
-"""The check of what a training step does: its samples, how often it applies, and with which optimizers."""
+"""The check of a training step: its samples, how often it applies, and with which optimizers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _log = logging.getLogger("distlr")
 
 
 def how_to_feed(batch: GlobalBatch, communicator: Communicator) -> str:
-    """What to feed a model with, for a message: "job.shard(data, batch), with ..."."""
-    if communicator.strategy_spans_ranks:  # TensorFlow divides what it is given among the workers
+    """The data to feed a model with, for a message: "job.shard(data, batch), with ..."."""
+    if communicator.strategy_spans_ranks:  # TensorFlow divides its data among the workers
         whole = batch.local_batch * communicator.size
         return f"job.shard(data, batch), or with fit(x, y, batch_size={whole}) of the whole data on every worker"
     return (
@@ -32,10 +32,10 @@ def how_to_feed(batch: GlobalBatch, communicator: Communicator) -> str:
 
 
 class StepCheck:
-    """Refuses a step that does something else than what the rate is made for; `PreflightCheck` has one for each `fit`.
+    """Refuses a step that does not fit the rate; `PreflightCheck` has one for each `fit`.
 
-    What the trace of the step shows is refused before the first update, the size of a batch whose shape is not known
-    after the first call of Keras' training function, and what only counting shows at the epoch's end.
+    A fault in the trace of the step is refused before the first update. A batch of unknown shape is checked after the
+    first call of Keras' training function, and a fault that only counting shows is refused at the epoch's end.
 
     Args:
         model: compiled, its training function made.
@@ -43,7 +43,7 @@ class StepCheck:
         steps: Keras' steps an epoch, where it knows them.
         check_steps: refuses these where the batch of the model's optimizer has others, by their number.
         check_averaged: refuses an optimizer whose gradients nothing averages over the ranks.
-        others: looks after optimizers beside the model's own.
+        others: checks optimizers other than the model's own.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class StepCheck:
     # -- the step is traced, or runs eagerly ---------------------------------------------------------
 
     def on_apply(self, step: Step) -> None:
-        """Compares the batch, and refuses what is applied more than once where its rate follows the clock."""
+        """Compares the batch, and refuses an optimizer that is applied more than once if its rate follows the clock."""
         optimizer = step.applied[-1][0]
         self._add(optimizer)
         core = unwrap_loss_scale(optimizer)
@@ -102,7 +102,7 @@ class StepCheck:
             self._refuse_times(core, f"{times} times a step", times)
 
     def on_step(self, step: Step) -> None:
-        """Refuses Keras' own step where it has passed distlr's optimizer by; compares what the whole step shows."""
+        """Refuses Keras' own step if it bypassed distlr's optimizer, and runs the checks that need the whole step."""
         expects_apply = not self.is_own_step and isinstance(unwrap_loss_scale(self.model.optimizer), AdoptedOptimizer)
         if expects_apply and not step.applied and self.model.trainable_weights:
             raise ConfigurationError(missing("apply"))
@@ -115,7 +115,7 @@ class StepCheck:
             self._check_steps(self._steps)
 
     def on_first_call(self, record: StepRecord) -> None:
-        """Compares the first batch, where the trace did not know its size."""
+        """Compares the first batch if its size was unknown in the trace."""
         samples = record.first_samples()
         if samples is not None and record.steps:
             self._check_all(record.steps[-1], samples)
@@ -123,7 +123,7 @@ class StepCheck:
     # -- epoch by epoch ------------------------------------------------------------------------------
 
     def begin_epoch(self) -> None:
-        """Notes where the clocks stand."""
+        """Notes the positions of the clocks."""
         self._began = {
             key: (samples_of(core), core.distlr.gradients.bad_steps) for key, (core, _) in self._applied.items()
         }
@@ -153,12 +153,12 @@ class StepCheck:
             self._refuse_times(core, times, updates / max(expected, 1))
 
     def end(self) -> None:
-        """Hears of no more."""
+        """Stops the checks."""
         self._has_ended = True
 
     @property
     def is_on(self) -> bool:
-        """Whether this `fit` still runs: each gives the model a History of its own."""
+        """Whether this `fit` still runs, which the model's History tells: each `fit` has its own."""
         return not self._has_ended and self._history is getattr(self.model, "history", None)
 
     # -- inner ---------------------------------------------------------------------------------------
@@ -201,13 +201,13 @@ class StepCheck:
     def _refuse_times(self, core: AdoptedOptimizer, how_often: str, ratio: float) -> None:
         assert core.distlr.batch is not None
         declared = _declared(core.distlr.batch, ratio)
-        found = (
+        problem = (
             f"[rank {self.communicator.rank}] The train_step applies the optimizer '{core.name}' {how_often}, so its "
             f"clock runs {ratio:.4g} times as fast as the data"
         )
         if core.distlr.follows_clock:
             raise ConfigurationError(
-                f"{found}, and with it the schedule and the warmup. Fix: apply it once a step (add up what it is to "
+                f"{problem}, and with it the schedule and the warmup. Fix: apply it once a step (add up what it is to "
                 "apply, or let it accumulate: gradient_accumulation_steps= and accumulation=); or, where it is meant "
                 f"so, say how long an epoch is in its own updates, job.batch(..., {declared}), or "
                 'let its schedule count these: job.optimizer(..., clock="steps").'
@@ -217,7 +217,7 @@ class StepCheck:
             _log.warning(
                 "%s: `samples_seen` counts its updates and not the data. Its rate does not depend on the clock. Fix, "
                 "where durations in epochs matter: job.batch(..., %s) for this optimizer.",
-                found,
+                problem,
                 declared,
             )
 

@@ -29,15 +29,15 @@ class SyncMetrics(JobCallback):
 
     The metrics' states are summed, not their results: exact for shards of different sizes and empty ones, for a rank
     without validation data, for AUC, precision and recall. One collective an epoch, whatever the number of metrics.
-    What a `train_step` or `test_step` of your own returns beside them becomes the mean of the ranks' last values. So
-    what other callbacks see in `on_epoch_end` is the same on every rank.
+    Other values that a `train_step` or `test_step` of your own returns become the mean of the ranks' last values. So
+    other callbacks see the same logs in `on_epoch_end` on every rank.
 
     The float weights that are not trained (batch normalization's moving statistics) become their mean over the ranks
     before the validation uses them: a model that has such needs one more collective where it is validated.
 
     Where a `tf.distribute` strategy spans the ranks, Keras' own reading of a metric is the sum over them already: then
-    this only keeps the ranks in step, of which each must read whenever another does, and gives a rank that had
-    nothing to validate the others' results.
+    this only keeps the ranks in step, since each must read whenever another does, and gives the others' results to a
+    rank without validation data.
 
     Ranks as threads, of which one has seen three times as many samples:
 
@@ -66,21 +66,21 @@ class SyncMetrics(JobCallback):
         self._check: MetricsCheck | None = None
         self._metrics: EagerMetrics | GraphMetrics | None = None
         self._trained: dict[str, Any] | None = None  # this rank's states of the training
-        self._training: dict[str, float] | None = None  # the results of all ranks'
+        self._training: dict[str, float] | None = None  # the results of all ranks
         self._others: list[dict[str, Any]] = []  # by rank, what else is in its logs
         self._validates = self._any_validates = False
-        self._begins_with_validation = False  # the epoch, whose training was in another process
+        self._begins_with_validation = False  # the epoch that was trained in another process
         self.validation_was_cut = False
         """Whether what this rank's validation has given is of a part of it; after `on_epoch_end` of any rank's."""
 
     def set_model(self, model: Any) -> None:
-        """Has metrics that distlr does not know tried before their first update."""
+        """Arranges that metrics unknown to distlr are tried before their first update."""
         super().set_model(model)
         replicas = model.distribute_strategy.num_replicas_in_sync
         self._check = MetricsCheck(model, is_root=self.communicator.is_root, by_strategy=replicas > 1)
         if self.communicator.size * replicas > 1:
             self._check.watch()
-            self._check.say_reductions(1 if self._spans else self.communicator.size)
+            self._check.warn_of_reductions(1 if self._spans else self.communicator.size)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Refuses, before the first step, a metric that cannot be combined."""
@@ -96,11 +96,11 @@ class SyncMetrics(JobCallback):
         self._begins_with_validation = True
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Takes the training's states before Keras resets them for the validation; collective where statistics are."""
+        """Reads the training's states before Keras resets them for validation. Collective if there are statistics."""
         if self._in_fit:
             self._validates = True
             if self._spans or not self._begins_with_validation:
-                self._take_training({})
+                self._exchange_training({})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the results into the logs. Collective."""
@@ -116,7 +116,7 @@ class SyncMetrics(JobCallback):
     def _end_whole_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
         others = self._beside_metrics(logs)
         if self._trained is None:  # nothing was validated on this rank
-            self._take_training(others)
+            self._exchange_training(others)
         if self._spans:
             self._share_validation(epoch, logs, others)
         else:
@@ -141,15 +141,15 @@ class SyncMetrics(JobCallback):
             metrics = self._metrics.names()
         return _beside(logs, metrics)
 
-    def _take_training(self, others: dict[str, float]) -> None:
-        """The training's states; exchanged now where the ranks must meet before any of them validates."""
+    def _exchange_training(self, others: dict[str, float]) -> None:
+        """Reads the training's states, and exchanges them now if statistics must be equal before any rank validates."""
         self._trained = {} if self._spans else self._current().states()
         if not self._spans and not has_statistics(self.model):
             return
-        own = Bundle(self._trained, note={"validates": self._validates, "others": others})
+        local_states = Bundle(self._trained, note={"validates": self._validates, "others": others})
         tag = f"training metrics of epoch {self._epoch + 1}"
         self.communicator.data_ended(self.gradient_reducer)
-        bundles = exchange_with_statistics(self.communicator, self.model, own, tag=tag)
+        bundles = exchange_with_statistics(self.communicator, self.model, local_states, tag=tag)
         notes: list[dict[str, Any]] = [rank.fields for rank in bundles]
         self._any_validates = any(note["validates"] for note in notes)
         self._others = [note["others"] for note in notes]
@@ -161,7 +161,7 @@ class SyncMetrics(JobCallback):
             self.model.get_metrics_result()
 
     def _combine(self, epoch: int, logs: dict[str, Any], others: dict[str, float]) -> None:
-        """The results of all ranks' states: of those that were not exchanged yet, in one collective."""
+        """Exchanges, in one collective, the states that were not yet, and computes the results of all ranks."""
         assert self._metrics is not None
         assert self._trained is not None
         before, now = self._metrics, self._current()
@@ -172,34 +172,34 @@ class SyncMetrics(JobCallback):
         if self._training is None or self._any_validates:
             note = {"others": others, "was_cut": self.validation_was_cut}
             parts["validation"] = Bundle(now.states() if self._validates else {}, note=note)
-        said = exchange_together(self.communicator, parts, tag=f"metrics of epoch {epoch + 1}") if parts else {}
-        if "training" in said:
-            self._training = before.results(said["training"])
-        if "validation" in said:
-            self._hear([rank.fields for rank in said["validation"]])
+        exchanged = exchange_together(self.communicator, parts, tag=f"metrics of epoch {epoch + 1}") if parts else {}
+        if "training" in exchanged:
+            self._training = before.results(exchanged["training"])
+        if "validation" in exchanged:
+            self._read_notes([rank.fields for rank in exchanged["validation"]])
         assert self._training is not None
         logs.update({name: value for name, value in self._training.items() if name in logs})
-        validated = said.get("validation", [])
+        validated = exchanged.get("validation", [])
         if any(other.arrays for other in validated):
             logs.update({f"val_{name}": value for name, value in now.results(validated).items()})
 
     def _combine_validation(self, epoch: int, logs: dict[str, Any]) -> None:
-        """The results of the validation alone; of a rank that has validated nothing Keras has built no metrics."""
+        """The results of the validation alone; Keras has built no metrics on a rank that has validated nothing."""
         metrics = self._current() if self._validates and are_built(self.model.metrics) else None
         names = set() if metrics is None else metrics.names()
         note = {"others": _beside(logs, names), "was_cut": self.validation_was_cut, "has_metrics": metrics is not None}
-        own = Bundle({} if metrics is None else metrics.states(), note=note)
+        local_states = Bundle({} if metrics is None else metrics.states(), note=note)
         tag = f"validation metrics of epoch {epoch + 1}"
-        all_ranks = exchange_bundles(self.communicator, own, tag=tag)
-        self._hear([rank.fields for rank in all_ranks])
+        all_ranks = exchange_bundles(self.communicator, local_states, tag=tag)
+        self._read_notes([rank.fields for rank in all_ranks])
         validated = {} if metrics is None else {f"val_{name}": v for name, v in metrics.results(all_ranks).items()}
         if not all(rank.fields["has_metrics"] for rank in all_ranks):
             results = exchange_bundles(self.communicator, bundle_numbers(validated), tag=f"{tag}, for who has none")
             validated = first_numbers(results)
         logs.update(validated)
 
-    def _hear(self, notes: list[dict[str, Any]]) -> None:
-        """What each rank says beside its metrics' states, of its validation."""
+    def _read_notes(self, notes: list[dict[str, Any]]) -> None:
+        """Reads what each rank reports on its validation besides the metrics' states."""
         self._others = [note["others"] for note in notes]
         self.validation_was_cut = any(note["was_cut"] for note in notes)
 

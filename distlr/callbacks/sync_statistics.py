@@ -32,9 +32,9 @@ class SyncStatistics(JobCallback):
     stage = Stage.COMBINE_RANKS
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Averages before the validation."""
+        """Averages the statistics before the validation."""
         average_over_replicas(self.model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Averages before anything is saved, where there was no validation."""
+        """Averages the statistics before anything is saved, if there was no validation."""
         average_over_replicas(self.model)

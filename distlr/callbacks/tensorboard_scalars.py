@@ -1,4 +1,4 @@
-"""The rate and what it depends on, for TensorBoard."""
+"""The rate and the numbers that it depends on, for TensorBoard."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class TensorBoardScalars(JobCallback):
 
     Against the number of updates: `learning_rate`, `multiplier`, `global_batch`, `samples_seen`, `gradient_norm` (of
     the averaged gradients, before they are clipped), `collective_seconds` (in distlr's own collectives since the last
-    point, most of it waiting for other ranks), and `decisions`, how many there were so far, which steps up where one
-    was taken; what it was is text of the same name. TensorBoard itself is not needed to write them.
+    point, most of it waiting for other ranks), and `decisions`, how many there were so far, which steps up at each
+    decision; its description is text of the same name. TensorBoard itself is not needed to write them.
 
     Args:
         log_dir: for TensorBoard.
@@ -71,30 +71,26 @@ class TensorBoardScalars(JobCallback):
         if not self.communicator.is_root:
             return
         if self._writer is None:
-            with self._losing():
+            with self._warn_on_error():
                 self._writer = tf.summary.create_file_writer(self.log_dir)
         if not self._listening:
             self._listening = True
-            self.journal.listen(self._heard)
+            self.journal.listen(self._on_entry)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins to count the batches."""
         self._points = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes, where it is time."""
         if (batch + 1) // self.every > self._points:
             self._points = (batch + 1) // self.every
             self._write()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes."""
         self._write()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Closes the file."""
         if self._writer is not None:
-            with self._losing():
+            with self._warn_on_error():
                 self._writer.close()
             self._writer = None
 
@@ -116,23 +112,23 @@ class TensorBoardScalars(JobCallback):
                 values["global_batch"] = optimizer.distlr.batch.size
         else:
             values["learning_rate"] = rate_of(optimizer)
-        with self._losing():
+        with self._warn_on_error():
             for name, value in values.items():
                 self._add(name, tf.constant(value, tf.float64), "scalars")  # float32 has no odd number above 2**24
             self._writer.flush()
 
-    def _heard(self, entry: JournalEntry) -> None:
+    def _on_entry(self, entry: JournalEntry) -> None:
         if self._writer is None:
             return
         self._decisions += 1
-        with self._losing():
+        with self._warn_on_error():
             self._add("decisions", tf.constant(self._decisions, tf.float64), "scalars")
             self._add("decisions", tf.constant([f"epoch {entry.epoch + 1}: {entry.reason}"]), "text")
             self._writer.flush()
 
     @contextlib.contextmanager
-    def _losing(self) -> Iterator[None]:
-        """What cannot be written costs the scalars and not the training, which rank 0 alone would leave."""
+    def _warn_on_error(self) -> Iterator[None]:
+        """Turns an error of writing into a warning: it ends the scalars and not the training on rank 0 alone."""
         try:
             yield
         except tf.errors.OpError as error:
@@ -140,7 +136,7 @@ class TensorBoardScalars(JobCallback):
             _log.warning("%s cannot be written, and gets no more scalars: %s", self.log_dir, error.message)
 
     def _add(self, name: str, value: tf.Tensor, plugin: str) -> None:
-        """As `tf.summary.scalar` and `tf.summary.text` do, which need TensorBoard installed."""
+        """Writes as `tf.summary.scalar` and `tf.summary.text` do, which need TensorBoard installed."""
         metadata = tf.compat.v1.SummaryMetadata(
             plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name=plugin),
             data_class={"scalars": "DATA_CLASS_SCALAR", "text": "DATA_CLASS_TENSOR"}[plugin],

@@ -1,4 +1,4 @@
-"""How often something is due in a run, which may have begun in another process."""
+"""Counts how often something is due in a run, which may have begun in another process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["Interval"]
 
 
 class Interval:
-    """Counts how many times an interval has passed since the start of a run, and those that have been seen to.
+    """Counts how many times an interval has passed since the start of a run, and how many of these were handled.
 
-    Between epochs it counts epochs; within them updates, of the script's batch, also of a run that has begun with
-    another one. Epochs are counted from 0: `epoch` is the one in which the next step is.
+    Between epochs it counts epochs; within them it counts updates of the script's batch, also in a run that began with
+    another batch. Epochs are counted from 0: `epoch` is the one in which the next step is.
 
     >>> interval = Interval("2ba")
     >>> interval.begin(4, 0)
@@ -44,13 +44,13 @@ class Interval:
     def begin(
         self, iterations: int, samples: int, *, epoch: int = 0, batch: GlobalBatch | None = None, accumulation: int = 1
     ) -> None:
-        """Begins to count in a process: what was due before it has been seen to.
+        """Begins to count in a process. All that was due before counts as handled.
 
         Args:
             iterations: Keras' steps before it.
-            samples: on the clock.
-            epoch: with which it begins.
-            batch: the script's, in whose updates those before count, by the clock; None where there is none.
+            samples: the samples on the clock.
+            epoch: the epoch with which it begins.
+            batch: the script's batch, which converts the clock into its updates; None if there is none.
             accumulation: Keras' steps an update.
 
         Raises:
@@ -58,10 +58,10 @@ class Interval:
         """
         self._batch, self._accumulation = batch, accumulation
         self._first_update = iterations / accumulation if batch is None else float(batch.updates_at(samples))
-        self.done(epoch, 0)
+        self.mark_done(epoch, 0)
 
-    def done(self, epoch: int, steps: int) -> None:
-        """Notes that it has been done, after so many of Keras' steps in this process."""
+    def mark_done(self, epoch: int, steps: int) -> None:
+        """Notes that all that is due was handled, after so many of Keras' steps in this process."""
         self._done = self._times(epoch, steps)
 
     def is_due(self, epoch: int, steps: int, *, at_end: bool = False) -> bool:

@@ -1,4 +1,4 @@
-"""What a process is asked for by signals, and how all ranks of a job come to do it at the same step."""
+"""Requests to a process by signals, which all ranks of a job carry out at the same step."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ REASONS = {
 
 
 class Signals:
-    """Listens to signals, and passes what they ask for on to the other ranks, with the gradients.
+    """Listens to signals, and passes their requests to the other ranks, with the gradients.
 
     Args:
-        names: of the signals.
+        names: the names of the signals.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ class Signals:
         if unknown or isinstance(names, str):
             raise ConfigurationError(received("signals", names, f"some of {', '.join(map(repr, ACTIONS))}"))
         self.names = tuple(names)
-        self._asked: set[StepSignal] = set()
+        self._requests: set[StepSignal] = set()
         self._leaving_since: float | None = None
         self._before: dict[int, Any] = {}
 
@@ -48,47 +48,49 @@ class Signals:
         return bool(self.names)
 
     def listen(self) -> None:
-        """Takes the signals over; in the main thread, to which alone Python gives them."""
+        """Installs the handlers of the signals, in the main thread: Python delivers signals to no other."""
         if threading.current_thread() is not threading.main_thread():
             return
         for name in self.names:
             number = signal.Signals[name]
-            before = signal.signal(number, self._heard)
+            before = signal.signal(number, self._on_signal)
             earlier = getattr(before, "__self__", None)
-            if isinstance(earlier, Signals):  # of a training that an error ended
+            if isinstance(earlier, Signals):  # left by a training that ended with an error
                 before = earlier._before.get(number, signal.SIG_DFL)
             self._before[number] = before
 
     def stop(self) -> None:
-        """Gives the signals back."""
+        """Restores the earlier handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
 
     def requests(self, communicator: Communicator, reducer: GradientReducer | None) -> set[StepSignal]:
-        """What is to be done now: alone what was asked for, on several ranks what all have heard of.
+        """The requests to carry out now: on one rank all, on several ranks those that all of them have received.
 
         Args:
             communicator: the job's.
-            reducer: of the optimizer's gradients, with which signals travel; without one the ranks receive none.
+            reducer: the gradient reducer of the optimizer, which carries signals; without one the ranks receive none.
         """
         if communicator.ranks_changed:
-            self._asked.add(StepSignal.REGROUP)
+            self._requests.add(StepSignal.REGROUP)
         if communicator.size == 1:
-            return set(self._asked)
+            return set(self._requests)
         if reducer is None:
             return set()
-        for kind in tuple(self._asked):  # a signal may add to it
+        for kind in tuple(self._requests):  # a signal may add to it
             reducer.signals.send(kind)
-        heard = {signal for signal in REASONS if reducer.signals.has_received(signal)}
-        if StepSignal.LEAVE in heard:
+        kinds = {signal for signal in REASONS if reducer.signals.has_received(signal)}
+        if StepSignal.LEAVE in kinds:
             self._note_leaving()
-        return heard
+        return kinds
 
-    def done(self, kinds: Iterable[StepSignal], communicator: Communicator, reducer: GradientReducer | None) -> None:
-        """Forgets what has been done."""
+    def mark_done(
+        self, kinds: Iterable[StepSignal], communicator: Communicator, reducer: GradientReducer | None
+    ) -> None:
+        """Forgets requests that were carried out."""
         for kind in kinds:
-            self._asked.discard(kind)
+            self._requests.discard(kind)
             if kind == StepSignal.LEAVE:
                 self._leaving_since = None
             if communicator.size > 1 and reducer is not None:
@@ -97,7 +99,7 @@ class Signals:
     @property
     def leaving(self) -> bool:
         """Whether this process was asked to end, and has not."""
-        return StepSignal.LEAVE in self._asked
+        return StepSignal.LEAVE in self._requests
 
     @property
     def leaving_for(self) -> float | None:
@@ -108,9 +110,9 @@ class Signals:
         if self._leaving_since is None:
             self._leaving_since = time.monotonic()
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         kind = ACTIONS[signal.Signals(number).name]
-        self._asked.add(kind)
+        self._requests.add(kind)
         if kind == StepSignal.LEAVE:
             self._note_leaving()
             signal.signal(number, self._before[number])  # a second one is not to wait

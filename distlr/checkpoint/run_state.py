@@ -1,4 +1,4 @@
-"""What of a run is in no weight and no optimizer variable, so that a checkpoint has to say it."""
+"""The state of a run outside of weights and optimizer variables, which a checkpoint stores as well."""
 
 from __future__ import annotations
 
@@ -49,21 +49,22 @@ class RunState:
     Attributes:
         epoch: the epoch, from 0, in which the next step is.
         steps: Keras' steps of that epoch that were done.
-        iterations: of the optimizer.
+        iterations: the optimizer's iterations.
         samples_seen: the clock, which stands still where a step is left out.
-        began: how far the data was as that epoch began, as `DataPositionSync.drawn` counts; None in files of before.
-        place: samples of that epoch that were behind, on all ranks together; None in files of before.
-        updates: by which the run had come, with those that were left out; None in files of before.
+        began: how far the data was as that epoch began, as `DataPositionSync.drawn` counts; None in files of earlier
+            versions.
+        place: samples of that epoch that were behind, on all ranks together; None in files of earlier versions.
+        updates: the updates of the run, including those that were left out; None in files of earlier versions.
         positions: seed, pass and offset of each training pipeline.
-        formula: of the optimizer; see `optimizer.comparison`.
-        ranks: how many wrote it.
-        replicas: over all ranks.
+        formula: the optimizer's formula; see `optimizer.comparison`.
+        ranks: how many ranks wrote it.
+        replicas: the number of replicas over all ranks.
         global_batch: samples an update, or None where nothing was scaled.
-        accumulation: Keras' steps an update; None in files of before.
-        to_validate: where the training of that epoch is done and its validation is not, the names of what its training
-            has given; None elsewhere, and in files of before.
-        factor: of the rate.
-        versions: of distlr, Keras and TensorFlow; for people.
+        accumulation: Keras' steps an update; None in files of earlier versions.
+        to_validate: if the training of that epoch is done and its validation is not, the names of the training's logs;
+            otherwise, and in files of earlier versions, None.
+        factor: the factor of the rate.
+        versions: the versions of distlr, Keras and TensorFlow; for people.
     """
 
     epoch: int
@@ -105,7 +106,7 @@ class RunState:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunState:
-        """What `to_json` gave; trusts nothing, since it comes from a file.
+        """Restores the state from `to_json`. It trusts no value, since they come from a file.
 
         Raises:
             StateError: something is missing, or is not of its type.
@@ -114,53 +115,53 @@ class RunState:
             required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
             later: dict[str, Any] = {name: values.get(name) for name in ("began", "place", "updates", "accumulation")}
             to_validate = values.get("to_validate")
-            found = cls(**{name: values[name] for name in required}, **later, to_validate=to_validate)
-            counts = [found.epoch, found.steps, found.iterations, found.samples_seen, found.ranks, found.replicas]
+            state = cls(**{name: values[name] for name in required}, **later, to_validate=to_validate)
+            counts = [state.epoch, state.steps, state.iterations, state.samples_seen, state.ranks, state.replicas]
             counts += [count for count in later.values() if count is not None]
-            counts += [number for position in found.positions for number in position[1:]]
+            counts += [number for position in state.positions for number in position[1:]]
             right = all(type(count) is int and count >= 0 for count in counts)
-            right = right and all(len(position) == 3 and type(position[0]) is int for position in found.positions)
-            right = right and isinstance(found.formula, dict) and found.factor > 0
+            right = right and all(len(position) == 3 and type(position[0]) is int for position in state.positions)
+            right = right and isinstance(state.formula, dict) and state.factor > 0
             right = right and (to_validate is None or all(isinstance(name, str) for name in to_validate))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"The checkpoint does not say where the run stood: {error!r}.") from error
         if not right:
             raise StateError(f"The checkpoint does not say where the run stood: {dict(values)!r}.")
-        return found
+        return state
 
     def to_json(self) -> dict[str, Any]:
         """The attributes by their names."""
         return dataclasses.asdict(self)
 
-    def differences(self, own: RunState, path: Any, *, accept: bool) -> list[str]:
-        """What of the formula is another in the script, a line each.
+    def differences(self, current: RunState, path: Any, *, accept: bool) -> list[str]:
+        """The parts of the formula that differ in the script, a line each.
 
         Args:
-            own: of the script.
-            path: of the checkpoint, for the message.
-            accept: whether there may be any.
+            current: the state of the script.
+            path: the path of the checkpoint, for the message.
+            accept: whether differences are allowed.
 
         Raises:
-            StateError: there may not, and there are.
+            StateError: there are differences that are not allowed.
         """
-        different = differences(self.formula, own.formula)
-        if different and not accept:
-            lines = "\n  ".join(different)
+        formula_differences = differences(self.formula, current.formula)
+        if formula_differences and not accept:
+            lines = "\n  ".join(formula_differences)
             raise StateError(
                 f"{path} was written under another formula than the script's:\n  {lines}\nFix: make the "
                 "optimizer as it was, or write Checkpoint(..., accept=True) to go on with the script's."
             )
-        return different
+        return formula_differences
 
-    def steps_done(self, own: RunState, epoch_steps: EpochSteps, *, endless: bool) -> int:
-        """Keras' steps that are behind in the epoch, in steps of the script's, on whatever number of replicas it runs.
+    def steps_done(self, current: RunState, epoch_steps: EpochSteps, *, endless: bool) -> int:
+        """The steps of the epoch that are done, in steps of the script, on whatever number of replicas it runs.
 
         After another size of the batch the next step begins an update, as on the clock, which goes on at the first
         place of the new batch that is not before its own.
 
         Args:
-            own: of the script.
-            epoch_steps: of the script.
+            current: the state of the script.
+            epoch_steps: the epoch's steps in the script.
             endless: whether one iteration of the data lasts for a whole `fit`, so that offsets are not of the epoch.
 
         Raises:
@@ -169,11 +170,11 @@ class RunState:
         if epoch_steps.steps is None:
             raise StateError("The checkpoint is of the middle of an epoch whose number of steps is not known here.")
         place = self._place_of_before(epoch_steps, endless=endless) if self.place is None else self.place
-        same = self.global_batch == own.global_batch and self.accumulation in (None, own.accumulation)
+        same = self.global_batch == current.global_batch and self.accumulation in (None, current.accumulation)
         return epoch_steps.done(place) if same else epoch_steps.done_by_update(place)
 
     def epoch_began(self, done: int, epoch_steps: EpochSteps) -> int:
-        """How far the data was as the epoch began, of which so many steps of the script's are behind."""
+        """How far the data was at the beginning of the epoch, so many steps of the script ago."""
         if self.began is not None:
             return self.began
         reached = self.samples_seen if epoch_steps.in_samples else self.iterations
@@ -191,20 +192,22 @@ class RunState:
 
 
 def read_arrays(model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The training's weights and its optimizer's variables, which all ranks share, and what is each rank's own.
+    """The training's weights and its optimizer's variables, which all ranks share, and the arrays of each rank.
 
     Args:
         model: compiled with an adopted optimizer.
-        ranks: what `gather_arrays` gave.
+        ranks: the result of `gather_arrays`.
     """
     held = training_values_of(model.optimizer)
     arrays = {f"{_WEIGHT}{i}": held.holder(weight).numpy() for i, weight in enumerate(model.weights)}
     arrays |= {_OPTIMIZER + name: value for name, value in read_state(model.optimizer).items()}
-    return arrays | {f"{RANK}{rank}/{name}": array for rank, own in enumerate(ranks) for name, array in own.items()}
+    return arrays | {
+        f"{RANK}{rank}/{name}": array for rank, of_rank in enumerate(ranks) for name, array in of_rank.items()
+    }
 
 
 def write_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
-    """Gives the model and its optimizer what `read_arrays` gave.
+    """Assigns the arrays of `read_arrays` to the model and its optimizer.
 
     Raises:
         StateError: they do not fit; nothing was changed.
@@ -216,7 +219,7 @@ def write_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def write_weights(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
-    """Gives the model the weights of what `read_arrays` gave, and leaves its optimizer as it is.
+    """Assigns the weights among the arrays of `read_arrays` to the model, and leaves its optimizer as it is.
 
     Raises:
         StateError: they do not fit; nothing was changed.
@@ -244,7 +247,7 @@ def are_finite(arrays: Mapping[str, np.ndarray]) -> bool:
 
 
 def rank_arrays(arrays: Mapping[str, np.ndarray], ranks: int) -> list[dict[str, np.ndarray]]:
-    """What is each rank's own, by rank, of what `read_arrays` gave."""
+    """The arrays of each rank, by rank, among those of `read_arrays`."""
     return [_under(f"{RANK}{rank}/", arrays) for rank in range(ranks)]
 
 
@@ -260,11 +263,11 @@ def log_arrays(logs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def read_logs(names: Sequence[str], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The numbers of which `log_arrays` made arrays.
+    """The numbers that `log_arrays` turned into arrays.
 
     Args:
-        names: in the order of the logs.
-        arrays: of the checkpoint, where `LOG` is before each name.
+        names: the names in the order of the logs.
+        arrays: the arrays of the checkpoint, where `LOG` is before each name.
 
     Raises:
         StateError: one is missing.
@@ -281,7 +284,7 @@ def seed_values(model: Any) -> list[tuple[Any, np.ndarray]]:
 
 
 def gather_arrays(communicator: Communicator, model: Any, *, within_epoch: bool) -> list[dict[str, np.ndarray]]:
-    """The arrays that are each rank's own, by rank. Collective.
+    """The arrays that differ by rank, by rank. Collective.
 
     They are the states of seed generators (dropout) and, in the middle of an epoch, of the metrics. There the moving
     statistics, too, become their mean over replicas and ranks, as they do at each epoch's end, so that the run goes on
@@ -291,17 +294,17 @@ def gather_arrays(communicator: Communicator, model: Any, *, within_epoch: bool)
     sums = partial_sums(model.optimizer)
     if sums and (communicator.size > 1 or model.distribute_strategy.num_replicas_in_sync > 1):
         average_sums(communicator, model, sums, tag="the sums of an update that is not complete")
-    own = {f"{_SEED}{i}": np.asarray(seed.numpy(), np.int64) for i, seed in enumerate(_seeds(model))}
+    local_arrays = {f"{_SEED}{i}": np.asarray(seed.numpy(), np.int64) for i, seed in enumerate(_seeds(model))}
     if within_epoch:
-        own |= read_states(model.metrics).arrays
+        local_arrays |= read_states(model.metrics).arrays
         average_over_replicas(model)
     if communicator.size == 1:
-        return [own]
+        return [local_arrays]
     tag = "the ranks' part of a checkpoint"
     if within_epoch:
-        bundles = exchange_with_statistics(communicator, model, Bundle(own), tag=tag)
+        bundles = exchange_with_statistics(communicator, model, Bundle(local_arrays), tag=tag)
     else:
-        bundles = exchange_bundles(communicator, Bundle(own), tag=tag)
+        bundles = exchange_bundles(communicator, Bundle(local_arrays), tag=tag)
     return [dict(bundle.arrays) for bundle in bundles]
 
 
@@ -309,27 +312,27 @@ def restore_seeds(communicator: Communicator, model: Any, ranks: Sequence[Mappin
     """Gives this rank its seed generators' states; a rank that the checkpoint does not know keeps its own."""
     if communicator.rank >= len(ranks):
         return
-    own = ranks[communicator.rank]
+    local_arrays = ranks[communicator.rank]
     for i, seed in enumerate(_seeds(model)):
-        value = own.get(f"{_SEED}{i}")
+        value = local_arrays.get(f"{_SEED}{i}")
         if value is not None and value.shape == tuple(seed.shape):
             seed.assign(value.astype(seed.dtype))
 
 
 def restore_metrics(communicator: Communicator, model: Any, ranks: Sequence[Mapping[str, np.ndarray]]) -> None:
-    """Adds to this rank's metrics what they had counted; on another number of ranks rank 0 gets all of it.
+    """Adds the saved counts to this rank's metrics; on another number of ranks rank 0 gets all of them.
 
-    After the first batch: Keras makes a metric that `compile` was given by its name, and its variables, only then.
+    Call it after the first batch: Keras makes a metric that `compile` got by its name, and its variables, only then.
     """
-    states = [{name: array for name, array in own.items() if name.startswith(_METRIC)} for own in ranks]
+    states = [{name: array for name, array in arrays.items() if name.startswith(_METRIC)} for arrays in ranks]
     if communicator.strategy_spans_ranks:
-        states = states[:1]  # what each read was the sum of all
+        states = states[:1]  # each rank has read the sum over all
     elif len(ranks) == communicator.size:
         states = [states[communicator.rank]]
     elif not communicator.is_root:
         return
     now = read_states(model.metrics)
-    assign_states(model.metrics, reduce_over([*(Bundle(own) for own in states), Bundle(now.arrays)], now.how))
+    assign_states(model.metrics, reduce_over([*(Bundle(arrays) for arrays in states), Bundle(now.arrays)], now.how))
 
 
 def _seeds(model: Any) -> list[Any]:

@@ -15,8 +15,8 @@ __all__ = ["Snapshot", "TrainingStateSnapshot"]
 class Snapshot:
     """Copies in this process' memory, of this rank: weights, moving statistics, and what the optimizer has gathered.
 
-    They are the training's, also while the model has the averages of its weights in it. Not the clock, the multiplier
-    and the states of deciders: a run that goes back to earlier weights does so later.
+    They are the training's values, also while the model has the averages of its weights in it. The clock, the
+    multiplier and the states of deciders are not copied: a run that goes back to earlier weights keeps its time.
     """
 
     def __init__(self, model: Any) -> None:
@@ -27,8 +27,8 @@ class Snapshot:
         """Whether something was copied."""
         return bool(self._values)
 
-    def take(self) -> bool:
-        """Copies, unless a number is not finite; says whether it did."""
+    def copy_if_finite(self) -> bool:
+        """Copies, unless a number is not finite; returns whether it did."""
         held = training_values_of(self.model.optimizer)
         variables = [*self.model.weights, *slots_of(self.model.optimizer)]
         values = [(variable, held.holder(variable).numpy()) for variable in variables]
@@ -47,8 +47,9 @@ class Snapshot:
 class TrainingStateSnapshot:
     """Copies of all that a step of this rank changes, a copy a local replica: to go back to the bit.
 
-    Weights, moving statistics and the states of seed generators (dropout); of the optimizer the slots, the iterations,
-    clock and multiplier, what deciders remember, the loss scale, and the digests of the rates. Not the metrics.
+    It copies weights, moving statistics and the states of seed generators (dropout); of the optimizer the slots, the
+    iterations, clock and multiplier, the states of deciders, the loss scale, and the digests of the rates. The metrics
+    are not copied.
     Nothing is asked of other ranks, neither here nor in `restore`.
 
     Args:

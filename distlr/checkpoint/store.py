@@ -1,7 +1,7 @@
 """Checkpoints of a run: one file each, whole or absent, of which the newest are kept.
 
 A file is in the safetensors format: named arrays, and text beside them; nothing in it is code. This module knows no
-framework: what the arrays are is its caller's.
+framework: the meaning of the arrays is its caller's.
 
 The text "checksum" is the CRC-32 of the whole file, in eight hexadecimal digits, computed while these are zeros. It
 notices every single bit that flips, and other damage but for one time in 2**32; it is no seal against somebody who
@@ -38,10 +38,10 @@ FORMAT = "1"
 _SUFFIX = ".safetensors"
 _NAME = re.compile(r"step-(\d{12,})" + re.escape(_SUFFIX))
 
-# Of one file: a name cannot be part of a string in JSON, where its quotation marks would be escaped.
+# The name within a file: it cannot be part of a string in JSON, where its quotation marks would be escaped.
 _CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{8})"')
 _NO_CHECKSUM = "00000000"
-_BEFORE_CHECKSUMS = {"format", "run"}  # what the files of earlier versions say
+_BEFORE_CHECKSUMS = {"format", "run"}  # the value in files of earlier versions
 _LONGEST_HEADER = 100_000_000  # as safetensors has it
 _PIECE = 4 * 2**20  # bytes read in one go
 
@@ -49,7 +49,7 @@ _log = logging.getLogger("distlr")
 
 
 class _DamagedError(StateError):
-    """What is in a file is not what was written there; another reading would give the same."""
+    """The content of a file is not what was written; reading it again would not help."""
 
 
 def write_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], run: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ def write_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarr
 
     Args:
         path: where.
-        arrays: by name.
+        arrays: the arrays by name.
         run: JSON values that stand beside them.
     """
     text = {"format": FORMAT, "run": json.dumps(run, allow_nan=False), "checksum": _NO_CHECKSUM}
@@ -70,7 +70,7 @@ def write_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarr
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What `write_checkpoint` wrote.
+    """Reads a file of `write_checkpoint`.
 
     Raises:
         StateError: it is no checkpoint of distlr, is damaged, or of a version that this one does not know.
@@ -124,7 +124,7 @@ def _verify(path: str | os.PathLike[str]) -> bool:
 
 
 def _text(path: str | os.PathLike[str], has_checksum: bool) -> dict[str, str]:
-    """What stands beside the arrays."""
+    """The text beside the arrays."""
     try:
         with safe_open(path, "np") as file:
             text = dict(file.metadata() or {})
@@ -155,7 +155,7 @@ def _digits(checksum: int) -> str:
 class CheckpointDirectory:
     """The checkpoints of one run, by the optimizer's iterations.
 
-    What writes in it takes its lock first, so that no other job's files are rotated away or mixed with these.
+    A writer locks it first, so that no other job's files are rotated away or mixed with these.
 
     Args:
         path: the directory; made when it is first locked or written to.
@@ -183,19 +183,19 @@ class CheckpointDirectory:
             ) from error
 
     def release(self) -> None:
-        """Lets other jobs in."""
+        """Unlocks the directory for other jobs."""
         self._lock.release()
 
     def files(self) -> list[Path]:
-        """The finished ones, newest first; whatever has the name of one."""
+        """All files with the name of a finished checkpoint, newest first."""
         if not self.path.is_dir():
             return []
         return sorted((entry for entry in self.path.iterdir() if _number(entry) is not None), key=_order, reverse=True)
 
     def readable(self) -> Iterator[tuple[Path, dict[str, np.ndarray], dict[str, Any]]]:
-        """Each file that can be read with what is in it, newest first; a word on each that cannot.
+        """Each readable file with its content, newest first; a warning for each other one.
 
-        What is damaged is renamed where the directory is locked, so that nothing looks at it again.
+        A damaged file is renamed if the directory is locked, so that it is not read again.
         """
         files, any_read = self.files(), False
         for path in files:
@@ -226,29 +226,29 @@ class CheckpointDirectory:
         return path
 
     def clean(self) -> None:
-        """Removes what a process that was killed while it wrote has left."""
+        """Removes the temporary files of a process that was killed while it wrote."""
         self.acquire()
         for entry in self.path.iterdir():
             if entry.name.startswith(".") and _NAME.match(entry.name[1:]) and not is_being_written(entry):
                 self._remove(entry)
 
     def _rotate(self, iterations: int) -> None:
-        """Removes what is older than the `keep` newest, up to the one just written.
+        """Removes the files that are older than the `keep` newest, up to the one just written.
 
-        What cannot be read does not count. Later ones are not this run's, which would have continued them: they could
-        not be read as it began.
+        Unreadable files do not count. Later files are not this run's: it would have continued them, so they could not
+        be read as it began.
         """
-        kept = 1
+        whole_files = 1
         for old in self.files():
             if (_number(old) or 0) >= iterations:
                 continue
-            if kept < self.keep:
-                kept += _looks_whole(old)
+            if whole_files < self.keep:
+                whole_files += _looks_whole(old)
             else:
                 self._remove(old)
 
     def _set_aside(self, path: Path) -> Path | None:
-        """Gives a file a name that none of a checkpoint is; None where it has to stay."""
+        """Renames a file to a name that no checkpoint has; None if it has to stay."""
         numbers = itertools.count(2)
         aside = path.with_name(f"{path.name}.damaged")
         while os.path.lexists(aside):
@@ -258,7 +258,7 @@ class CheckpointDirectory:
         return None
 
     def _remove(self, path: Path) -> None:
-        """Removes a file; one that cannot be, or is none, stays, which is said once."""
+        """Removes a file; one that cannot be removed stays, with one warning."""
         try:
             path.unlink()
         except FileNotFoundError:
@@ -270,7 +270,7 @@ class CheckpointDirectory:
 
 
 def _number(path: Path) -> int | None:
-    """Of updates, in the name of a checkpoint."""
+    """The number of updates in the name of a checkpoint."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
@@ -280,7 +280,7 @@ def _order(path: Path) -> tuple[int, str]:
 
 
 def _looks_whole(path: Path) -> bool:
-    """Whether a file has all of its length, and what a checkpoint says; its values would take too long to read."""
+    """Whether a file has its full length and a checkpoint's text; reading its values would take too long."""
     try:
         with open_plain(path):
             _text(path, has_checksum=True)

@@ -23,12 +23,11 @@ class Position:
     """The place of one training pipeline, which reads it whenever an iteration of the data begins.
 
     The order of the samples is a function of `seed` and the pass alone, so that a run that was interrupted goes on with
-    the sample that would have come next. As long as nobody says which epoch it is (`begin`), each iteration is the one
-    after the last.
+    the sample that would have come next. Unless `begin` sets the epoch, each iteration is that of the next one.
 
     Args:
         batch: the global batch.
-        seed: of the order.
+        seed: the seed of the order.
         endless: whether one iteration lasts for a whole `fit` (`remainder="carry"`); then the pass is the number of the
             `fit`, from 0, and `offset` counts from its start.
     """
@@ -36,7 +35,7 @@ class Position:
     def __init__(self, batch: GlobalBatch, seed: int, endless: bool = False) -> None:
         self.per_step = batch.per_replica * batch.replicas
         self.endless = endless
-        self._variable = _plainly(lambda: tf.Variable([seed, 0, 0, 1], trainable=False, dtype=tf.int64))
+        self._variable = _outside_strategy(lambda: tf.Variable([seed, 0, 0, 1], trainable=False, dtype=tf.int64))
         self._resumed: int | None = None
         self._last: int | None = None
         self._shift = 0
@@ -44,21 +43,21 @@ class Position:
 
     @property
     def is_used(self) -> bool:
-        """Whether an iteration has begun since `begin` said which epoch it is."""
+        """Whether an iteration has begun since `begin` set the epoch."""
         return int(self._variable.numpy()[3]) == _USED
 
     def remember(self) -> None:
-        """Keeps where the data stands, for `forget`."""
+        """Notes the place of the data, for `forget`."""
         self._before = self._variable.numpy(), self._resumed, self._last, self._shift
 
     def forget(self) -> None:
-        """Brings it back to where `remember` was called: the epochs were those of other data."""
+        """Returns to the place at the call of `remember`: the epochs were those of other data."""
         values, self._resumed, self._last, self._shift = self._before
         self._variable.assign(values)
 
     @property
     def seed(self) -> int:
-        """Of the order of the samples."""
+        """The seed of the order of the samples."""
         return int(self._variable.numpy()[0])
 
     @property
@@ -72,13 +71,13 @@ class Position:
         return int(self._variable.numpy()[2])
 
     def begin(self, epoch: int, first: bool) -> None:
-        """Says that the next iteration is of this epoch: from its start, unless `resume` said otherwise.
+        """Sets the epoch of the next iteration, which begins at its start, unless `resume` has set another place.
 
         The pass is the epoch, or where an earlier `fit` had that one already the next that was not yet, so that a
         script that calls `fit` again and again sees another order each time.
 
         Args:
-            epoch: Keras', from 0.
+            epoch: Keras' epoch, from 0.
             first: whether it is the first one of a `fit`.
         """
         if self._resumed == epoch:
@@ -98,7 +97,7 @@ class Position:
         self._resumed, self._shift = epoch, number - epoch
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
+    def place_kept(self) -> Iterator[None]:
         """Brings the data back to where it stands now, whatever iterates over it inside."""
         before = self._variable.numpy()
         try:
@@ -110,10 +109,10 @@ class Position:
         """Samples of the pass that are drawn after so many steps from where it began here."""
         return self.offset + steps * self.per_step
 
-    def enter(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def begin_iteration(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Seed, pass and offset, for an iteration that begins; in graph."""
         seed, epoch, offset, step = tf.unstack(self._variable.read_value())
-        free = step > 0  # nobody says which epoch it is
+        free = step > 0  # `begin` was not called
         self._variable.assign(tf.where(free, [seed, epoch + 1, 0, 1], [seed, epoch, offset, _USED]))
         return seed, epoch, offset
 
@@ -124,7 +123,7 @@ class Position:
 
     @staticmethod
     def inner_pass(epoch: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        """The number of one pass of an endless iteration, by which its order is told from all others'; in graph."""
+        """The number of one pass of an endless iteration, which makes its order differ from all others; in graph."""
         return epoch * _ENDLESS + number
 
     def _set(self, seed: int, epoch: int, offset: int) -> None:
@@ -135,17 +134,18 @@ Place = Sequence[int]  # seed, pass and offset
 
 
 def matched(positions: Sequence[Position], places: Sequence[Place]) -> list[tuple[Position, Place]] | None:
-    """Which of a script's pipelines go on at which places of a checkpoint; None where it cannot be told.
+    """Matches a script's pipelines with the places of a checkpoint; None if that is ambiguous.
 
-    A script may have more of them than the `fit` that wrote the checkpoint read: those of other trainings. They are
-    told apart by their seeds. Several may get one place; `Position.forget` takes it from those that are not read.
+    A script may have more pipelines than the `fit` that wrote the checkpoint has read: those of other trainings. The
+    seeds distinguish them. Several pipelines may get one place; `Position.forget` takes it from those that are not
+    read.
 
     Args:
-        positions: of the script, in the order in which they were made.
-        places: of the pipelines that the `fit` read.
+        positions: the positions of the script, in the order in which they were made.
+        places: the places of the pipelines that the `fit` read.
     """
     if len(places) == 1:
-        # Whatever their seeds: where a notebook's cell is run once more, the data that it makes has the next one.
+        # The seeds do not count: a notebook's cell that is run again makes data with the next seed.
         return [(position, places[0]) for position in positions]
     by_seed = {place[0]: place for place in places}
     same = [(position, by_seed[position.seed]) for position in positions if position.seed in by_seed]
@@ -164,8 +164,8 @@ class EpochSteps:
 
     Attributes:
         per_step: samples of a step, over all replicas.
-        steps: of an epoch, `V`; None where it is not known.
-        samples: of an epoch, `S`; None where it is not known.
+        steps: steps of an epoch, `V`; None if unknown.
+        samples: samples of an epoch, `S`; None if unknown.
         accumulation: steps an update.
         in_samples: whether the clock counts samples, and not updates.
 
@@ -184,12 +184,12 @@ class EpochSteps:
 
     @classmethod
     def of(cls, batch: GlobalBatch | None, *, per_step: int, steps: int | None, accumulation: int) -> EpochSteps:
-        """Those of a script.
+        """The epoch's steps in a script.
 
         Args:
-            batch: that the rate is scaled for, or None.
-            per_step: samples of a step where there is no batch.
-            steps: Keras' of a whole epoch, where it knows them and the batch does not.
+            batch: the batch that the rate is scaled for, or None.
+            per_step: samples of a step if there is no batch.
+            steps: Keras' steps of a whole epoch, if it knows them and the batch does not.
             accumulation: Keras' steps an update.
         """
         if batch is None:
@@ -206,11 +206,11 @@ class EpochSteps:
         return steps * self.samples // self.steps
 
     def drawn(self, steps: int) -> int:
-        """What so many steps of an epoch move the clock on by, where none of them is left out."""
+        """By how much so many steps of an epoch move the clock if none of them is left out."""
         return self.place(steps) if self.in_samples else steps // self.accumulation
 
     def whole(self, done: int) -> int:
-        """What an epoch moves it on by that ends after so many steps, since no whole update fits into the rest."""
+        """By how much an epoch moves it that ends after so many steps because no whole update fits into the rest."""
         return self.drawn(done) if self.samples is None else self.samples
 
     def done(self, place: int) -> int:
@@ -220,7 +220,7 @@ class EpochSteps:
         return -(-place * self.steps // self.samples)
 
     def done_by_update(self, place: int) -> int:
-        """As `done`, for an epoch that was begun with other steps: the next one begins an update."""
+        """Like `done`, for an epoch that began with other steps: the next step begins an update."""
         return -(-self.done(place) // self.accumulation) * self.accumulation
 
     def left(self, done: int) -> int | None:
@@ -228,15 +228,15 @@ class EpochSteps:
         return None if self.steps is None else max(0, self.steps - done)
 
 
-def _plainly(make: Callable[[], Any]) -> Any:
+def _outside_strategy(make: Callable[[], Any]) -> Any:
     """Makes a variable of this process' host, also inside the scope of a strategy, which is its thread's alone."""
-    made: list[Any] = []
+    results: list[Any] = []
 
     def run() -> None:
         with tf.device("CPU:0"):
-            made.append(make())
+            results.append(make())
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    return made[0]
+    return results[0]

@@ -18,7 +18,7 @@ __all__ = ["REMAINDERS", "check_remainder", "own_share", "training", "validation
 
 REMAINDERS = ("drop", "carry")
 _STREAM_SHUFFLE = 10_000
-_SHARDED = "_distlr_sharded"  # marks what came from here
+_SHARDED = "_distlr_sharded"  # marks the data sets that come from here
 
 
 def training(
@@ -42,8 +42,8 @@ def training(
         data: an unbatched `tf.data.Dataset`, or a tuple of arrays.
         shuffle: True for all samples (of a data set whose length is unknown, a buffer of 10,000), a number
             for a buffer of that size, False for the order given.
-        position: where the run stands, in an order whose seed is the same on all ranks. Where it is endless the
-            samples that fill no batch go into the next epoch; otherwise they are left out of this one.
+        position: the place of the run, in an order whose seed is the same on all ranks. If it is endless the samples
+            that fill no batch go into the next epoch; otherwise this epoch leaves them out.
     """
     check_batch(batch)
     dataset = _dataset(data)
@@ -76,7 +76,7 @@ def _from_arrays(
 
     def iteration(_: tf.Tensor) -> tf.data.Dataset:
         """Begins at the position, which it moves on to the next pass."""
-        seed, epoch, offset = position.enter()
+        seed, epoch, offset = position.begin_iteration()
 
         def order(number: tf.Tensor) -> tf.Tensor:
             """The order of one pass: of all samples, the same on every rank."""
@@ -87,8 +87,8 @@ def _from_arrays(
 
         def gathered(places: tf.Tensor) -> Any:
             """The rank's samples of one global batch."""
-            own = tf.ensure_shape(places[rank * feed : (rank + 1) * feed], [feed])
-            return tf.nest.map_structure(lambda array: tf.gather(array, own), whole)
+            local_places = tf.ensure_shape(places[rank * feed : (rank + 1) * feed], [feed])
+            return tf.nest.map_structure(lambda array: tf.gather(array, local_places), whole)
 
         if position.endless:
             first = offset // samples
@@ -127,15 +127,15 @@ def _from_stream(share: tf.data.Dataset, feed: int, size: int, buffer: int, posi
 
     def iteration(_: tf.Tensor) -> tf.data.Dataset:
         """Begins at the position, which it moves on to the next pass."""
-        seed, epoch, offset = position.enter()
-        own = offset // size
+        seed, epoch, offset = position.begin_iteration()
+        local_offset = offset // size
         if not position.endless:
-            return shuffled(seed, epoch).skip(own).batch(feed, drop_remainder=True)
-        first = 0 if length is None else own // length
+            return shuffled(seed, epoch).skip(local_offset).batch(feed, drop_remainder=True)
+        first = 0 if length is None else local_offset // length
         samples = tf.data.Dataset.range(first, tf.int64.max).flat_map(
             lambda number: shuffled(seed, position.inner_pass(epoch, number))
         )
-        return samples.skip(own - first * (length or 0)).batch(feed, drop_remainder=True)
+        return samples.skip(local_offset - first * (length or 0)).batch(feed, drop_remainder=True)
 
     return tf.data.Dataset.range(1).flat_map(iteration)
 
@@ -209,11 +209,11 @@ def _weighted(sample: tuple[Any, ...], factor: float) -> tuple[Any, Any, tf.Tens
     return sample[0], sample[1], weight
 
 
-# -- what may come in ------------------------------------------------------------------------------------
+# -- accepted data ------------------------------------------------------------------------------------
 
 
 def check_remainder(remainder: Any) -> None:
-    """Refuses what is no way to treat the samples that fill no batch."""
+    """Refuses an unknown way to treat the samples that fill no batch."""
     one_of("remainder", remainder, REMAINDERS)
 
 
@@ -260,7 +260,7 @@ def _length(array: Any) -> int | None:
 
 
 def _check_unbatched(dataset: tf.data.Dataset) -> None:
-    """Refuses what `batch()` made. With full batches alone it cannot be told; the count of samples tells then."""
+    """Refuses a batched data set. Full batches alone do not show that; the count of samples does."""
     count = int(dataset.cardinality().numpy())
     if count == tf.data.INFINITE_CARDINALITY:
         raise ConfigurationError(

@@ -6,8 +6,9 @@
     optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(0.01 * hvd.size(), momentum=0.9))
     model.fit(..., callbacks=[hvd.callbacks.BroadcastGlobalVariablesCallback(0), hvd.callbacks.MetricAverageCallback()])
 
-On Keras 3 Horovod's own `DistributedOptimizer` averages nothing and says nothing, and its callbacks raise. As there, a
-rate is what you give: already multiplied by `size()`. distlr's own front door (`distlr.init`) scales it for you.
+On Keras 3 Horovod's own `DistributedOptimizer` averages nothing and says nothing, and its callbacks raise. As in
+Horovod, the rate is the one that you give, already multiplied by `size()`. distlr's own front door (`distlr.init`)
+scales it for you.
 """
 
 import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)

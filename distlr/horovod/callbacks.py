@@ -53,7 +53,7 @@ class BroadcastGlobalVariablesCallback(BroadcastState):
         self._guard.bind(self.communicator)
 
     def set_model(self, model: Any) -> None:
-        """Refuses, too, what `job.callbacks` would refuse."""
+        """Also refuses callbacks that `job.callbacks` would refuse."""
         super().set_model(model)
         current_job().audit().set_model(model)
         self._guard.set_model(model)
@@ -61,23 +61,23 @@ class BroadcastGlobalVariablesCallback(BroadcastState):
     def on_train_begin(self, logs: Any = None) -> None:
         """Compares and broadcasts. Collective."""
         super().on_train_begin(logs)
-        self._guard.come_last()
+        self._guard.append_to_history()
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Nothing: callbacks behind this one may change the weights yet."""
+        """Does nothing: callbacks behind this one may still change the weights."""
 
 
 class _LastGuard(ReplicaGuard):
     """Compares the ranks after all callbacks of a `fit`, whose list the drop-in does not see.
 
-    Keras puts its own History behind the user's callbacks. Of each rank's own may be the weights that are not trained,
-    as with Horovod.
+    Keras puts its own History behind the user's callbacks. The weights that are not trained may differ by
+    rank, as with Horovod.
     """
 
     trained_alone = True
 
-    def come_last(self) -> None:
-        """Has this `fit`'s History call it."""
+    def append_to_history(self) -> None:
+        """Arranges that this `fit`'s History, the last callback, calls it."""
         history = getattr(self.model, "history", None)
         if self.communicator.size == 1 or history is None:  # None where a loop of one's own calls the callbacks
             return
@@ -89,7 +89,7 @@ class _LastGuard(ReplicaGuard):
             self.on_epoch_end(epoch, logs)
 
         def on_train_end(logs: Any = None) -> None:
-            del history.on_epoch_end, history.on_train_end  # the class' own come back
+            del history.on_epoch_end, history.on_train_end  # the methods of the class come back
             compare_at_end(self.communicator, self.model, trained_alone=True)
 
         history.on_epoch_end, history.on_train_end = on_epoch_end, on_train_end
@@ -160,7 +160,7 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
         self._epoch = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Takes the number of steps from Keras."""
+        """Reads the number of steps from Keras."""
         if self.steps_per_epoch is None and not self.staircase:
             self.steps_per_epoch = (self.params or {}).get("steps")
             if self.steps_per_epoch is None:
@@ -168,11 +168,10 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
                 raise ConfigurationError(received("steps_per_epoch", None, "given where Keras does not know it", hint))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Notes the epoch."""
         self._epoch = epoch
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Sets the rate, where this batch is one for it."""
+        """Sets the rate if it changes at this batch."""
         if self._epoch < self.start_epoch or (self.end_epoch is not None and self._epoch >= self.end_epoch):
             return
         if self.staircase and batch == 0:
@@ -229,7 +228,7 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
         self.verbose = verbose
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Says that the warmup is done."""
+        """Prints that the warmup is done."""
         super().on_epoch_end(epoch, logs)
         if epoch + 1 == self.end_epoch and self.verbose > 0 and rank() == 0:
             print(

@@ -113,8 +113,8 @@ def allreduce(value: Any, name: str | None = None, average: bool | None = None, 
     Args:
         value: a number or an array, of one shape on all ranks. It is added in float64 (int64 if whole); the result has
             its type, so a mean of integers is cut off.
-        name: of the call; the same on all ranks.
-        average: Horovod's older word for `op`, which it goes before.
+        name: the name of the call; the same on all ranks.
+        average: Horovod's older name for `op`; it has precedence.
         op: `Average` or `Sum`.
 
     >>> import distlr.horovod as hvd
@@ -137,7 +137,7 @@ def allgather(value: Any, name: str | None = None) -> Any:
 
     Args:
         value: an array of one type and one shape but for the first dimension.
-        name: of the call; the same on all ranks.
+        name: the name of the call; the same on all ranks.
 
     >>> import distlr.horovod as hvd
     >>> hvd.init()
@@ -151,9 +151,9 @@ def broadcast(value: Any, root_rank: int, name: str | None = None) -> Any:
     """The value of one rank, as a numpy array. Collective.
 
     Args:
-        value: of one type and shape on all ranks.
-        root_rank: whose.
-        name: of the call; the same on all ranks.
+        value: a value of one type and shape on all ranks.
+        root_rank: the rank whose value is returned.
+        name: the name of the call; the same on all ranks.
 
     >>> import distlr.horovod as hvd
     >>> hvd.init()
@@ -173,12 +173,12 @@ def load_model(
 ) -> Any:
     """`keras.models.load_model`, with the optimizer reducing its gradients over the ranks as it did when it was saved.
 
-    What `DistributedOptimizer` was told is in the file; what is given here goes before it, and a line says so. A file
-    of a plain optimizer, or of an earlier version, does not say it: then the mean is taken, also of several backward
-    passes.
+    The arguments of `DistributedOptimizer` are in the file. Those given here replace them, which a line in the log
+    says. A file of a plain optimizer, or of an earlier version, has none: then the mean is taken, also over several
+    backward passes.
 
     Args:
-        filepath: of a model that a plain optimizer or one of distlr's was saved with.
+        filepath: the path of a model that a plain optimizer or one of distlr's was saved with.
         custom_objects: see Keras.
         compression: `Compression.none` or `Compression.fp16`; by default as saved.
         op: `Average` or `Sum`; by default as saved.
@@ -208,23 +208,23 @@ def load_model(
         return model
     core = unwrap_loss_scale(model.optimizer)
     passes = float(core.gradient_accumulation_steps or 1)
-    given = {
+    arguments = {
         "compression": compression,
         "sums": None if op is None else op == Sum,
         "factor": None if average_aggregated_gradients is None else 1.0 if average_aggregated_gradients else passes,
     }
-    asked = {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in arguments.items() if value is not None}
     if is_adopted(core):
         gradients = core.distlr.gradients
         saved = gradients.reduction
-        gradients.reduction = dataclasses.replace(saved, **asked)
+        gradients.reduction = dataclasses.replace(saved, **changes)
         if gradients.reduction != saved and job.is_root:
             _log.warning("%s says %r, and hvd.load_model %r, which goes first.", filepath, saved, gradients.reduction)
         job._connect(core)
     else:  # a plain optimizer
         job.optimizer(model.optimizer, compression=compression or Compression.none)
         gradients = core.distlr.gradients
-        gradients.reduction = dataclasses.replace(gradients.reduction, **asked)
+        gradients.reduction = dataclasses.replace(gradients.reduction, **changes)
     return model
 
 

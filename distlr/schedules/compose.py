@@ -1,6 +1,6 @@
 """Schedules made of schedules.
 
-Each is a schedule again, in base steps. Intervals are half-open: what begins at `b` holds at `t >= b`.
+Each is a schedule again, in base steps. Intervals are half-open: a part that begins at `b` holds at `t >= b`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Join(Schedule):
         part = passed(t, self.boundaries)
         rate = self._inner[0](t)
         for i, boundary in enumerate(self.boundaries):
-            # Held at its beginning before it, so that no part is asked for a time that it does not have.
+            # Before its boundary a part is held at its beginning, so that it never gets a time that it does not have.
             rate = tf.where(part > i, self._inner[i + 1](tf.maximum(t - boundary, 0.0)), rate)
         return rate
 

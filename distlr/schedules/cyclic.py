@@ -26,9 +26,9 @@ class Cyclic(Schedule):
         base_learning_rate: the lower rate, at least 0.
         peak_learning_rate: the upper one, at least the lower.
         up: base steps from the lower to the upper, above 0.
-        down: and back; by default as many.
+        down: base steps back to the lower one; by default as many.
         mode: "triangular", "triangular2" or "exp_range".
-        gamma: of "exp_range", in (0, 1].
+        gamma: the base of "exp_range", in (0, 1].
 
     >>> triangles = Cyclic(0.0, 1.0, up=10, mode="triangular2")
     >>> [float(triangles(t)) for t in (0, 5, 10, 20, 30, 35)]

@@ -23,7 +23,7 @@ class Interpolated(Schedule):
 
     Args:
         times: increasing, in base steps.
-        values: the rates there, each at least 0; as many.
+        values: the rates at these times, each at least 0.
         way: "linear" or "cosine".
 
     >>> path = Interpolated([0, 10, 30], [0.0, 1.0, 0.5])

@@ -20,7 +20,7 @@ class InverseSqrt(Schedule):
 
     Args:
         initial_learning_rate: the rate up to `start`, at least 0.
-        timescale: after so many base steps more the rate is `1 / sqrt(2)` of it; above 0.
+        timescale: after so many more base steps the rate is `1 / sqrt(2)` of it; above 0.
         start: where the decay begins, in base steps.
 
     >>> decay = InverseSqrt(1.0, timescale=100)

@@ -23,7 +23,7 @@ class MultiStep(Schedule):
     Args:
         initial_learning_rate: the rate before the first boundary, at least 0.
         boundaries: increasing times in base steps.
-        gamma: what the rate is multiplied by at each of them, above 0.
+        gamma: the factor on the rate at each of them, above 0.
 
     >>> steps = MultiStep(1.0, [10, 20], gamma=0.5)
     >>> [float(steps(t)) for t in (0, 9, 10, 19, 20, 1000)]

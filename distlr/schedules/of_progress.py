@@ -20,13 +20,13 @@ class OfProgress(Schedule):
     """`lr(t) = learning_rate * function(p)` with `p = min(t / steps, 1)`.
 
     Args:
-        function: of a float64 tensor of any shape, elementwise, with TensorFlow's or Keras' operations or plain
-            arithmetic. To save it, register it: `@keras.saving.register_keras_serializable()`.
+        function: a function of a float64 tensor of any shape, elementwise, with TensorFlow's or Keras' operations or
+            plain arithmetic. To save it, register it: `@keras.saving.register_keras_serializable()`.
         steps: the length of the run in base steps, above 0.
-        learning_rate: what the function's value is multiplied by, at least 0.
+        learning_rate: the factor on the function's value, at least 0.
 
     Raises:
-        ConfigurationError: the function cannot be asked with a tensor (`math.cos`, an `if` on p), or does not
+        ConfigurationError: the function cannot be called with a tensor (`math.cos`, an `if` on p), or does not
             return one number for each.
 
     >>> half = OfProgress(lambda p: 1 - p / 2, steps=10, learning_rate=0.5)

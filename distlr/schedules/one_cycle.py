@@ -18,7 +18,7 @@ ANNEALS = ("cosine", "linear")
 
 @keras.saving.register_keras_serializable("distlr")
 class OneCycle(Schedule):
-    """From `peak / start_div` up to the peak and down to `peak / start_div / final_div`, over `steps`.
+    """Climbs from `peak / start_div` to the peak and falls to `peak / start_div / final_div`, over `steps`.
 
     Two phases: up until `warm = up * steps`, down until `steps`. Three: up until `warm`, down to where it began
     until `2 warm`, and on to the end. Each goes along a cosine or a line.

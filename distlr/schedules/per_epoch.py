@@ -33,8 +33,8 @@ class PerEpoch(Schedule):
     Args:
         function: `f(epoch) -> rate` or `f(epoch, lr) -> rate` with epochs from 0, as for Keras'
             `LearningRateScheduler`; or the rates themselves, one an epoch.
-        initial_learning_rate: what `f` receives as `lr` in epoch 0. Needed when `f` takes `lr`.
-        epochs: for how many epochs `f` is asked; the last rate stays. Not given with a list.
+        initial_learning_rate: the value of `lr` that `f` receives in epoch 0. Needed when `f` takes `lr`.
+        epochs: for how many epochs `f` is called; the last rate stays. Not given with a list.
         lr: "current" passes `f` the rate of the epoch before (as Keras does), "base" always passes
             `initial_learning_rate`.
         steps_per_epoch: the length of an epoch in steps (base steps on the samples clock; may be a
@@ -97,7 +97,7 @@ class PerEpoch(Schedule):
         return tf.gather(tf.constant(self.rates, tf.float64), tf.clip_by_value(epoch, 0, len(self.rates) - 1))
 
     def get_config(self) -> dict[str, Any]:
-        """The rates that the function gave, in its place, and the length of an epoch."""
+        """The rates that the function returned, in its place, and the length of an epoch."""
         return {"function": list(self.rates), "steps_per_epoch": self.steps_per_epoch}
 
 

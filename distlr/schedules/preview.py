@@ -1,4 +1,4 @@
-"""The rate over a run, before the run: what the formula gives on each number of replicas; what looks like a mistake."""
+"""The rate over a run, before the run: the formula on each number of replicas, with warnings about likely mistakes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Curve", "Mark", "plan", "wrong_steps"]
 
 _POINTS = 2001
 _TINY = 1e-12
-_JUMP = 0.1  # of the peak, between neighbouring points
+_JUMP = 0.1  # share of the peak, between neighbouring points
 _SUPPORTED = {
     # SGD on 8,192 = 32 x 256 samples; LAMB on 65,536 = 128 x 512.
     "linear": (32, "Goyal et al. 2017, arXiv 1706.02677"),
@@ -31,8 +31,8 @@ class Mark:
     """Something that happens to the rate.
 
     Attributes:
-        epoch: when.
-        what: "the warmup ends", or that the rate falls or rises in one step.
+        epoch: the time, in epochs.
+        what: "the warmup ends", or a text about a rate that falls or rises in one step.
     """
 
     epoch: float
@@ -48,8 +48,8 @@ class Curve:
         schedule: the formula.
         epochs: times, in epochs, from 0 to the end of the run.
         rates: the rate at each of them, in float64.
-        marks: what happens, in order.
-        warnings: what is probably a mistake, a sentence each.
+        marks: the events, in order.
+        warnings: likely mistakes, a sentence each.
     """
 
     batch: GlobalBatch
@@ -77,8 +77,8 @@ def plan(
     `lr(t) = schedule(t) * factor(k) * warmup(t)` with `t` in base steps; see `schedules.Scaled`.
 
     Args:
-        schedule: written for the base batch: a Keras schedule, or a number.
-        batches: one for each number of replicas, with `samples_per_epoch`.
+        schedule: the schedule for the base batch: a Keras schedule, or a number.
+        batches: one batch for each number of replicas, with `samples_per_epoch`.
         rule: see `distlr.scaling`.
         warmup: a duration, or None.
         epochs: the length of the run; by default the batch's `duration`.
@@ -140,7 +140,7 @@ def _jumps(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.ndar
 
 
 def _warnings(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.ndarray) -> list[str]:
-    found, end = [], float(times[-1])
+    warnings, end = [], float(times[-1])
     peak = rates.max()
     stretches = _stretches(rates < _TINY)
     if stretches:
@@ -148,33 +148,37 @@ def _warnings(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.n
         until = "on" if stop == len(times) - 1 else f"to {times[stop]:.4g}"
         more = f", and in {len(stretches) - 1} stretches more" if len(stretches) > 1 else ""
         where = f"from epoch {times[start]:.4g} {until}{more}"
-        found.append(f"The rate is under {_TINY:g} {where}: nothing is learned there.")
+        warnings.append(f"The rate is under {_TINY:g} {where}: nothing is learned there.")
     if scaled.warmup is not None and float(batch.to_epochs(scaled.warmup)) > end / 2:
-        found.append(f"The warmup of {scaled.warmup} is more than half of the run of {end:g} epochs.")
-    flat = np.flatnonzero(rates > rates[-1] * (1 + 1e-9) + 1e-15)
-    last = float(times[flat[-1]]) if flat.size else 0.0
+        warnings.append(f"The warmup of {scaled.warmup} is more than half of the run of {end:g} epochs.")
+    above_end = np.flatnonzero(rates > rates[-1] * (1 + 1e-9) + 1e-15)
+    last = float(times[above_end[-1]]) if above_end.size else 0.0
     if peak > rates[-1] and last < 0.9 * end:
-        found.append(f"The rate has reached its end, {rates[-1]:g}, at epoch {last:.4g} of {end:g}.")
+        warnings.append(f"The rate has reached its end, {rates[-1]:g}, at epoch {last:.4g} of {end:g}.")
     later = _rates(scaled, batch, np.array([1.5 * end]))[0]
     if later < 0.5 * rates[-1] and rates[-1] > 0.05 * peak:
-        found.append(f"The rate still falls after the run: {rates[-1]:.4g} at its end, {later:.4g} half a run later.")
+        warnings.append(
+            f"The rate still falls after the run: {rates[-1]:.4g} at its end, {later:.4g} half a run later."
+        )
     wrong = wrong_steps(scaled, end)
-    found += [] if wrong is None else [wrong]
+    warnings += [] if wrong is None else [wrong]
     limit, source = _SUPPORTED.get(rule_name(scaled.rule), (None, ""))
     if limit is not None and batch.ratio > limit:
         name = rule_name(scaled.rule)
-        found.append(f"k = {batch.ratio:g} is beyond what is known to work with the {name} rule, {limit} ({source}).")
-    return found
+        warnings.append(
+            f"k = {batch.ratio:g} is beyond what is known to work with the {name} rule, {limit} ({source})."
+        )
+    return warnings
 
 
 def _stretches(where: np.ndarray) -> list[tuple[int, int]]:
-    """The first and the last point of each stretch where something holds; one point is none: a curve may touch 0."""
+    """The first and the last point of each stretch where a condition holds; a single point does not count."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], where, [False]])))
     return [(first, end - 1) for first, end in edges.reshape(-1, 2).tolist() if end - first > 1]
 
 
 def wrong_steps(scaled: Scaled, epochs: float) -> str | None:
-    """What to say of a schedule that seems to be written in steps of the global batch, where time is in base steps.
+    """A warning about a schedule that seems to be written in steps of the global batch, although time is in base steps.
 
     Args:
         scaled: the formula.

@@ -38,10 +38,10 @@ _SHORT = {
 
 
 def fill_names(exports: Iterable[Any]) -> None:
-    """Takes what the package exports, from its `__init__`: so this module neither imports nor lists the shapes."""
+    """Registers the package's exports, called by its `__init__`; so this module neither imports nor lists shapes."""
     classes = [export for export in exports if isinstance(export, type) and issubclass(export, Schedule)]
-    own = {cls.name: cls for cls in classes if cls.name is not None}
-    NAMES.update(sorted({**_KERAS_NAMES, **own}.items()))
+    shapes = {cls.name: cls for cls in classes if cls.name is not None}
+    NAMES.update(sorted({**_KERAS_NAMES, **shapes}.items()))
 
 
 def time_arguments(name: str) -> tuple[str, ...]:
@@ -57,10 +57,10 @@ def get(spec: Any, batch: GlobalBatch | None = None, *, path: str = "schedule") 
         spec: `{"name": "cosine", "initial": 0.1, "steps": 1000}`, with schedules inside as dicts again; a number is
             a constant rate, and a schedule is itself.
         batch: turns durations into base steps: `"steps": "90ep"`.
-        path: what to call it in messages.
+        path: its name in messages.
 
     Raises:
-        ConfigurationError, ConfigurationTypeError: with the path to what cannot be right.
+        ConfigurationError, ConfigurationTypeError: a part is wrong; the message has the path to it.
 
     >>> schedule = get({"name": "floor", "floor": 0.01, "schedule": {"name": "cosine", "initial": 0.1, "steps": 10}})
     >>> [round(float(schedule(t)), 4) for t in (0, 5, 10)]
@@ -83,10 +83,10 @@ def get(spec: Any, batch: GlobalBatch | None = None, *, path: str = "schedule") 
             f"{path}.name must be one of {', '.join(NAMES)}. Received: {path}.name={name!r}. Fix: {hint}."
         )
     arguments = {
-        argument: _value(name, argument, value, batch, f"{path}.{given}")
-        for given, value in spec.items()
-        if given != "name"
-        for argument in [_argument(name, given, path)]
+        argument: _value(name, argument, value, batch, f"{path}.{key}")
+        for key, value in spec.items()
+        if key != "name"
+        for argument in [_argument(name, key, path)]
     }
     try:
         return NAMES[name](**arguments)
@@ -123,19 +123,19 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _argument(name: str, given: str, path: str) -> str:
+def _argument(name: str, key: str, path: str) -> str:
     """The argument of the class that a word means."""
     known = [
         argument for argument in inspect.signature(NAMES[name].__init__).parameters if argument not in ("self", "name")
     ]
-    if given in known:
-        return given
-    meant = [argument for argument in _SHORT.get(given, ()) if argument in known]
+    if key in known:
+        return key
+    meant = [argument for argument in _SHORT.get(key, ()) if argument in known]
     if meant:
         return meant[0]
-    close = difflib.get_close_matches(given, [*known, *_SHORT], n=1)
+    close = difflib.get_close_matches(key, [*known, *_SHORT], n=1)
     hint = f"did you mean {close[0]!r}" if close else f"it takes {', '.join(known)}"
-    raise ConfigurationError(f"{path}.{given} is no argument of '{name}'. Fix: {hint}.")
+    raise ConfigurationError(f"{path}.{key} is no argument of '{name}'. Fix: {hint}.")
 
 
 def _value(name: str, argument: str, value: Any, batch: GlobalBatch | None, path: str) -> Any:

@@ -32,8 +32,8 @@ _log = logging.getLogger("distlr")
 class Scaled(Schedule):
     """`lr(t) = schedule(t) * factor(k) * warmup(t)`, with k = global batch / base batch.
 
-    The optimizer of `job.optimizer` asks it with the time that `time` gives (`at`); a plain Keras
-    optimizer asks it with its own step count (`__call__`), and it does the counting itself.
+    The optimizer of `job.optimizer` calls `at` with the result of `time`. A plain Keras optimizer calls it with its own
+    step count (`__call__`), which it converts into the time itself.
 
     >>> from distlr.schedules import Cosine
     >>> batch = GlobalBatch(64, replicas=4, base_batch=64, samples_per_epoch=6_400)
@@ -122,7 +122,7 @@ class Scaled(Schedule):
         return tf.cast(self.at_step(step), keras.config.floatx())
 
     def at_step(self, step: Any) -> tf.Tensor:
-        """The same in float64, for an optimizer that adopts what is scaled already."""
+        """The same in float64, for an optimizer that adopts a schedule that is scaled already."""
         step = tf.cast(step, tf.int64)
         samples = self.batch.samples_at(step // self.batch.accumulation)
         return self.at(self.time(step, samples))
@@ -131,7 +131,7 @@ class Scaled(Schedule):
         """Whether the rate still climbs at time `t`.
 
         Args:
-            t: of the chosen clock, in base steps or in Keras' own.
+            t: the time of the chosen clock, in base steps or in Keras' own.
 
         >>> rate = scale(0.1, GlobalBatch(64, replicas=4, base_batch=64), warmup="6400sp")
         >>> rate.in_warmup(99), rate.in_warmup(100)
@@ -141,7 +141,7 @@ class Scaled(Schedule):
 
     @property
     def has_warmup(self) -> bool:
-        """Whether there is a warmup that does something."""
+        """Whether there is a warmup that has an effect."""
         return self._warmup is not None
 
     def climbs(self, t: tf.Tensor) -> tf.Tensor:
@@ -209,7 +209,7 @@ class Scaled(Schedule):
         """The same for another batch.
 
         Raises:
-            ConfigurationError: it cannot be had for this one.
+            ConfigurationError: it cannot be scaled for this batch.
 
         >>> rate = scale(0.1, GlobalBatch(64, replicas=4, base_batch=64))
         >>> rate.factor, rate.for_batch(rate.batch.replace(replicas=1)).factor
@@ -222,12 +222,12 @@ class Scaled(Schedule):
         name = rule_name(self.rule)
         if isinstance(self.rule, str) or rules.RULES.get(name) is self.rule:
             return name
-        kept = {"name": name, "factor": self.factor, "k": self.batch.ratio}
+        config = {"name": name, "factor": self.factor, "k": self.batch.ratio}
         if isinstance(self.rule, types.FunctionType):
             registered = keras.saving.get_registered_name(self.rule)
             if keras.saving.get_registered_object(registered) is self.rule:
-                kept["registered"] = registered
-        return kept
+                config["registered"] = registered
+        return config
 
     def _time_of(self, duration: Duration, argument: str = "duration") -> float:
         if self.clock == "samples":
@@ -242,7 +242,7 @@ class Scaled(Schedule):
                 )
             return None
         start = min(1.0, 1.0 / self.factor) if self.warmup_from is None else self.warmup_from
-        # All is checked where the warmup does nothing too, so that a script that runs on one replica runs on eight.
+        # All is checked even if the warmup has no effect, so that a script that runs on one replica runs on eight.
         start = check_start("warmup_from", start, self.warmup_shape)
         steps = self._time_of(self.warmup, "warmup")
         if steps:
@@ -298,7 +298,7 @@ def _check_epoch_is_known(batch: GlobalBatch) -> None:
 
 
 def as_schedule(rate: Any, batch: GlobalBatch, initial_learning_rate: float | None = None) -> Any:
-    """Turns what people write for a rate into a schedule: a float, a per-epoch function, or a schedule."""
+    """Turns a user's rate into a schedule: a float, a per-epoch function, or a schedule."""
     if isinstance(rate, numbers.Real) and not isinstance(rate, bool):
         rate = Constant(float(rate))
     no_function = (keras.optimizers.schedules.LearningRateSchedule, keras.callbacks.Callback, type)
@@ -332,7 +332,7 @@ def scale(
     """Scales a rate for the global batch: a Keras schedule that takes real steps, for any Keras optimizer.
 
     `lr(step) = schedule(t) * factor(k) * warmup(t)` with `t = samples_seen(step) / base_batch`; see `Scaled`.
-    It has no state: what changes in a run (plateau cuts, changes by hand) needs
+    It has no state: changes within a run (plateau cuts, changes by hand) need
     `job.optimizer` instead.
 
     Args:

@@ -40,16 +40,16 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
     changes at `t >= boundary` (half-open intervals), everywhere in distlr.
 
     Writing a schedule: keep each checked argument in an attribute of its name (or write `get_config`), and no state.
-    Decorate the class with `keras.saving.register_keras_serializable("distlr")`; say its `name` and `time_arguments`.
+    Decorate the class with `keras.saving.register_keras_serializable("distlr")`; set its `name` and `time_arguments`.
     `at` gets float64 of any shape and is elementwise. In a graph the first argument of an operation sets its type, and
-    a Python number's is float32: write `tf.maximum(x, 0.1)`, the number second. What jumps at the multiples of a
-    length divides by `divided`.
+    a Python number's is float32: write `tf.maximum(x, 0.1)`, the number second. A schedule that jumps at
+    multiples of a length divides by `divided`.
 
     The constructors of distlr's own raise `ConfigurationError` for an argument out of the range that their docstrings
     name, and `ConfigurationTypeError` for one of another type.
 
     Attributes:
-        name: what `get` and `to_dict` call the class; None where they do not know it.
+        name: the name of the class for `get` and `to_dict`; None if they do not know it.
         time_arguments: the constructor's arguments that are lengths or times, one or a list of them: `get` takes
             durations ("90ep") for these, and turns them into base steps.
         over_time: whether the rate may change with `t`.
@@ -96,7 +96,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Schedule:
-        """The schedule whose `get_config` this is, after a way through JSON."""
+        """The schedule whose `get_config` this is, also after a conversion to JSON and back."""
         return cls(**{name: _loaded(value) for name, value in config.items()})
 
     def __call__(self, step: Any) -> tf.Tensor:
@@ -117,7 +117,7 @@ def _loaded(value: Any) -> Any:
 
 
 def divided(t: tf.Tensor, length: float) -> tf.Tensor:
-    """`t / length`, rounded once and so a whole number wherever it is one, also in a graph: for what jumps there.
+    """`t / length`, rounded once, so that it is a whole number wherever it should be one, also in a graph.
 
     TensorFlow's graph optimizer and XLA turn a division by a constant into a multiplication by its reciprocal, and
     49 * (1 / 49) is below 1. A divisor that depends on `t` is left alone.
@@ -149,14 +149,14 @@ def increasing(argument: str, values: Any) -> list[float]:
 
 
 def as_float64(schedule: Any) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Gives the function `t -> rate` of a schedule, float64 in and out.
+    """Returns the function `t -> rate` of a schedule, float64 in and out.
 
     Keras' own shapes compute in the type of their first argument, a Python float and thus float32,
     where t = 2^24 equals 2^24 + 1 and a long cosine is off by more than 1e-6. A copy whose numbers are
     `np.float64` computes in float64 instead (and takes an int for a rate, which Keras computes in integers).
-    Where the stairs of Keras' own (`staircase=True`) meet, graph and XLA may be a step late, as Keras is: there
+    At the stairs of Keras' own (`staircase=True`) graph and XLA may be a step late, as Keras is: there
     49 / 49 can be below 1 (`divided`). distlr's own shapes change at the same step everywhere.
-    A user's schedule is asked with the widest type of step that it accepts: float64, float32, then the int64
+    A user's schedule is called with the widest type of step that it accepts: float64, float32, then the int64
     that Keras itself would pass.
 
     Raises:
@@ -192,17 +192,17 @@ class _Resolved(Schedule):
         return self._rate_at(t)
 
 
-def at_each(law: Callable[[tf.Tensor], tf.Tensor], times: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """What a function `t -> rate` gives at each of many times, eagerly; also one that takes no more than one at a time.
+def at_each(rate_at: Callable[[tf.Tensor], tf.Tensor], times: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """The rates at many times, computed eagerly, also by a function `t -> rate` that accepts one time only.
 
-    Such are Keras' `CosineDecay` with a warmup, and any schedule with a condition in it.
+    Keras' `CosineDecay` with a warmup is such a function, and so is any schedule with a condition in it.
     """
-    given = np.asarray(times)
+    time_array = np.asarray(times)
     try:
-        found = np.asarray(law(tf.constant(given)), np.float64)
+        rates = np.asarray(rate_at(tf.constant(time_array)), np.float64)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError):
-        return np.array([float(law(tf.constant(time))) for time in given], np.float64)
-    return np.broadcast_to(found, given.shape)
+        return np.array([float(rate_at(tf.constant(time))) for time in time_array], np.float64)
+    return np.broadcast_to(rates, time_array.shape)
 
 
 def _cast_step(t: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -256,7 +256,7 @@ def check_has_no_warmup(schedule: Any, argument: str, value: Any) -> None:
 
 
 def check_is_schedule(schedule: Any, argument: str = "schedule") -> None:
-    """Refuses what is no schedule, a callback above all, and says what to write instead."""
+    """Refuses an object that is no schedule, a callback above all, and says what to write instead."""
     if isinstance(schedule, keras.callbacks.Callback):
         name = type(schedule).__name__
         raise ConfigurationTypeError(

@@ -23,7 +23,7 @@ class Tanh(Schedule):
         steps: the length in base steps, above 0.
         floor: the rate that is approached at the end, at least 0.
         low: the tangent's argument at the beginning.
-        high: and at the end; above `low`.
+        high: the tangent's argument at the end, above `low`.
 
     >>> decay = Tanh(1.0, steps=100)
     >>> [round(float(decay(t)), 4) for t in (0, 60, 100)]
@@ -44,7 +44,7 @@ class Tanh(Schedule):
             raise ConfigurationError(received("high", high, f"above low={low}"))
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
-        """The rate at base step `t`: from `steps` on what is approached at the end, close above `floor`."""
+        """The rate at base step `t`: from `steps` on the final rate, close above `floor`."""
         p = progress(t, self.steps)
         height = self.initial_learning_rate - self.floor
         return self.floor + height * (1.0 - tf.tanh(self.low * (1.0 - p) + self.high * p)) / 2.0

@@ -81,12 +81,12 @@ class Warmup(Schedule):
         return s + (1 - s) * p
 
     def at(self, t: tf.Tensor) -> tf.Tensor:
-        """The rate at base step `t`: the schedule's, whose time goes on meanwhile, times `w(t)`."""
+        """The rate at base step `t`: that of the schedule, whose time goes on meanwhile, times `w(t)`."""
         return self._inner(t) * self.factor(t)
 
     @property
     def warmup_steps(self) -> float:
-        """`steps`, by the name that Keras' own schedules with a warmup have."""
+        """`steps`, under the name that Keras' own schedules with a warmup use."""
         return self.steps
 
 

@@ -18,7 +18,7 @@ TAILS = ("linear", "cosine", "exponential", "1-sqrt")
 
 @keras.saving.register_keras_serializable("distlr")
 class WarmupStableDecay(Schedule):
-    """Up to the rate in a line over `warmup_steps`, held for `stable_steps`, down to the floor over `decay_steps`.
+    """Climbs in a line over `warmup_steps`, holds for `stable_steps`, and decays to the floor over `decay_steps`.
 
     With r the share of the decay that has passed: `lr = floor + (learning_rate - floor) c(r)` and c(r) one of
 

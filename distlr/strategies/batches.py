@@ -11,11 +11,11 @@ __all__ = ["divided", "is_divided", "split_batches"]
 
 
 def divided(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
-    """Each batch of n samples as a `PerReplica` value: each replica has ceil(n / replicas), the last ones what is left.
+    """Each batch of n samples as a `PerReplica` value: each replica has ceil(n / replicas), the last ones the rest.
 
-    These are the shares that `tf.distribute` gives, of one ordinary iterator, which has its first batch in a fifth of
-    the time of one over four CPUs; and one is made for every epoch and every validation. The values lie where the
-    iterator does, so it is for replicas that share their memory.
+    These are the shares of `tf.distribute`, from one ordinary iterator, which has its first batch in a fifth of the
+    time of an iterator over four CPUs; every epoch and every validation makes one. The values are in the memory of the
+    iterator, so this is for replicas that share their memory.
     """
     replicas = strategy.num_replicas_in_sync
 
@@ -52,8 +52,8 @@ def split_batches(dataset: tf.data.Dataset, parts: int) -> tf.data.Dataset:
 
 
 def _on_each_tensor(function: Callable[[tf.Tensor], Any], dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The data set with a function of each tensor in the structure of its elements."""
-    several = type(dataset.element_spec) is tuple  # which `map` hands over one by one
+    """The data set with a function applied to each tensor in the structure of its elements."""
+    several = type(dataset.element_spec) is tuple  # `map` passes its parts one by one
 
     def on_element(*parts: Any) -> Any:
         return tf.nest.map_structure(function, parts if several else parts[0])

@@ -1,4 +1,4 @@
-"""Errors of TensorFlow's that say that a rank is lost, with who says it, and who is lost where that is known."""
+"""TensorFlow's errors about a lost rank, with the rank that reports it, and the lost rank if it is known."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def with_text(error: tf.errors.OpError, text: str) -> tf.errors.OpError:
 
 @contextlib.contextmanager
 def explained(communicator: Communicator, what: str) -> Iterator[None]:
-    """Has an error that says that a rank is lost say who speaks, and who is lost; its class stays.
+    """Adds to an error about a lost rank which rank reports it, and which is lost; its class stays.
 
-    Horovod's elastic mode and scripts of one's own know it by its class and by the engine's words.
+    Horovod's elastic mode and users' scripts recognize it by its class and by the engine's words.
 
     Args:
         communicator: the job's.
-        what: what such an error ends, to begin a sentence with.
+        what: the action that such an error ends, as the subject of a sentence.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""A strategy of the user's own."""
+"""The check of a strategy that the user has made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def check_strategy(strategy: tf.distribute.Strategy) -> None:
     """Refuses a strategy under which no rate can be right, and warns of one that distlr was never run on.
 
     Raises:
-        ConfigurationError: a parameter server's workers update the weights each at its own time: there is no one clock.
+        ConfigurationError: the workers of a parameter server update the weights each at its own time: there is no one
+            clock.
     """
     names = {kind.__name__ for kind in type(strategy).__mro__}
     if any("ParameterServer" in name for name in names):

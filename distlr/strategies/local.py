@@ -23,7 +23,8 @@ def local_gpus() -> tf.distribute.Strategy | None:
 def pin_gpu(local_rank: int, local_size: int) -> None:
     """Gives this process the GPU of its local rank alone, with memory that grows as it is used.
 
-    With fewer GPUs than processes they share: a simulator, which a warning says. Without any there is nothing to do.
+    With fewer GPUs than processes some share one: such a job is a simulation, and a warning says so. Without a GPU
+    nothing is done.
 
     Raises:
         DistributionError: TensorFlow has started already, on all GPUs.
@@ -33,10 +34,10 @@ def pin_gpu(local_rank: int, local_size: int) -> None:
         return
     if len(gpus) < local_size and local_rank == 0:
         _log.warning("%d processes share %d GPUs of this machine.", local_size, len(gpus))
-    own = gpus[local_rank % len(gpus)]
+    gpu = gpus[local_rank % len(gpus)]
     try:
-        tf.config.set_visible_devices(own, "GPU")
-        tf.config.experimental.set_memory_growth(own, True)
+        tf.config.set_visible_devices(gpu, "GPU")
+        tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError as error:
         raise DistributionError(
             f"[local rank {local_rank}] The process must be given its GPU before TensorFlow starts. Fix: call "

@@ -1,4 +1,4 @@
-"""Losses that are another number on several replicas than on one device, by how they are reduced over a batch."""
+"""Losses whose reduction over a batch gives another number on several replicas than on one device."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["check_one_loss_a_sample", "reduction_warnings"]
 
 
 def reduction_warnings(loss: Any, ranks: int, factor: float = 1.0) -> list[str]:
-    """What to say of a compiled loss on several replicas, a sentence for each reduction that is no mean over samples.
+    """Warnings about a compiled loss on several replicas, a sentence for each reduction that is no mean over samples.
 
     Each replica reduces its own share of the batch. With `sum_over_batch_size` (the default) and `mean` the mean of
     equal shares is the mean of the batch. With others it is not:
 
     Args:
-        loss: what `compile` was given: a loss, or a structure of them.
-        ranks: over how many ranks the gradients are averaged; 1 where a strategy adds those of all replicas up.
-        factor: that the rate is scaled by for the batch.
+        loss: the argument of `compile`: a loss, or a structure of losses.
+        ranks: the number of ranks over which gradients are averaged; 1 if a strategy adds up those of all replicas.
+        factor: the factor that scales the rate for the batch.
 
     >>> reduction_warnings(["mse", keras.losses.MeanSquaredError()], ranks=2, factor=8)
     []
@@ -30,11 +30,11 @@ def reduction_warnings(loss: Any, ranks: int, factor: float = 1.0) -> list[str]:
     "reduction='sum' of the loss 'mean_squared_error'"
     """
     losses = [item for item in tf.nest.flatten(loss) if isinstance(item, keras.losses.Loss)]
-    found = []
+    warnings = []
     for item in losses:
         name = f"reduction={item.reduction!r} of the loss '{item.name}'"
         if item.reduction == "mean_with_sample_weight":
-            found.append(
+            warnings.append(
                 f"{name}: each replica divides by the weights of its own samples, so with weights that differ the mean "
                 "over the replicas is not that of the batch, neither in the gradient nor in the loss that is reported, "
                 "and padding of validation data counts in the latter. Fix: the default reduction, with weights whose "
@@ -42,20 +42,20 @@ def reduction_warnings(loss: Any, ranks: int, factor: float = 1.0) -> list[str]:
             )
         elif item.reduction not in ("sum_over_batch_size", "mean"):
             if ranks > 1:
-                found.append(
+                warnings.append(
                     f"{name}: the gradients are the mean over {ranks} ranks, which is 1/{ranks} of one device's, whose "
                     "sum is over the whole batch. Fix: the default reduction, or multiply the rate."
                 )
             elif factor != 1:
-                found.append(
+                warnings.append(
                     f"{name}: the gradient grows with the batch by itself, and the rate is scaled by {factor:g} "
                     'beside it. Fix: the default reduction, or job.optimizer(..., rule="none").'
                 )
-    return found
+    return warnings
 
 
 def check_one_loss_a_sample(losses: tf.Tensor) -> None:
-    """Refuses what is not of shape (samples,) or (samples, 1), where the mean over the batch is to be taken.
+    """Refuses losses of another shape than (samples,) or (samples, 1): their mean over the batch is needed.
 
     Raises:
         ConfigurationError: it is a scalar, or has several numbers a sample.

@@ -22,7 +22,7 @@ _DEEPEST = 150  # operations on one way, each a few calls of Python's
 
 
 class Term(enum.Enum):
-    """What a term of a loss is, as the sum of the gradients of all replicas has it."""
+    """The kind of a term of a loss, with regard to the sum of the gradients of all replicas."""
 
     SHARE = "divided by the batch of all replicas, as Keras' losses and `job.mean_loss` are"
     MEAN = "the mean over one replica's batch"
@@ -34,20 +34,20 @@ class Term(enum.Enum):
 def loss_terms(
     loss: tf.Tensor, replicas: int, samples: int | None, shares: Collection[Any], keras: Collection[Any]
 ) -> set[Term]:
-    """What the terms are that a loss is the sum of.
+    """The kinds of the terms that add up to a loss.
 
     Args:
-        loss: in a graph; of one that is no scalar TensorFlow takes the gradient of the sum.
-        replicas: of the strategy, whose gradients are summed.
-        samples: of a step of all these replicas, where it is known.
+        loss: a tensor of a graph; if it is no scalar TensorFlow computes the gradient of its sum.
+        replicas: the number of the strategy's replicas, whose gradients are summed.
+        samples: the samples of a step on all these replicas, if known.
         shares: references to tensors that are shares, whatever the graph looks like.
-        keras: likewise to what Keras' own losses gave, which divide by the replicas as their last step.
+        keras: references to the results of Keras' own losses, whose last step is to divide by the replicas.
     """
     return _Walk(replicas, samples, shares, keras).terms(loss, None, within_keras=False)
 
 
 class _Walk:
-    """From a loss back along what is linear in it."""
+    """Walks from a loss back along the operations that are linear in it."""
 
     def __init__(self, replicas: int, samples: int | None, shares: Collection[Any], keras: Collection[Any]) -> None:
         self.replicas, self.samples, self.shares, self.keras = replicas, samples, shares, keras
@@ -55,7 +55,7 @@ class _Walk:
         self._depth = 0
 
     def terms(self, tensor: tf.Tensor, reduced: Term | None, within_keras: bool) -> set[Term]:
-        """The terms of a tensor that was summed over the batch (SUM), or its mean taken (MEAN), on the way here."""
+        """The terms of a tensor that is later summed (SUM) or averaged (MEAN) over the batch, or neither (None)."""
         key = tensor.ref(), reduced, within_keras
         if key not in self._known:
             if self._depth == _DEEPEST:
@@ -85,7 +85,7 @@ class _Walk:
         if op.type in _ADDED:
             return of([part for part in inputs if part.dtype.is_floating])
         if op.type in _REDUCED:
-            # The innermost one over the batch counts: what is outside of it no longer has the batch's axis.
+            # The innermost one over the batch counts: outside of it there is no axis of the batch any more.
             return of(inputs[:1], self._reduction(op) or reduced)
         if op.type == "Mul":
             return self._product(inputs, of, within_keras)
@@ -107,7 +107,7 @@ class _Walk:
             if self.samples and abs(factor * self.samples - 1) < _CLOSE:
                 return {Term.SHARE}
             if abs(factor * self.replicas - 1) < _CLOSE:
-                # Of Keras' own that is the division; of the user's it may be a weight of 0.5 on two replicas, too.
+                # In Keras' losses that is the division; in a user's it may be a weight of 0.5 on two replicas, too.
                 return {Term.SHARE if within_keras else Term.UNKNOWN}
         return terms
 
@@ -127,7 +127,7 @@ class _Walk:
         return terms
 
     def _reduction(self, op: tf.Operation) -> Term | None:
-        """What a sum or a mean does to the batch: None for one over other axes, or over a stack of several losses."""
+        """The effect of a sum or a mean on the batch: None if it is over other axes, or a stack of losses."""
         value = op.inputs[0]
         if value.op.type == "Pack" and all(part.shape.rank == 0 for part in value.op.inputs):
             return None
@@ -136,7 +136,7 @@ class _Walk:
             over = {int(axis) % max(value.shape.rank, 1) for axis in axes.reshape(-1)}
             batch_axis = int(
                 value.op.type == "Pack" and value.op.get_attr("axis") == 0
-            )  # of a stack of losses a sample
+            )  # a stack of losses, one a sample
             if batch_axis not in over:
                 return None
         return Term.MEAN if op.type == "Mean" else Term.SUM

@@ -20,7 +20,7 @@ class CpuMirroredStrategy(tf.distribute.MirroredStrategy):
     """A `MirroredStrategy` over logical CPUs, which share one memory: one iterator serves all."""
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """As in TensorFlow, the same shares; of batches of dense tensors, in one ordinary iterator."""
+        """The same shares as in TensorFlow; batches of dense tensors come from one ordinary iterator."""
         if is_divided(dataset):
             return dataset
         specs = tf.nest.flatten(dataset.element_spec)
@@ -33,14 +33,14 @@ def mirrored(devices: Sequence[str]) -> tf.distribute.Strategy:
     """A `MirroredStrategy` whose collectives are its own.
 
     TensorFlow numbers the collectives of every strategy from the same number on. Two strategies over the same
-    devices in one process (a notebook's cell that is run again, two tests) then meet in each other's, and the
+    devices in one process (a notebook's cell that is run again, two tests) then use each other's, and the
     second one fails with "Shape mismatch in the collective instance". TensorFlow's own tests move this number too.
     """
     on_cpus = all(tf.DeviceSpec.from_string(device).device_type == "CPU" for device in devices)
-    made = CpuMirroredStrategy if on_cpus else tf.distribute.MirroredStrategy
-    base = made._collective_key_base
-    made._collective_key_base = next(_strategies) * _KEYS
+    cls = CpuMirroredStrategy if on_cpus else tf.distribute.MirroredStrategy
+    base = cls._collective_key_base
+    cls._collective_key_base = next(_strategies) * _KEYS
     try:
-        return made(devices)
+        return cls(devices)
     finally:
-        made._collective_key_base = base
+        cls._collective_key_base = base

@@ -1,4 +1,4 @@
-"""What the replicas of a `tf.distribute` strategy do together in a step."""
+"""The joint operations of a `tf.distribute` strategy's replicas within a step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sum_over_replicas(tensors: Sequence[Any]) -> list[Any]:
     """
     if not on_replicas():
         return list(tensors)
-    # On this replica's device: the argument of a graph is on none, which TensorFlow refuses.
+    # On this replica's device: an argument of a graph has no device, which TensorFlow refuses.
     present = [tf.identity(tensor) for tensor in tensors if tensor is not None]
     if not present:
         return list(tensors)

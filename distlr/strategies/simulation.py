@@ -49,24 +49,24 @@ def _parts(device: tf.config.PhysicalDevice, kind: str, replicas: int) -> list[t
 
 
 def _gpu_memory(device: tf.config.PhysicalDevice) -> int:
-    """The GPU's memory in MB, asked of the driver, since asking TensorFlow would start it."""
+    """The GPU's memory in MB, from the driver, since a question to TensorFlow would start it."""
     tool = ["nvidia-smi", "-i", _driver_name(device), "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(tool, capture_output=True, text=True, errors="replace", timeout=30, check=False)
-        found = f"exit status {answer.returncode}, {(answer.stdout + answer.stderr).strip()!r}"
+        problem = f"exit status {answer.returncode}, {(answer.stdout + answer.stderr).strip()!r}"
         memory = answer.stdout.partition("\n")[0].strip()
         if answer.returncode == 0 and memory.isdecimal():
             return int(memory)
     except (OSError, subprocess.TimeoutExpired) as error:
-        found = str(error)
+        problem = str(error)
     raise DistributionError(
-        f"The memory of {device.name} could not be read from nvidia-smi, so it cannot be split. Received: {found}. "
+        f"The memory of {device.name} could not be read from nvidia-smi, so it cannot be split. Received: {problem}. "
         "Fix: hide the GPU (CUDA_VISIBLE_DEVICES=-1) to simulate on CPUs."
     )
 
 
 def _driver_name(device: tf.config.PhysicalDevice) -> str:
-    """What the driver calls a GPU: TensorFlow counts those that it sees, and the driver all that there are."""
+    """The driver's name for a GPU: TensorFlow counts the visible ones, and the driver all."""
     index = int(device.name.rsplit(":", 1)[1])
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return visible[index].strip() if any(visible) and index < len(visible) else str(index)

@@ -1,4 +1,4 @@
-"""What a training step does, noted while Keras traces it or runs it eagerly: its samples, its optimizers, its loss."""
+"""A record of a training step, made while Keras traces it or runs it eagerly: its samples, optimizers and loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _of_thread = threading.local()  # `.step` is what this thread traces or runs
 
 
 class StepListener(Protocol):
-    """Hears of what a step does; what it raises ends the training there.
+    """Is told of the events of a step; an error that it raises ends the training there.
 
     Attributes:
         communicator: the job's.
@@ -34,13 +34,13 @@ class StepListener(Protocol):
         """Whether its `fit` still runs; after one that ended with an error, another one may use the same function."""
 
     def on_apply(self, step: Step) -> None:
-        """The last of `step.applied` is about to be applied; in a trace nothing has been by then."""
+        """Is called before the last optimizer of `step.applied` is applied; in a trace nothing is applied yet."""
 
     def on_step(self, step: Step) -> None:
-        """The whole step is traced, or has run eagerly."""
+        """Is called when the whole step is traced, or has run eagerly."""
 
     def on_first_call(self, record: StepRecord) -> None:
-        """The first call of a `fit` has returned: one step, or as many as `steps_per_execution` says."""
+        """Is called when the first call of a `fit` has returned: one step, or as many as `steps_per_execution` says."""
 
 
 class Step:
@@ -51,10 +51,10 @@ class Step:
             tensors of the batch differ in it.
         applied: the optimizers that were applied, in order, each with whether every run of the step does it. False
             means inside of a condition, a loop or another function of TensorFlow's, where Python cannot count.
-        losses: what gradients of variables were taken of.
-        keras_losses: what Keras' losses gave in it.
-        shares: what was divided by the batch of all replicas, by `job.mean_loss`.
-        means_of_losses: the names of metrics that were given one of these losses as it is.
+        losses: the tensors whose gradients by variables were computed.
+        keras_losses: the results of Keras' losses in it.
+        shares: the losses that `job.mean_loss` has divided by the batch of all replicas.
+        means_of_losses: the names of metrics that were updated with one of these losses unchanged.
         averages_itself: whether a tape of another library took a gradient, which averages over the ranks then.
     """
 
@@ -77,7 +77,7 @@ class Step:
 
     @contextlib.contextmanager
     def apply(self, optimizer: Any) -> Iterator[None]:
-        """Notes an optimizer; what is applied meanwhile is its own doing (a loss scale's, or Keras' class behind)."""
+        """Notes an optimizer; calls of `apply` within its own are not noted (a loss scale's, or its base class')."""
         if self._is_applying:
             yield
             return
@@ -90,8 +90,8 @@ class Step:
         finally:
             self._is_applying = False
 
-    def let_go(self) -> None:
-        """Keeps no tensor and no graph: a record lives as long as its model."""
+    def release_tensors(self) -> None:
+        """Drops all tensors and graphs, since a record lives as long as its model."""
         self.losses, self.keras_losses, self.shares = [], [], []
         self._listener = self._graph = None
 
@@ -100,7 +100,7 @@ class StepRecord:
     """What the steps of one training function do; it lives as long as the function.
 
     Attributes:
-        steps: the passes so far; of eager ones those of this `fit`'s first step.
+        steps: the passes so far; of eager passes only those of this `fit`'s first step.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
@@ -117,7 +117,7 @@ class StepRecord:
             )
 
     def begin(self, listener: StepListener) -> None:
-        """Begins a `fit`, of which the listener hears until it is no longer on."""
+        """Begins a `fit`, whose events go to the listener until it is no longer on."""
         self._listener, self._is_first = listener, True
         self.steps = [step for step in self.steps if not step.is_eager]
         for copy in self._strategy.experimental_local_results(self._samples):
@@ -125,13 +125,13 @@ class StepRecord:
 
     @property
     def listener(self) -> StepListener | None:
-        """Who hears of it now."""
+        """The current listener."""
         if self._listener is not None and not self._listener.is_on:
             self._listener = None
         return self._listener
 
     def first_samples(self) -> int | None:
-        """The leading dimension of this `fit`'s first batch, where it was not known while the step was traced."""
+        """The leading dimension of this `fit`'s first batch, if it was unknown while the step was traced."""
         local = self._strategy.experimental_local_results(self._samples)
         known = {int(copy.numpy()) for copy in local} - {0, _DIFFER}
         return max(known) if known else None
@@ -145,14 +145,14 @@ class StepRecord:
             if listener is None or (tf.executing_eagerly() and not self._is_first):  # one eager step is as good as all
                 return train_step(data, *arguments, **named)
             size = _leading_size(data)
-            if tf.is_tensor(size):  # of the first batch: the last one may be smaller
+            if tf.is_tensor(size):  # the first batch's: the last one may be smaller
                 self._samples.assign(tf.where(tf.equal(self._samples, 0), size, self._samples))
             step = Step(listener, size if isinstance(size, int) else None)
             with _watching(), _as_current(step):
                 result = train_step(data, *arguments, **named)
             self.steps.append(step)
             listener.on_step(step)
-            step.let_go()
+            step.release_tensors()
             return result
 
         recorded: Callable[..., Any] = tf.autograph.experimental.do_not_convert(step_of_record)
@@ -176,7 +176,7 @@ class StepRecord:
 
 
 def record_of(model: Any) -> StepRecord:
-    """The record of a model's training function, which is made anew, not yet traced, where it has none.
+    """The record of a model's training function; a function without one is replaced by a new one, not yet traced.
 
     `train_step` is the model's own again when this returns, so nothing is saved, copied or pickled with the record.
     """
@@ -185,20 +185,20 @@ def record_of(model: Any) -> StepRecord:
         return record
     record = StepRecord(model.distribute_strategy)
     attributes = model.__dict__
-    own = {name: attributes[name] for name in ("train_step",) if name in attributes}
+    instance_attributes = {name: attributes[name] for name in ("train_step",) if name in attributes}
     attributes["train_step"] = record.recorded(model.train_step)
     try:
         model.train_function = None
         model.make_train_function()
     finally:
         del attributes["train_step"]
-        attributes.update(own)
+        attributes.update(instance_attributes)
     model.train_function = record.reporting(model.train_function)
     return record
 
 
 def overrides_train_step(model: Any) -> bool:
-    """Whether the model's `train_step` is another than Keras'."""
+    """Whether the model overrides Keras' `train_step`."""
     return "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step
 
 
@@ -241,7 +241,7 @@ def _graph() -> Any:
 def _leading_size(data: Any) -> int | tf.Tensor | None:
     """The leading dimension that all tensors of a batch share; a tensor where a part is not known yet.
 
-    None, or the value `_DIFFER`, where they differ: then it is no batch of samples that can be counted so.
+    None, or the value `_DIFFER`, if they differ: then the samples of the batch cannot be counted in this way.
     """
     parts = [(part, tf.TensorShape(part.shape)) for part in tf.nest.flatten(data) if hasattr(part, "shape")]
     known = {shape[0] for _, shape in parts if shape.rank} - {None}
@@ -264,7 +264,7 @@ def _dynamic_size(tensor: Any) -> tf.Tensor:
     return tf.concat([tf.cast(shape, tf.int64), tf.constant([-1], tf.int64)], axis=0)[0]
 
 
-# -- what of Keras and TensorFlow is watched while a step is traced ------------------------------------
+# -- the calls of Keras and TensorFlow that are watched while a step is traced ------------------------------------
 
 
 def _note_apply(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -330,7 +330,7 @@ _watchers = 0  # replicas, and ranks in threads, that trace a step now
 
 @contextlib.contextmanager
 def _watching() -> Iterator[None]:
-    """Has the step in progress told of what is watched, in the threads that have one; others notice nothing."""
+    """Reports the watched calls to the step in progress of their thread; threads without one are not affected."""
     global _watchers
     with _lock:
         _watchers += 1

@@ -1,4 +1,4 @@
-"""The bound on what an update, or a collective of the control plane, waits for other workers."""
+"""The limit on how long an update, or a collective of the control plane, waits for other workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-__all__ = ["Watchdog", "bound", "end_collectives", "watchdog_of"]
+__all__ = ["Watchdog", "end_collectives", "limit_waits", "watchdog_of"]
 
 _NONE = tf.distribute.experimental.CommunicationOptions(timeout_seconds=0)
 
@@ -20,10 +20,10 @@ _NONE = tf.distribute.experimental.CommunicationOptions(timeout_seconds=0)
 class Watchdog:
     """Ends this process' collectives when one of them has waited for too long.
 
-    TensorFlow can bound a collective itself, but starts two threads for each and keeps them until the time has passed:
+    TensorFlow can limit a collective itself, but starts two threads for each and keeps them until the time has passed:
     at fifty steps a second and ten minutes the process aborts. It also counts the time in which the process was
-    suspended. So those of an update, and those of the control plane, have no such bound. They count when they begin and
-    when they end, an update's in the graph, and one thread looks at the counts every now and then.
+    suspended. So the collectives of an update and of the control plane have no such limit. They count their beginnings
+    and ends, an update's in the graph, and one thread reads the counts at intervals.
 
     Args:
         timeout: seconds.
@@ -42,10 +42,10 @@ class Watchdog:
         self._seen, self._looked, self._waited = (0, 0), 0.0, 0.0
 
     def watched(self, reduce: Callable[..., list[Any]], tensors: Sequence[tf.Tensor]) -> list[Any]:
-        """In a replica: `reduce(tensors, options=)` without TensorFlow's own bound, counted.
+        """Calls `reduce(tensors, options=)` in a replica, counted, and without TensorFlow's own limit.
 
         Args:
-            reduce: what waits for the other workers.
+            reduce: the function that waits for the other workers.
             tensors: dense or sparse; the last one waits for the count.
         """
         self._start()
@@ -64,7 +64,7 @@ class Watchdog:
         """Counts a collective that runs eagerly, outside of updates, in the context.
 
         Args:
-            what: it is called in the error.
+            what: the collective's name in the error.
         """
         self._start()
         self._what = what
@@ -93,13 +93,13 @@ class Watchdog:
         return min(5.0, self.timeout / 10)
 
     def is_stuck(self, now: float) -> bool:
-        """Whether one has begun and not ended, and nothing has moved for the whole time, as far as it was asked.
+        """Whether a collective has begun and not ended, and no count has changed for the whole timeout.
 
-        Between two looks at most two pauses count: the rest is time in which this process was suspended, and so, where
-        a scheduler does that, were the others.
+        Between two looks at most two pauses count: in the rest of the time this process was suspended, and the others
+        with it if a scheduler did that.
 
         Args:
-            now: seconds, by a clock that never goes back.
+            now: seconds on a clock that never goes back.
         """
         counts = self.counts()
         passed, self._looked = min(now - self._looked, 2 * self.pause), now
@@ -118,7 +118,7 @@ class Watchdog:
 
 
 def end_collectives(code: int, message: str) -> None:
-    """What waits for other workers raises, and so does all that would wait for them later.
+    """Makes each operation that waits for other workers raise an error, now and later.
 
     Args:
         code: the kind of error, of `tf.errors`.
@@ -137,8 +137,8 @@ def _watch(reference: weakref.ref[Watchdog]) -> None:
         time.sleep(pause)
 
 
-def bound(strategy: tf.distribute.Strategy, timeout: float, rank: int) -> Watchdog:
-    """Bounds what updates and collectives on a strategy wait for its other workers; a second call sets another time."""
+def limit_waits(strategy: tf.distribute.Strategy, timeout: float, rank: int) -> Watchdog:
+    """Limits how long updates and collectives on a strategy wait for other workers; a second call changes the limit."""
     watchdog = watchdog_of(strategy)
     if watchdog is None:
         watchdog = strategy._distlr_watchdog = Watchdog(timeout, rank)
@@ -147,5 +147,5 @@ def bound(strategy: tf.distribute.Strategy, timeout: float, rank: int) -> Watchd
 
 
 def watchdog_of(strategy: tf.distribute.Strategy) -> Watchdog | None:
-    """What bounds a strategy's updates and collectives, where it has other workers."""
+    """The watchdog of a strategy, if it has other workers."""
     return getattr(strategy, "_distlr_watchdog", None)

@@ -1,4 +1,4 @@
-"""`MultiWorkerMirroredStrategy` as Keras 3 needs it: several processes, of which each has one device or more."""
+"""`MultiWorkerMirroredStrategy` as Keras 3 needs it: several processes, each with one device or more."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distlr.errors import DistributionError
 from distlr.strategies.batches import split_batches
 from distlr.strategies.engine_errors import explained
 
-__all__ = ["MultiWorker", "connect_workers", "mend", "slurm_workers"]
+__all__ = ["MultiWorker", "adapt_for_keras", "connect_workers", "slurm_workers"]
 
 _SLURM_PORTS = range(12_000, 32_000)  # below the range from which systems give ports away
 
@@ -26,12 +26,12 @@ _OFF = tf.data.experimental.AutoShardPolicy.OFF
 
 
 class MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
-    """TensorFlow's strategy, with what Keras 3's `fit`, `evaluate` and `predict` ask of it.
+    """TensorFlow's strategy, with the features that Keras 3's `fit`, `evaluate` and `predict` need.
 
     Keras reduces a whole batch, a structure, to learn its shapes, and each step's logs, scalars, along an axis that
-    they do not have: as shipped both raise. Here the first takes this worker's batch, and the second the mean over this
-    worker's replicas, so that a step has no collective but its gradients'. What TensorFlow can reduce it
-    reduces as ever, over all workers.
+    they do not have. In TensorFlow's class both raise. Here the first returns this worker's batch, and the second the
+    mean over this worker's replicas, so that a step has no collective but its gradients'. All other reductions are
+    TensorFlow's own, over all workers.
 
     A data set that is a worker's own share already (`job.shard` turns TensorFlow's sharding of it off) is given to the
     worker's devices as it is, without asking the other workers at each step whether theirs goes on.
@@ -43,7 +43,7 @@ class MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
     communicator: Communicator | None = None
 
     def reduce(self, reduce_op: Any, value: Any, axis: int | None = None) -> Any:
-        """As in TensorFlow; of a structure this worker's first replica's, of scalars along an axis their local mean."""
+        """As in TensorFlow; of a structure the first local replica's value, of scalars along an axis the local mean."""
         if isinstance(value, (tuple, list, dict)):
             return tf.nest.map_structure(lambda part: self.experimental_local_results(part)[0], value)
         local = self.experimental_local_results(value)
@@ -53,7 +53,7 @@ class MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
             return super().reduce(reduce_op, value, axis=axis)
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """As in TensorFlow; a worker's own share goes to its devices, with no word to the others."""
+        """As in TensorFlow; a worker's own share goes to its devices without an exchange with the others."""
         if dataset.options().experimental_distribute.auto_shard_policy != _OFF:
             return super().experimental_distribute_dataset(dataset, options)
         if int(dataset.cardinality()) == 0:
@@ -62,20 +62,20 @@ class MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
         if len(devices) == 1:
             on_gpu = tf.DeviceSpec.from_string(devices[0]).device_type == "GPU"
             return dataset.apply(tf.data.experimental.prefetch_to_device(devices[0])) if on_gpu else dataset
-        own = split_batches(dataset, len(devices))
+        local_batches = split_batches(dataset, len(devices))
         extended = self.extended
         partial = extended.experimental_enable_get_next_as_optional
         extended.experimental_enable_get_next_as_optional = False
         try:
-            return super().distribute_datasets_from_function(lambda _: own, options)
+            return super().distribute_datasets_from_function(lambda _: local_batches, options)
         finally:
             extended.experimental_enable_get_next_as_optional = partial
 
 
 class _Empty:
-    """The data set of a worker that has nothing to validate.
+    """The data set of a worker that has no validation data.
 
-    `evaluate` iterates twice: it takes one batch for its shapes, and gets one of no samples; then comes the loop.
+    `evaluate` iterates twice: first it reads one batch for its shapes, which has no samples here; then comes the loop.
     """
 
     def __init__(self, spec: Any) -> None:
@@ -114,7 +114,7 @@ def connect_workers(addresses: Sequence[str], rank: int, timeout: float) -> tf.d
         num_accelerators={"GPU": len(gpus)},
         rpc_layer="grpc",
     )
-    _bear_suspension(addresses)
+    _tolerate_suspension(addresses)
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=kinds.NCCL if gpus else kinds.RING, timeout_seconds=timeout
     )
@@ -127,14 +127,14 @@ def connect_workers(addresses: Sequence[str], rank: int, timeout: float) -> tf.d
         ) from error
 
 
-def _bear_suspension(addresses: Sequence[str]) -> None:
-    """Takes no worker for lost that sends TensorFlow no sign of life, which it would after ten seconds.
+def _tolerate_suspension(addresses: Sequence[str]) -> None:
+    """Keeps TensorFlow from declaring a worker lost that has sent no heartbeat for ten seconds.
 
     Schedulers suspend jobs (SIGSTOP) for hours, and at SIGCONT the first worker may look before the others have sent
-    one. A worker that has ended shows in its closed connections, and one that hangs in what waits for it: collectives
-    have a bound of their own.
+    one. A worker that has ended is detected by its closed connections, and one that hangs by the collectives that wait
+    for it, which have a limit of their own.
     """
-    # Where the module of this message stands differs by TensorFlow's version.
+    # The module of this message differs by TensorFlow's version.
     jobs = tf.compat.v1.ConfigProto().experimental.coordination_config.coordinated_job_list
     context.context().configure_coordination_service(
         service_type="standalone",
@@ -144,8 +144,8 @@ def _bear_suspension(addresses: Sequence[str]) -> None:
     )
 
 
-def mend(strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
-    """Makes a plain `MultiWorkerMirroredStrategy` one that Keras 3 can train with, in place."""
+def adapt_for_keras(strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
+    """Changes the class of a plain `MultiWorkerMirroredStrategy`, in place, so that Keras 3 can train with it."""
     if type(strategy) is tf.distribute.MultiWorkerMirroredStrategy:
         strategy.__class__ = MultiWorker
     return strategy
@@ -154,12 +154,12 @@ def mend(strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
 def slurm_workers(tasks: int, environ: Mapping[str, str] = os.environ) -> list[str]:
     """The addresses of the tasks of the Slurm step, in the order of its ranks.
 
-    The ports follow from the numbers of job, restart and step, by a digest: two jobs on one node have other ports, but
-    for one pair in some hundreds, of which one job ends with an error that says so.
+    The ports are a digest of the numbers of job, restart and step. Two jobs on one node have different ports, except
+    for one pair in some hundreds, where one job ends with an error that says so.
 
     Args:
         tasks: how many there are.
-        environ: with Slurm's variables.
+        environ: the environment, with Slurm's variables.
     """
     # It lists a node's tasks by their GPUs; as many as tasks, so that none is left out. It sets nothing here.
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
@@ -177,7 +177,7 @@ def first_slurm_port(tasks: int, environ: Mapping[str, str]) -> int:
     """The first of the ports that a node's tasks count up from, the same on all nodes of the step.
 
     Args:
-        tasks: of the step: as many as there may be on one node.
+        tasks: the tasks of the step: as many as there may be on one node.
         environ: with Slurm's variables.
     """
     names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")

@@ -1,6 +1,6 @@
-"""Whether the states of a metric are sums over batches: known by its class, or tried with random numbers.
+"""Tells whether the states of a metric are sums over batches, by its class or by a trial with random numbers.
 
-Ranks and replicas add the states of a metric up. That is right where an update adds something of its batch alone,
+Ranks and replicas add the states of a metric up. That is right if each update adds a term of its batch alone,
 `s + d(batch)`: the sum of the ranks' states is then what one process would have counted of all their batches. It is
 wrong for a maximum, for Welford's variance and for a moving average, though their states begin at 0 as well.
 """
@@ -22,15 +22,15 @@ from distlr.sync.metrics import COMBINE, declared_way, state_owners
 
 __all__ = ["Verdict", "is_known", "try_updates"]
 
-_SAMPLES, _FEW = (16, 11), (3, 2)  # of the two batches; the same on every rank, or ranks could judge differently
+_SAMPLES, _FEW = (16, 11), (3, 2)  # for the two batches; the same on every rank, or ranks could judge differently
 _LARGE = 100_000  # numbers of one sample, from which on there are few
 _ANY_LENGTH = 5  # for a dimension that the step leaves open
-_EXACT, _HALF = 1e-4, 2e-2  # what rounding may do to a sum, relative to its parts: in float32, and in float16
+_EXACT, _HALF = 1e-4, 2e-2  # the error of a sum by rounding, relative to its parts: in float32, and in float16
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What is known about a metric after a trial.
+    """The result of a trial of a metric.
 
     Attributes:
         sums: whether its states are sums over batches; None where it could not be tried.
@@ -59,9 +59,9 @@ def try_updates(metric: Any, arguments: Sequence[Any], named: dict[str, Any]) ->
     """Tries whether two updates add up, from states of 0; the states of the metric itself stay as they are.
 
     Args:
-        metric: of Keras, with its variables.
-        arguments: of an update. Of tensors and arrays only the type and the shape matter, of anything else the value.
-        named: the arguments that are given by name.
+        metric: a metric of Keras, with its variables.
+        arguments: the arguments of an update. Only type and shape of tensors and arrays matter; other values are used.
+        named: the arguments that are passed by name.
 
     >>> class Largest(keras.metrics.Metric):
     ...     def __init__(self):
@@ -79,38 +79,38 @@ def try_updates(metric: Any, arguments: Sequence[Any], named: dict[str, Any]) ->
         return Verdict(None, reason="it has a state in a tf.Variable, which Keras does not know")
     if any(isinstance(part, tf.__internal__.CompositeTensor) for part in parts):
         return Verdict(None, reason="it is called with ragged or sparse tensors")
-    found: list[Verdict] = []
+    verdicts: list[Verdict] = []
     # In a thread of its own nothing is traced, no replica waits for others, and no scope of Keras is open.
-    thread = threading.Thread(target=lambda: found.append(_tried(metric, (list(arguments), named), parts)))
+    thread = threading.Thread(target=lambda: verdicts.append(_verdict_of(metric, (list(arguments), named), parts)))
     thread.start()
     thread.join()
-    return found[0]
+    return verdicts[0]
 
 
 def _hidden_states(metric: Any) -> bool:
     return any(isinstance(item, tf.Variable) for item in tf.nest.flatten(list(vars(metric).values())))
 
 
-def _tried(metric: Any, structure: Any, parts: list[Any]) -> Verdict:
+def _verdict_of(metric: Any, structure: Any, parts: list[Any]) -> Verdict:
     conclusive, of_samples, reason = False, True, "it counted nothing of random numbers"
     traced = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)  # or a function of the metric's own would keep what it traced here
+    tf.config.run_functions_eagerly(True)  # or a function of the metric's own would keep the trace made here
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for draw in (_labels, _uniform, _normal):
                 try:
                     trial = _trial(metric, structure, parts, draw)
-                except Exception as error:  # a user's function may not bear these numbers
+                except Exception as error:  # a user's function may fail with these numbers
                     reason = f"it raised {type(error).__name__} on random numbers"
                     continue
-                if not all(map(_alike, trial.first, trial.again)):
+                if not all(map(_are_close, trial.first, trial.again)):
                     return Verdict(None, reason="it gives other states for the same numbers")
                 for variable, *states in zip(trial.variables, trial.first, trial.second, trial.both, strict=True):
                     if not _adds_up(variable, *states):
-                        return Verdict(False, reason=_of_no_sum(variable, *states))
+                        return Verdict(False, reason=_why_no_sum(variable, *states))
                 conclusive = conclusive or any(map(np.any, trial.both))
-                of_samples = of_samples and all(map(_alike, trial.both, trial.whole))
+                of_samples = of_samples and all(map(_are_close, trial.both, trial.whole))
     finally:
         tf.config.run_functions_eagerly(traced)
     return Verdict(True, of_samples) if conclusive else Verdict(None, reason=reason)
@@ -130,7 +130,7 @@ class _Trial:
 
 def _trial(metric: Any, structure: Any, parts: list[Any], draw: _Draw) -> _Trial:
     generator, classes = np.random.default_rng(0), _classes(parts)
-    # What says how it combines is no sum.
+    # A state that declares how it combines is no sum.
     variables = [variable for owner, variable in state_owners(metric) if declared_way(owner, variable) is None]
 
     def batch_of(samples: int) -> list[Any]:
@@ -141,7 +141,7 @@ def _trial(metric: Any, structure: Any, parts: list[Any], draw: _Draw) -> _Trial
             for place, part in enumerate(parts)
         ]
 
-    own = {id(variable) for variable in metric.variables}
+    metric_variables = {id(variable) for variable in metric.variables}
     others: dict[int, Any] = {}  # such as the states of seeds, which go on: random numbers then show in `again`
 
     def states_after(*batches: list[Any]) -> list[np.ndarray]:
@@ -151,7 +151,7 @@ def _trial(metric: Any, structure: Any, parts: list[Any], draw: _Draw) -> _Trial
             for batch in batches:
                 arguments, named = tf.nest.pack_sequence_as(structure, batch)
                 metric.update_state(*arguments, **named)
-        others.update((key, value) for key, value in scope.state_mapping.items() if key not in own)
+        others.update((key, value) for key, value in scope.state_mapping.items() if key not in metric_variables)
         return [tf.cast(scope.get_current_value(variable), tf.float64).numpy() for variable in variables]
 
     large = any(math.prod(_shape(part, 1)) > _LARGE for part in parts if _is_array(part))
@@ -168,12 +168,12 @@ def _is_array(part: Any) -> bool:
 
 
 def _shape(part: Any, samples: int) -> list[int]:
-    """With other samples: an update may be called with any number of them."""
+    """The shape with another number of samples: an update may be called with any number."""
     return [samples, *(length or _ANY_LENGTH for length in part.shape[1:])] if len(part.shape) else []
 
 
 def _classes(parts: Sequence[Any]) -> int:
-    """The number of classes: what the predictions have in their last dimension, if it is more than one."""
+    """The number of classes: the last dimension of the predictions, if it is more than one."""
     arrays = [part for part in parts if _is_array(part) and tf.as_dtype(part.dtype).is_floating]
     return max([2, *(part.shape[-1] or 2 for part in arrays if len(part.shape) > 1)])
 
@@ -182,7 +182,7 @@ _Draw = Callable[[np.random.Generator, list[int], tf.DType, bool, int], np.ndarr
 
 
 def _labels(generator: np.random.Generator, shape: list[int], dtype: tf.DType, first: bool, classes: int) -> np.ndarray:
-    """The first argument as labels, one-hot where its last dimension is that of the classes; others sum up to 1."""
+    """The first argument as labels, one-hot if its last dimension is that of the classes; others add up to 1."""
     if not dtype.is_floating:
         return _whole(generator, shape, dtype, classes)
     wide = len(shape) > 1 and shape[-1] == classes
@@ -215,28 +215,28 @@ def _adds_up(variable: Any, first: np.ndarray, second: np.ndarray, both: np.ndar
     if variable.dtype == "bool":  # a flag: that of any rank
         return bool(np.all(np.maximum(first, second) == both))
     tolerance = _HALF if "16" in variable.dtype else _EXACT
-    return not np.any(_off(first, second, both, tolerance))
+    return not np.any(_differs(first, second, both, tolerance))
 
 
-def _off(first: np.ndarray, second: np.ndarray, both: np.ndarray, tolerance: float) -> np.ndarray:
-    """Where the sum is surely another one; a number that is not finite says nothing."""
+def _differs(first: np.ndarray, second: np.ndarray, both: np.ndarray, tolerance: float) -> np.ndarray:
+    """Where the sum certainly differs; a number that is not finite does not count."""
     with np.errstate(all="ignore"):
         parts = np.abs(first) + np.abs(second) + np.abs(both)
         return np.asarray(np.isfinite(parts) & (np.abs(first + second - both) > tolerance * parts + 1e-12))
 
 
-def _alike(one: np.ndarray, other: np.ndarray) -> bool:
-    return not np.any(_off(one, np.zeros_like(one), other, _HALF))
+def _are_close(one: np.ndarray, other: np.ndarray) -> bool:
+    return not np.any(_differs(one, np.zeros_like(one), other, _HALF))
 
 
-def _of_no_sum(variable: Any, first: np.ndarray, second: np.ndarray, both: np.ndarray) -> str:
-    """Such as: its state 'largest' is no sum over batches (0.9 of one, 0.7 of another, 0.9 of both: the larger)."""
-    where = int(np.argmax(_off(first, second, both, _EXACT).reshape(-1)))
-    one, other, found = (float(states.reshape(-1)[where]) for states in (first, second, both))
+def _why_no_sum(variable: Any, first: np.ndarray, second: np.ndarray, both: np.ndarray) -> str:
+    """The reason, such as: its state 'largest' is no sum (0.9 of one batch, 0.7 of another, 0.9 of both)."""
+    where = int(np.argmax(_differs(first, second, both, _EXACT).reshape(-1)))
+    one, other, of_both = (float(states.reshape(-1)[where]) for states in (first, second, both))
     which = ""
     if not math.isclose(one, other):
-        which = {max(one, other): ", the larger", min(one, other): ", the smaller"}.get(found, "")
+        which = {max(one, other): ", the larger", min(one, other): ", the smaller"}.get(of_both, "")
     return (
         f"its state '{variable.name}' is no sum over batches (tried with random numbers it was {one:.4g} after one "
-        f"batch, {other:.4g} after another, and {found:.4g}{which}, after both)"
+        f"batch, {other:.4g} after another, and {of_both:.4g}{which}, after both)"
     )

@@ -21,11 +21,11 @@ _DECIDERS = "states of deciders"
 def broadcast_state(
     communicator: Communicator, model: Any, optimizer: Any = None, terms: Mapping[str, Any] | None = None
 ) -> None:
-    """Gives every rank rank 0's weights and optimizer variables, and lets the optimizer take steps from then on.
+    """Gives every rank rank 0's weights and optimizer variables, and allows the optimizer to step from then on.
 
-    Broadcast are `model.weights` (batch normalization's moving statistics among them) and all variables of the
-    optimizer: its slots and iterations, the multiplier, the clock and what a plateau remembers. Not broadcast are
-    the states of seed generators, or every rank would draw the same dropout masks, and those of metrics.
+    It broadcasts `model.weights` (batch normalization's moving statistics among them) and all variables of the
+    optimizer: its slots and iterations, the multiplier, the clock and the state of a plateau. It does not broadcast
+    the states of seed generators, or every rank would draw the same dropout masks, nor those of metrics.
 
     Collective: first the ranks compare what they have, so that two that built different models
     both say so.
@@ -49,19 +49,19 @@ def broadcast_state(
             try:
                 with strategy_of(optimizer).scope():
                     optimizer.build(model.trainable_variables)
-            except StateError as error:  # of what rank 0 alone has loaded
+            except StateError as error:  # an error in the state that rank 0 alone has loaded
                 communicator.refuse("broadcast_json", _DECIDERS, error)
-        own: dict[str, Any] = {}
+        optimizer_variables: dict[str, Any] = {}
         if isinstance(core, AdoptedOptimizer):
             # A decider's state that rank 0 alone has loaded is made on every rank, together.
             states = core.distlr.variables.decider_states()
             for name, initial in communicator.broadcast_json(states, tag=_DECIDERS).items():
                 core.distlr.state(name, initial)
-            own = core.distlr.variables.by_name()
+            optimizer_variables = core.distlr.variables.by_name()
             reducer = core.distlr.gradients.reducer
             exchange = None if reducer is None else f"{reducer.terms}, {core.distlr.gradients.reduction.terms}"
-        added = {id(variable) for variable in own.values()}
-        variables += [v for v in optimizer.variables if id(v) not in added] + list(own.values())
+        added = {id(variable) for variable in optimizer_variables.values()}
+        variables += [v for v in optimizer.variables if id(v) not in added] + list(optimizer_variables.values())
         if isinstance(core, AdoptedOptimizer):
             formula = _formula(core)
     check_equal(
@@ -82,16 +82,16 @@ def broadcast_state(
 def broadcast_optimizer(communicator: Communicator, optimizer: Any) -> None:
     """Gives every rank rank 0's state of an adopted optimizer beside `model.optimizer`, as far as it has any.
 
-    Its slots are made when it is applied first, where the script has not built it: nobody else knows for which weights.
+    If the script has not built it, its slots are made when it is first applied: only then its weights are known.
     Collective.
 
     Raises:
         DistributionError: the ranks differ in its variables, or in the parts of its rate's formula.
     """
     core = unwrap_loss_scale(optimizer)
-    own = core.distlr.variables.by_name()
-    added = {id(variable) for variable in own.values()}
-    variables = [variable for variable in core.variables if id(variable) not in added] + list(own.values())
+    own_variables = core.distlr.variables.by_name()
+    added = {id(variable) for variable in own_variables.values()}
+    variables = [variable for variable in core.variables if id(variable) not in added] + list(own_variables.values())
     check_equal(
         communicator,
         {
@@ -122,7 +122,7 @@ def broadcast_variables(communicator: Communicator, variables: Sequence[Any], *,
 
 
 def check_equal(communicator: Communicator, parts: dict[str, Any], *, tag: str, note: Any = None) -> list[Any]:
-    """Refuses, on every rank, what differs by rank. Collective; the values themselves travel only if they differ.
+    """Refuses, on every rank, values that differ by rank. Collective; the values are exchanged only if they differ.
 
     Args:
         communicator: the job's.
@@ -138,14 +138,14 @@ def check_equal(communicator: Communicator, parts: dict[str, Any], *, tag: str, 
     all_ranks = communicator.gather_json({"digest": digest, "note": note}, tag=tag)
     if len({rank["digest"] for rank in all_ranks}) == 1:
         return [rank["note"] for rank in all_ranks]
-    everyone = communicator.gather_json(texts, tag=f"{tag}, which differs")
-    different = [name for name in texts if len({said.get(name) for said in everyone}) > 1]
+    texts_of_ranks = communicator.gather_json(texts, tag=f"{tag}, which differs")
+    different_names = [name for name in texts if len({rank_texts.get(name) for rank_texts in texts_of_ranks}) > 1]
     shown = []
-    for name in different:
-        values = [json.loads(said.get(name, "null")) for said in everyone]
+    for name in different_names:
+        values = [json.loads(rank_texts.get(name, "null")) for rank_texts in texts_of_ranks]
         shown.append(f"{name}: {group_by_rank([_difference(values, value) for value in values], 'with')}")
     advice = "run the same script with the same arguments on every rank"
-    if "callbacks" in different:
+    if "callbacks" in different_names:
         advice += "; give job.callbacks the same list on every rank (what writes files it leaves to rank 0 by itself)"
     raise DistributionError(
         f"[rank {communicator.rank}] The ranks are not about to train the same: they differ in {'; '.join(shown)}. "
@@ -154,18 +154,18 @@ def check_equal(communicator: Communicator, parts: dict[str, Any], *, tag: str, 
 
 
 def _difference(values: Sequence[Any], value: Any) -> str:
-    """One rank's value, in short where any two ranks differ in a part of it.
+    """One rank's value, shortened to the part in which any two ranks differ.
 
-    Of a list that is the first entry in which they differ, and its length; of a dict the entries in which they differ.
+    For a list that is the first entry that differs, and its length; for a dict the entries that differ.
 
     Args:
-        values: by rank.
-        value: of the rank.
+        values: the values by rank.
+        value: the value of the rank.
     """
     if all(isinstance(other, dict) for other in values):
         common = [name for name in value if all(other.get(name, ...) == value[name] for other in values)]
-        different = {name: part for name, part in value.items() if name not in common}
-        return json.dumps(different) if different else "none"
+        rest = {name: part for name, part in value.items() if name not in common}
+        return json.dumps(rest) if rest else "none"
     if not isinstance(value, list):
         return json.dumps(value)
     lists = [other if isinstance(other, list) else [] for other in values]

@@ -21,23 +21,23 @@ def weights_digests(model: Any, strategy: tf.distribute.Strategy, *, trained_alo
     """SHA-256 of all weights, one digest for each replica of this process, over that replica's own copy.
 
     Args:
-        model: whose weights.
-        strategy: whose replicas.
+        model: the model with the weights.
+        strategy: the strategy with the replicas.
         trained_alone: leave out the weights that are not trained.
     """
     weights = model.trainable_weights if trained_alone else model.weights
     copies = [strategy.experimental_local_results(variable.value) for variable in weights]
     replicas = max(map(len, copies), default=1)
     hashes = [hashlib.sha256() for _ in range(replicas)]
-    for own in copies:
+    for variable_copies in copies:
         # A variable that the strategy keeps once has one copy, and that is every replica's.
         for i, replica in enumerate(hashes):
-            replica.update(np.ascontiguousarray(own[i % len(own)].numpy()).tobytes())
+            replica.update(np.ascontiguousarray(variable_copies[i % len(variable_copies)].numpy()).tobytes())
     return [replica.hexdigest() for replica in hashes]
 
 
 def rank_state(model: Any, optimizer: Any, *, trained_alone: bool = False) -> dict[str, Any]:
-    """What must be equal on every rank, as JSON: numbers with all their bits, and digests; see `weights_digests`."""
+    """The state that must be equal on every rank, as JSON: numbers with all their bits, and digests."""
     optimizer = unwrap_loss_scale(optimizer)
     state: dict[str, Any]
     if isinstance(optimizer, AdoptedOptimizer):
@@ -69,13 +69,13 @@ def compare_ranks(
 
     Args:
         communicator: the job's; used, on every rank, only where the weights differ, to say which.
-        states: what `rank_state` gave, by rank.
-        model: whose weights they are.
-        when: what was compared, for the message.
-        advice: what to do besides.
+        states: the results of `rank_state`, by rank.
+        model: the model with these weights.
+        when: the time of the comparison, for the message.
+        advice: additional advice.
 
     Raises:
-        ReplicaDivergenceError: with a line a field: which ranks have which value.
+        ReplicaDivergenceError: states differ; the message has a line a field, with the ranks of each value.
     """
     fields = [name for name in states[0] if any(state.get(name) != states[0][name] for state in states)]
     if not fields:
@@ -89,10 +89,10 @@ def compare_ranks(
             if len({digests.get(name) for digests in named}) > 1
         ]
     table = "\n  ".join(lines)
-    found = "look for what changes the rate or the weights on some ranks only"
+    to_do = "look for what changes the rate or the weights on some ranks only"
     raise ReplicaDivergenceError(
         f"[rank {communicator.rank}] The ranks are no longer one training at {when}. They differ in:\n  {table}\n"
-        f"Fix: go back to the last checkpoint, and {found}.{advice}"
+        f"Fix: go back to the last checkpoint, and {to_do}.{advice}"
     )
 
 

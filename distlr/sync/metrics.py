@@ -46,7 +46,7 @@ COMBINE = "distlr_combine"
 in a dictionary, how those of these names do."""
 
 
-_WIDE = (np.dtype("float64"), np.dtype("int64"))  # what states are sent and added up in
+_WIDE = (np.dtype("float64"), np.dtype("int64"))  # the types in which states are sent and added up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class MetricStates:
 
 
 def read_states(metrics: Sequence[Any]) -> MetricStates:
-    """What the metrics have counted on this rank.
+    """Reads the states of the metrics on this rank.
 
     The names come from the metrics' places, so they are the same on ranks with the same model, though one of them has
     made other metrics before (whose names Keras then numbers), or has not made all its variables yet.
@@ -72,18 +72,18 @@ def read_states(metrics: Sequence[Any]) -> MetricStates:
 
 
 def assign_states(metrics: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Gives the metrics the states that `read_states` had read; one that is not among them stays."""
+    """Assigns the states of `read_states` to the metrics; a state that is not among them stays."""
     for name, _, variable in _variables(metrics):
         if name in arrays:
             variable.assign(arrays[name].astype(variable.dtype))
 
 
 class KeptStates:
-    """What this process has counted until now, to go back to; without any other rank, and without leaving the device.
+    """A copy of the states of this process, to go back to; it needs no other rank, and stays on the device.
 
     Args:
-        metrics: Keras metrics; of one that has no variables yet what it counts first is taken back.
-        strategy: of their variables, of which each local replica has a part of its own.
+        metrics: Keras metrics; one that has no variables yet goes back to its initial state.
+        strategy: the strategy of their variables, of which each local replica has a part of its own.
     """
 
     def __init__(self, metrics: Sequence[Any], strategy: tf.distribute.Strategy) -> None:
@@ -95,7 +95,7 @@ class KeptStates:
         ]
 
     def restore(self) -> None:
-        """Forgets what was counted since."""
+        """Restores the copied states."""
         for metric in self._metrics:
             metric.reset_state()
         for part, value in self._values:
@@ -105,7 +105,7 @@ class KeptStates:
 def results(
     metrics: Sequence[Any], bundles: Sequence[Bundle], compute: Callable[[], Mapping[str, Any]]
 ) -> dict[str, float]:
-    """What `compute` gives (a model's `get_metrics_result`, for example) of what ranks have counted together.
+    """The result of `compute` (a model's `get_metrics_result`, for example) for the combined states of the ranks.
 
     The rank's own states stay as they are, so that a metric that is read or goes on counting is undisturbed.
 
@@ -114,17 +114,17 @@ def results(
         bundles: the arrays of each rank's `read_states`, or none.
         compute: reads the metrics.
     """
-    found = _variables(metrics)
-    combined = reduce_over(bundles, {name: _way(metric, variable) for name, metric, variable in found})
-    values = [tf.constant(_given_or_own(combined, name, variable)) for name, _, variable in found]
-    return _numbers(_computed([variable for _, _, variable in found], values, compute))
+    entries = _variables(metrics)
+    combined = reduce_over(bundles, {name: _way(metric, variable) for name, metric, variable in entries})
+    values = [tf.constant(_given_or_local(combined, name, variable)) for name, _, variable in entries]
+    return _numbers(_computed([variable for _, _, variable in entries], values, compute))
 
 
 class EagerMetrics:
-    """The metrics of a compiled model, over ranks; one state after the other, as `run_eagerly` asks for.
+    """The metrics of a compiled model, over ranks, one state after the other, for `run_eagerly`.
 
     Args:
-        model: whose metrics.
+        model: the model with the metrics.
     """
 
     def __init__(self, model: Any) -> None:
@@ -135,15 +135,15 @@ class EagerMetrics:
         return model is self._model and bool(model.run_eagerly)
 
     def names(self) -> set[str]:
-        """Of what `results` gives."""
+        """The names of the results."""
         return set(self._model.get_metrics_result())
 
     def states(self) -> dict[str, np.ndarray]:
-        """What this rank has counted."""
+        """The states of this rank."""
         return read_states(self._model.metrics).arrays
 
     def results(self, bundles: Sequence[Bundle]) -> dict[str, float]:
-        """The model's results of what ranks have counted together.
+        """The model's results for the combined states of the ranks.
 
         Args:
             bundles: the arrays of each rank's `states`, or none.
@@ -152,21 +152,21 @@ class EagerMetrics:
 
 
 class GraphMetrics:
-    """The same, each one call of a graph: of many states, a few times as fast.
+    """The same in a graph, where each method is one call: with many states it is a few times as fast.
 
     Keras computes these metrics in its graph of the training step as well, so whatever they are, they can be traced.
     States of one type that combine in one way go out and in as one vector. Its name says which states it has, in what
     shapes, so that the vectors of ranks with other metrics are never added up.
 
     Args:
-        model: whose metrics; built.
+        model: the model with the metrics; built.
     """
 
     def __init__(self, model: Any) -> None:
-        found = _variables(model.metrics)
-        self._variables = [variable for *_, variable in found]
+        entries = _variables(model.metrics)
+        self._variables = [variable for *_, variable in entries]
         groups: dict[tuple[str, str], dict[str, Any]] = {}
-        for name, metric, variable in found:
+        for name, metric, variable in entries:
             kind = _way(metric, variable), _WIDE[not tf.as_dtype(variable.dtype).is_floating].name
             groups.setdefault(kind, {})[name] = variable
         self._how = {_vector_name(way, dtype, group): way for (way, dtype), group in groups.items()}
@@ -178,15 +178,15 @@ class GraphMetrics:
                 for dtype, group in vectors
             ]
 
-        def compute(*given: tf.Tensor) -> Mapping[str, Any]:
+        def compute(*states: tf.Tensor) -> Mapping[str, Any]:
             variables, values = [], []
-            for vector, (_, group) in zip(given, vectors, strict=True):
+            for vector, (_, group) in zip(states, vectors, strict=True):
                 parts = tf.split(vector, [math.prod(variable.shape) for variable in group])
                 variables += group
                 values += [tf.cast(tf.reshape(p, v.shape), v.dtype) for p, v in zip(parts, group, strict=True)]
             return _computed(variables, values, model.get_metrics_result)
 
-        # Concrete, so that a call looks nothing up.
+        # Concrete functions, so that a call needs no look-up.
         self._read = tf.function(read).get_concrete_function()
         self._compute = tf.function(compute).get_concrete_function(
             *(tf.TensorSpec([sum(math.prod(v.shape) for v in group)], dtype) for dtype, group in vectors)
@@ -198,35 +198,35 @@ class GraphMetrics:
         return not model.run_eagerly and now == [id(variable) for variable in self._variables]
 
     def names(self) -> set[str]:
-        """Of what `results` gives."""
+        """The names of the results."""
         return set(self._compute.structured_outputs)
 
     def states(self) -> dict[str, np.ndarray]:
-        """What this rank has counted."""
+        """The states of this rank."""
         return {name: vector.numpy() for name, vector in zip(self._how, self._read(), strict=True)}
 
     def results(self, bundles: Sequence[Bundle]) -> dict[str, float]:
-        """The model's results of what ranks have counted together.
+        """The model's results for the combined states of the ranks.
 
         Args:
             bundles: the arrays of each rank's `states`, or none.
 
         Raises:
-            DistributionError: ranks have other metrics than others.
+            DistributionError: the ranks have different metrics.
         """
         names = [sorted(bundle.arrays) for bundle in bundles]
-        if any(own and own != sorted(self._how) for own in names):
-            said = group_by_rank([f"[{', '.join(own)}]" for own in names], "with")
+        if any(rank_names and rank_names != sorted(self._how) for rank_names in names):
+            names_by_rank = group_by_rank([f"[{', '.join(rank_names)}]" for rank_names in names], "with")
             raise DistributionError(
-                f"The ranks' metrics differ in the number, the order, the type or the shape of their states: {said}. "
-                "Fix: build the same model, with the same metrics, on every rank."
+                "The ranks' metrics differ in the number, the order, the type or the shape of their states: "
+                f"{names_by_rank}. Fix: build the same model, with the same metrics, on every rank."
             )
         combined = reduce_over(bundles, self._how)
         return _numbers(self._compute(*(tf.constant(combined[name]) for name in self._how)))
 
 
 def are_built(metrics: Sequence[Any]) -> bool:
-    """Whether the metrics can be read: Keras makes those that `compile` was given at the first batch."""
+    """Whether the metrics can be read: Keras builds those of `compile` at the first batch."""
     return all(getattr(metric, "built", True) for metric in metrics)
 
 
@@ -264,7 +264,7 @@ def check_additive(metrics: Sequence[Any], sums_alone: bool = False) -> None:
 
 
 def declared_way(metric: Any, variable: Any) -> str | None:
-    """How a metric says that one of its states combines; None where it says nothing.
+    """The way to combine one of its states that a metric declares; None if it declares none.
 
     >>> class Both(keras.metrics.Mean):
     ...     distlr_combine = {"count": "max"}
@@ -283,12 +283,12 @@ def declared_way(metric: Any, variable: Any) -> str | None:
 
 
 def single_metrics(metrics: Sequence[Any]) -> list[Any]:
-    """The metrics that have states, out of Keras' wrappers around what `compile` was given."""
-    found: list[Any] = []
+    """The metrics that have states, without Keras' wrappers around the arguments of `compile`."""
+    singles: list[Any] = []
     for metric in metrics:
-        inner = _inside(metric)
-        found += [metric] if inner is None else single_metrics(inner)
-    return found
+        inner = _wrapped_metrics(metric)
+        singles += [metric] if inner is None else single_metrics(inner)
+    return singles
 
 
 def state_owners(metric: Any) -> list[tuple[Any, Any]]:
@@ -315,52 +315,52 @@ def _way(metric: Any, variable: Any) -> str:
 
 def _variables(metrics: Sequence[Any], prefix: str = "metric") -> list[tuple[str, Any, Any]]:
     """Each state's name, the metric that made it, and its variable."""
-    found: list[tuple[str, Any, Any]] = []
+    entries: list[tuple[str, Any, Any]] = []
     for i, metric in enumerate(metrics):
         name = f"{prefix}/{i}"
-        inner = _inside(metric)
+        inner = _wrapped_metrics(metric)
         if inner is not None:
-            found += _variables(inner, name)
+            entries += _variables(inner, name)
         else:
-            found += [(f"{name}/{j}", owner, variable) for j, (owner, variable) in enumerate(state_owners(metric))]
-    return found
+            entries += [(f"{name}/{j}", owner, variable) for j, (owner, variable) in enumerate(state_owners(metric))]
+    return entries
 
 
-def _inside(metric: Any) -> list[Any] | None:
-    """The metrics in one of Keras' wrappers around what `compile` was given; None for any other metric."""
+def _wrapped_metrics(metric: Any) -> list[Any] | None:
+    """The metrics in one of Keras' wrappers around the arguments of `compile`; None for any other metric."""
     if not type(metric).__module__.startswith("keras.src.trainers."):
         return None
-    inner: list[Any] = getattr(metric, "metrics", None) or _given(metric)
+    inner: list[Any] = getattr(metric, "metrics", None) or _unbuilt_metrics(metric)
     return inner
 
 
-def _given(metric: Any) -> list[Any]:
-    """The metric objects that `compile` was given, while Keras has not put them to use: before the first batch."""
-    given = tf.nest.flatten(getattr(metric, "_user_metrics", None))
-    return [item for item in given if isinstance(item, keras.metrics.Metric)]
+def _unbuilt_metrics(metric: Any) -> list[Any]:
+    """The metric objects among the arguments of `compile`, before the first batch: Keras does not use them yet."""
+    user_metrics = tf.nest.flatten(getattr(metric, "_user_metrics", None))
+    return [item for item in user_metrics if isinstance(item, keras.metrics.Metric)]
 
 
 def _computed(
     variables: Sequence[Any], values: Sequence[tf.Tensor], compute: Callable[[], Mapping[str, Any]]
 ) -> Mapping[str, Any]:
-    """Eagerly, or as part of a graph: what `compute` gives where it reads these values in the variables."""
+    """The result of `compute` with these values in the variables; eagerly, or as part of a graph."""
     with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
         # Some results are a variable itself, to be read now.
         return {name: tf.identity(tf.convert_to_tensor(value)) for name, value in compute().items()}
 
 
 def _vector_name(way: str, dtype: str, group: Mapping[str, Any]) -> str:
-    """Such as "sum of 43 float64, 1f0c2a9b": of other names, types or shapes it is another."""
+    """A name such as "sum of 43 float64, 1f0c2a9b", which depends on the names, types and shapes of the states."""
     layout = json.dumps([[name, v.dtype, list(v.shape)] for name, v in group.items()])
     return f"{way} of {len(group)} {dtype}, {hashlib.sha256(layout.encode()).hexdigest()[:8]}"
 
 
-def _given_or_own(combined: Mapping[str, np.ndarray], name: str, variable: Any) -> np.ndarray:
+def _given_or_local(combined: Mapping[str, np.ndarray], name: str, variable: Any) -> np.ndarray:
     return combined[name].astype(variable.dtype) if name in combined else variable.numpy()
 
 
-def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
-    return {name: to_number(value) for name, value in found.items()}
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: to_number(value) for name, value in values.items()}
 
 
 def _sendable(value: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ _VERDICT = "_distlr_verdict"  # on a metric that was tried
 
 
 class MetricsCheck:
-    """Refuses what is no sum before its first update, and says once what could not be tried.
+    """Refuses a metric that is no sum before its first update, and warns once about metrics that it could not try.
 
     A metric of Keras, or one that says how it combines, costs nothing. Any other is tried when it is called for the
     first time, which is while a step is traced: a few updates of other states, with random numbers of the types and
@@ -31,7 +31,7 @@ class MetricsCheck:
 
     Args:
         model: compiled.
-        is_root: whether to say what could not be tried.
+        is_root: whether to warn about metrics that could not be tried.
         by_strategy: whether a `tf.distribute` strategy adds the states up, which can do nothing else with them.
     """
 
@@ -42,7 +42,7 @@ class MetricsCheck:
         self._reset_checked = False
 
     def watch(self) -> None:
-        """Has the metrics tried where they are called. Call it before Keras makes the functions of its steps."""
+        """Arranges that metrics are tried when they are called, before Keras makes the functions of its steps."""
         for metric in single_metrics(self._model.metrics):
             if getattr(getattr(metric, "update_state", None), _VERDICT, False):  # watched by a run that was ended
                 del metric.update_state
@@ -54,13 +54,13 @@ class MetricsCheck:
             elif verdict.sums is False:
                 raise self._refusal(metric, verdict)
         if self._waiting:
-            self._model.train_function = self._model.test_function = None  # what is traced would not call them anew
+            self._model.train_function = self._model.test_function = None  # a traced function would not call them again
 
-    def say_reductions(self, ranks: int = 1) -> None:
-        """Names losses whose reduction gives another number here than on one device; see `reduction_warnings`.
+    def warn_of_reductions(self, ranks: int = 1) -> None:
+        """Warns about losses whose reduction gives another number here than on one device; see `reduction_warnings`.
 
         Args:
-            ranks: over how many ranks the gradients are averaged.
+            ranks: the number of ranks over which gradients are averaged.
         """
         if self._is_root:
             core = unwrap_loss_scale(self._model.optimizer)
@@ -69,18 +69,18 @@ class MetricsCheck:
                 _log.warning("%s", warning)
 
     def check_reset(self) -> None:
-        """Refuses what shows in metrics that have just been reset; looks once."""
+        """Refuses metrics whose states after a reset cannot be sums; it looks once."""
         if not self._reset_checked:
             check_additive(self._model.metrics, self._by_strategy)
             self._reset_checked = True
 
     def end(self) -> None:
-        """Stops watching, and names what was never called."""
+        """Stops watching, and names the metrics that were never called."""
         waiting, self._waiting = self._waiting, []
         for metric in waiting:
             del metric.update_state
             called = "no step has called its `update_state`"
-            self._say(metric, called if metric.variables else "it has no state that Keras knows")
+            self._warn_on_root(metric, called if metric.variables else "it has no state that Keras knows")
 
     def _watch(self, metric: Any) -> None:
         update = metric.update_state
@@ -90,19 +90,19 @@ class MetricsCheck:
             if metric.variables and any(metric is other for other in self._waiting):
                 self._waiting = [other for other in self._waiting if other is not metric]
                 del metric.update_state
-                self._conclude(metric, try_updates(metric, arguments, named))
+                self._apply_verdict(metric, try_updates(metric, arguments, named))
             return update(*arguments, **named)
 
         setattr(update_state, _VERDICT, True)
         metric.update_state = update_state
         self._waiting.append(metric)
 
-    def _conclude(self, metric: Any, verdict: Verdict) -> None:
+    def _apply_verdict(self, metric: Any, verdict: Verdict) -> None:
         setattr(metric, _VERDICT, verdict)
         if verdict.sums is False:
             raise self._refusal(metric, verdict)
         if verdict.sums is None:
-            self._say(metric, verdict.reason)
+            self._warn_on_root(metric, verdict.reason)
         elif not verdict.of_samples and self._is_root:
             _log.warning(
                 "The metric '%s' (%s) adds up a value of each batch: over several %s it is over all their batches, "
@@ -133,7 +133,7 @@ class MetricsCheck:
             f"add its states up: {verdict.reason}. Fix: {fix}"
         )
 
-    def _say(self, metric: Any, reason: str) -> None:
+    def _warn_on_root(self, metric: Any, reason: str) -> None:
         if self._is_root:
             _warn(metric, self._over, reason)
 
@@ -144,7 +144,7 @@ def checked(model: Any, *, is_root: bool, by_strategy: bool) -> Iterator[None]:
 
     Args:
         model: compiled.
-        is_root: see `MetricsCheck`; likewise `by_strategy`.
+        is_root: see `MetricsCheck`, as for `by_strategy`.
     """
     check = MetricsCheck(model, is_root=is_root, by_strategy=by_strategy)
     check.watch()
@@ -155,7 +155,7 @@ def checked(model: Any, *, is_root: bool, by_strategy: bool) -> Iterator[None]:
 
 
 def check_counted(metrics: Sequence[Any], *, is_root: bool) -> None:
-    """Checks metrics that have counted already, so that nothing can be tried: says once for each what is not known.
+    """Checks metrics that have counted already and cannot be tried: it warns once about each unknown one.
 
     Raises:
         ConfigurationError: a metric is known to be no sum, or starts elsewhere than at 0.

@@ -26,28 +26,28 @@ def _assign(model: Any, values: Mapping[str, np.ndarray]) -> None:
 
 
 def exchange_with_statistics(communicator: Communicator, model: Any, bundle: Bundle, *, tag: str) -> list[Bundle]:
-    """Every rank's bundle; in the same collective the statistics become their mean over the ranks. Collective.
+    """Exchanges a bundle of every rank, and sets the statistics to their mean in the same collective. Collective.
 
     Args:
         communicator: the job's.
-        model: whose statistics they are; the same on every rank.
-        bundle: what this rank says.
+        model: the model with the statistics; the same on every rank.
+        bundle: the bundle of this rank.
         tag: names the call; the same on all ranks.
     """
-    everyone = exchange_together(communicator, {"said": bundle, "statistics": Bundle(_read(model))}, tag=tag)
-    _assign(model, mean_over(everyone["statistics"]))
-    return everyone["said"]
+    all_ranks = exchange_together(communicator, {"said": bundle, "statistics": Bundle(_read(model))}, tag=tag)
+    _assign(model, mean_over(all_ranks["statistics"]))
+    return all_ranks["said"]
 
 
 def average_sums(communicator: Communicator, model: Any, variables: Sequence[Any], *, tag: str) -> None:
-    """Makes variables that each replica adds to for itself their mean over all replicas of all ranks. Collective.
+    """Sets variables to which each replica adds for itself to their mean over all replicas of all ranks. Collective.
 
-    What is added up over the replicas later is then what it would have been, whoever goes on with them.
+    A later sum over the replicas is then unchanged, on whatever replicas the run goes on.
 
     Args:
         communicator: the job's.
-        model: of which they are.
-        variables: as many on every rank.
+        model: the model with the variables.
+        variables: the variables; as many on every rank.
         tag: names the call; the same on all ranks.
     """
     copies = {str(i): _copies(model, variable) for i, variable in enumerate(variables)}
@@ -64,7 +64,7 @@ def has_statistics(model: Any) -> bool:
 
 
 def average_over_replicas(model: Any) -> None:
-    """Makes them their mean over the local replicas, where these differ."""
+    """Sets them to their mean over the local replicas, if these differ."""
     for variable in _statistics(model).values():
         copies = _copies(model, variable)
         if any((copy != copies[0]).any() for copy in copies[1:]):

@@ -17,7 +17,7 @@ __all__ = ["assert_rates"]
 
 
 def assert_rates(target: Any, batch: GlobalBatch, expected: Mapping[str, float], rtol: float = 1e-6) -> None:
-    """Asserts what the rate is at points of a run. Nothing is trained and nothing of the target changes.
+    """Asserts the rate at points of a run. Nothing is trained, and the target does not change.
 
     >>> from distlr import GlobalBatch, scale
     >>> batch = GlobalBatch(64, replicas=4, base_batch=64, samples_per_epoch=6400)
@@ -33,7 +33,7 @@ def assert_rates(target: Any, batch: GlobalBatch, expected: Mapping[str, float],
 
     Args:
         target: an optimizer of `job.optimizer` (its formula, with the multiplier as it stands), what
-            `distlr.scale` gave, or a plain Keras schedule. A plain schedule is asked in *base steps*,
+            `distlr.scale` gave, or a plain Keras schedule. A plain schedule is called with *base steps*,
             `samples / base_batch`, which is what it is written in; Keras itself would pass it real steps.
         batch: converts the durations; that of the target, where it has one.
         expected: the rate by duration from the start of the run: "5ep", "100ba", "60000sp" or "0.05dur". A
@@ -51,11 +51,11 @@ def assert_rates(target: Any, batch: GlobalBatch, expected: Mapping[str, float],
     rate = _rate_of(target, batch)
     rows, failures = [("duration", "expected", "found", "ratio", "")], 0
     for text, value in wanted.items():
-        found = rate(Duration.parse(text, f"expected[{text!r}]"), f"expected[{text!r}]")
-        right = abs(found - value) <= tolerance * value
+        actual = rate(Duration.parse(text, f"expected[{text!r}]"), f"expected[{text!r}]")
+        right = abs(actual - value) <= tolerance * value
         failures += not right
-        ratio = "-" if value == 0 else f"{found / value:.8g}"
-        rows.append((text, f"{value:.9g}", f"{found:.9g}", ratio, "" if right else "<--"))
+        ratio = "-" if value == 0 else f"{actual / value:.8g}"
+        rows.append((text, f"{value:.9g}", f"{actual:.9g}", ratio, "" if right else "<--"))
     if failures:
         title = f"The rate is another one at {failures} of {len(wanted)} durations (rtol={tolerance:g}):"
         raise AssertionError("\n".join([title, *_table(rows)]))

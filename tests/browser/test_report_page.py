@@ -153,12 +153,12 @@ def test_every_line_is_seen_in_its_chart(look, sample) -> None:
 
 def test_a_colour_a_run_and_dashes_for_validation(look) -> None:
     style = "line => [line.dataset.run, line.dataset.series, getComputedStyle(line).stroke, getComputedStyle(line)"
-    found = look("two").page.evaluate(f"() => [...document.querySelectorAll('.series')].map({style}.strokeDasharray])")
-    assert {run: {colour for each, _, colour, _ in found if each == run} for run, *_ in found} == {
+    series = look("two").page.evaluate(f"() => [...document.querySelectorAll('.series')].map({style}.strokeDasharray])")
+    assert {run: {colour for each, _, colour, _ in series if each == run} for run, *_ in series} == {
         "linear": {"rgb(0, 114, 178)"},
         "sqrt": {"rgb(213, 94, 0)"},
     }
-    assert {name: dashes != "none" for _, name, _, dashes in found} == {
+    assert {name: dashes != "none" for _, name, _, dashes in series} == {
         "learning_rate": False,
         "lr_multiplier": False,
         "loss": False,

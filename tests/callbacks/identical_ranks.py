@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tensorflow as tf
+
+import distlr
 from distlr.communicators import SingleCommunicator
 from distlr.communicators.gradient_reducer import GradientReducer
+from distlr.job import Job
 
 
 class IdenticalRanks(SingleCommunicator):
@@ -30,3 +34,10 @@ class MeanOfIdenticalRanks(GradientReducer):
 
     def all_true(self, flag):
         return flag
+
+
+def job_on(ranks: int, simulate: int | None) -> Job:
+    """A job of several identical ranks, or of one rank with so many simulated replicas (None for its one device)."""
+    if ranks > 1:
+        return Job(tf.distribute.get_strategy(), "horovod", IdenticalRanks(ranks))
+    return distlr.init(environ={}, simulate=simulate)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from restarts import Killed
 
 import distlr
 from distlr.callbacks.base_rates import BaseRates
@@ -45,12 +46,12 @@ def _applied(
             applied.append(float(model.optimizer.learning_rate))
 
     x = np.ones((8, 1), "float32")
-    given = job.callbacks([*callbacks, Look()])
-    model.fit(x, x, batch_size=8, epochs=epochs, verbose=0, shuffle=False, callbacks=given)
+    all_callbacks = job.callbacks([*callbacks, Look()])
+    model.fit(x, x, batch_size=8, epochs=epochs, verbose=0, shuffle=False, callbacks=all_callbacks)
     return applied, model
 
 
-# What plain Keras applies on one device, by hand.
+# The rates that plain Keras applies on one device, by hand.
 FUNCTIONS: dict[str, tuple[Any, list[float]]] = {
     "a table": (_table, [0.1, 0.1, 0.05, 0.01]),
     "of the epoch alone": (lambda epoch: 0.1 * 0.5**epoch, [0.1, 0.05, 0.025, 0.0125]),
@@ -101,7 +102,7 @@ def test_it_says_both_numbers_once(caplog) -> None:
     assert not [r for r in caplog.records if "was set to" in r.getMessage()]
 
 
-def test_without_a_factor_or_a_batch_nothing_is_scaled_or_said(caplog) -> None:
+def test_without_a_factor_or_a_batch_nothing_is_scaled_or_logged(caplog) -> None:
     caplog.set_level(logging.INFO, "distlr")
     applied, _ = _applied([K.LearningRateScheduler(_table)], base_batch=8)
     np.testing.assert_allclose(applied, [_table(epoch) for epoch in range(EPOCHS)], rtol=1e-6)
@@ -160,17 +161,13 @@ def test_a_limit_says_both_numbers(caplog, kind) -> None:
 
 def test_it_is_there_only_where_it_is_needed() -> None:
     job = distlr.init(environ={})
-    for given, needed in (
+    for user_callbacks, needed in (
         ([K.EarlyStopping()], False),
         ([K.ReduceLROnPlateau()], False),
         ([K.ReduceLROnPlateau(min_lr=1e-5)], True),
         ([K.LearningRateScheduler(_table)], True),
     ):
-        assert any(isinstance(callback, BaseRates) for callback in job.callbacks(given)) is needed
-
-
-class _Killed(Exception):
-    """Stands for the end of the process."""
+        assert any(isinstance(callback, BaseRates) for callback in job.callbacks(user_callbacks)) is needed
 
 
 @pytest.mark.parametrize("with_batch", [True, False])
@@ -189,16 +186,16 @@ def test_an_epoch_that_is_resumed_is_not_scheduled_once_more(tmp_path, with_batc
             def on_train_batch_end(self, batch, logs=None):
                 steps.append(batch)
                 if len(steps) == die_at:
-                    raise _Killed
+                    raise Killed
 
         scheduler = K.LearningRateScheduler(lambda epoch, lr: lr * 0.5)
-        given = job.callbacks([scheduler, Die(), distlr.callbacks.Checkpoint(directory, "1ba")])
+        all_callbacks = job.callbacks([scheduler, Die(), distlr.callbacks.Checkpoint(directory, "1ba")])
         data = job.shard((x, x), batch, shuffle=False)
-        model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=given)
+        model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=all_callbacks)
         return float(model.optimizer.learning_rate)
 
     expected = BASE / 16 * (FACTOR if with_batch else 1.0)
     assert rate_at_the_end(tmp_path / "whole", None) == pytest.approx(expected)
-    with pytest.raises(_Killed):
+    with pytest.raises(Killed):
         rate_at_the_end(tmp_path / "killed", 6)
     assert rate_at_the_end(tmp_path / "killed", None) == pytest.approx(expected)

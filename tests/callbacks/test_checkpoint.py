@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import itertools
 import json
@@ -17,14 +16,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from identical_ranks import IdenticalRanks
+from identical_ranks import job_on
+from restarts import Killed, locked_by_another_job, logs_by_epoch
 
 import distlr
 from distlr.callbacks import Checkpoint
 from distlr.checkpoint.store import CheckpointDirectory, read_checkpoint
 from distlr.communicators import SingleCommunicator
 from distlr.errors import ConfigurationError, DistlrError, NonFiniteError, StateError
-from distlr.job import Job
 from distlr.testing import run_ranks
 
 pytestmark = pytest.mark.replicas
@@ -34,10 +33,6 @@ SAMPLES, EPOCHS = 70, 4
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(SAMPLES, 6)).astype("float32")
 Y = (X.sum(axis=1, keepdims=True) > 0).astype("float32")
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 class Watch(K.Callback):
@@ -76,10 +71,7 @@ class Run:
         **options,
     ):
         keras.utils.set_random_seed(3)
-        if ranks > 1:
-            self.job = job = Job(tf.distribute.get_strategy(), "horovod", IdenticalRanks(ranks))
-        else:
-            self.job = job = distlr.init(environ={}, simulate=simulate if simulate > 1 else None)
+        self.job = job = job_on(ranks, simulate if simulate > 1 else None)
         batch = job.batch(per_replica=per_replica, base_batch=4, samples_per_epoch=SAMPLES, accumulation=accumulation)
         with job.scope():
             inner = [keras.layers.Dense(5), keras.layers.BatchNormalization(momentum=0.8)]
@@ -107,7 +99,7 @@ class Run:
                 shuffle=False,
                 verbose=0,
             )
-            self.logs = {epoch: {n: v[i] for n, v in history.history.items()} for i, epoch in enumerate(history.epoch)}
+            self.logs = logs_by_epoch(history)
 
     @property
     def weights(self):
@@ -121,8 +113,8 @@ def resumed_at(run: Run, whole: Run) -> int:
 
 def assert_continues(run: Run, whole: Run, exact: bool = True) -> None:
     assert run.watch.seen == whole.watch.seen[resumed_at(run, whole) :]
-    for found, expected in zip(run.weights, whole.weights, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(run.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(actual, expected)
     for epoch, logs in run.logs.items():
         for name, value in logs.items():
             expected = whole.logs[epoch][name]
@@ -248,10 +240,10 @@ def wholes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
     """A checkpoint of each number of ranks after 1.4 epochs, in the warmup."""
-    found = {n: tmp_path_factory.mktemp("broken") for n in SIZES}
-    for n, directory in found.items():
+    directories = {n: tmp_path_factory.mktemp("broken") for n in SIZES}
+    for n, directory in directories.items():
         Run(directory, ranks=n, die_after=-(-25 // n), every=f"{24 // n}ba", **CHANGING)
-    return found
+    return directories
 
 
 @pytest.mark.replicas
@@ -276,7 +268,7 @@ def test_the_rate_by_epoch_is_that_of_a_run_on_m_from_the_start(wholes, broken, 
     assert "warmup" in line
 
 
-def test_after_a_change_the_rate_climbs_where_it_was_asked_to(tmp_path, caplog) -> None:
+def test_after_a_change_the_rate_climbs_if_rewarm_is_given(tmp_path, caplog) -> None:
     options = {"plateau": False, "schedule": 0.1}
     Run(tmp_path / "run", die_after=44, every="2ep", **options)  # two epochs and a half, after the warmup
     with caplog.at_level(logging.INFO, "distlr"):
@@ -348,8 +340,8 @@ def test_a_run_that_is_complete_trains_no_more(tmp_path) -> None:
     again = Run(tmp_path)
     assert again.watch.seen == []
     assert not (tmp_path / "checkpoints.lock").exists()
-    for found, expected in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 # -- files -----------------------------------------------------------------------------------------------
@@ -376,12 +368,12 @@ def test_the_newest_are_kept_and_what_cannot_be_read_is_passed_over(tmp_path, ca
 
 def test_what_is_in_a_file(tmp_path) -> None:
     run = Run(tmp_path)
-    arrays, said = read_checkpoint(max(tmp_path.glob("step-*")))
+    arrays, note = read_checkpoint(max(tmp_path.glob("step-*")))
     for i, weight in enumerate(run.model.get_weights()):
         np.testing.assert_array_equal(arrays[f"weight/{i}"], weight)
     assert arrays["optimizer/inner/distlr_samples_seen"].shape == ()
-    assert said["samples_seen"] == EPOCHS * SAMPLES
-    assert said["formula"]["scaling.warmup"] == "1.5ep"
+    assert note["samples_seen"] == EPOCHS * SAMPLES
+    assert note["formula"]["scaling.warmup"] == "1.5ep"
 
 
 def test_another_model_is_refused_and_nothing_is_changed(tmp_path) -> None:
@@ -394,8 +386,8 @@ def test_another_model_is_refused_and_nothing_is_changed(tmp_path) -> None:
     callbacks = job.callbacks([Checkpoint(tmp_path, accept=True)])
     with pytest.raises(StateError, match=r"has the shape \(6, 5\) for 'sequential.*/kernel', and the model \(6, 7\)"):
         model.fit(job.shard((X, Y), batch), callbacks=callbacks, verbose=0, shuffle=False)
-    for found, expected in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_whatever_rank_0_cannot_continue_from_is_an_error_of_all_and_nobody_waits(tmp_path, monkeypatch) -> None:
@@ -427,14 +419,10 @@ def test_a_directory_that_another_job_uses_is_refused_on_every_rank(tmp_path) ->
             callback._continue()
         return str(info.value)
 
-    with open(tmp_path / "checkpoints.lock", "w") as file:
-        file.write('{"host": "node7", "pid": 4242, "since": "2026-01-31T12:00:00+00:00"}')
-        file.flush()
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked_by_another_job(tmp_path, "checkpoints.lock") as message:
         errors = run_ranks(rank, 2, timeout=1.0)
-    said = f"{tmp_path} is in use by another job: process 4242 on host node7, since 2026-01-31T12:00:00+00:00"
-    assert errors[0].startswith(said)
-    assert errors[1].startswith(f"[rank 1] Rank 0 could not continue: {said}")
+    assert errors[0].startswith(message)
+    assert errors[1].startswith(f"[rank 1] Rank 0 could not continue: {message}")
     assert step.exists()
 
 
@@ -451,7 +439,7 @@ def test_the_next_fit_of_the_process_need_not_wait(tmp_path) -> None:
 
 
 class Loaded:
-    """What makes Python run code when it unpickles it."""
+    """An object that makes Python run code when it is unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ("executed",)
@@ -522,8 +510,8 @@ def test_data_of_ones_own_is_never_continued_in_the_middle_of_an_epoch(tmp_path)
     assert [path.name for path in (tmp_path / "broken").glob("step-*")] == ["step-000000000014.safetensors"]
     continued = run(tmp_path / "broken")
     assert continued.optimizer.samples_seen == whole.optimizer.samples_seen == 3 * SAMPLES
-    for found, expected in zip(continued.get_weights(), whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(continued.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, True), (signal.SIGUSR1, False)])

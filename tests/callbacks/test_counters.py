@@ -10,6 +10,7 @@ import textwrap
 import keras
 import numpy as np
 import pytest
+from restarts import Killed
 
 import distlr
 from distlr.callbacks import JobCallback
@@ -22,10 +23,6 @@ K = keras.callbacks
 X = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
 SCORES = [3.0, 1.0, 2.0, 2.5, 1.5, 4.0, 5.0, 6.0]  # the best is in the second epoch
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 class Score(K.Callback):
@@ -43,7 +40,7 @@ class Score(K.Callback):
         logs["score"] = SCORES[epoch]
 
 
-def run(directory, *given, die_before=None, epochs=8, every="1ep"):
+def run(directory, *more, die_before=None, epochs=8, every="1ep"):
     """One process of a job; the model that it has trained."""
     keras.utils.set_random_seed(0)
     job = distlr.init(environ={})
@@ -51,7 +48,7 @@ def run(directory, *given, die_before=None, epochs=8, every="1ep"):
     with job.scope():
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
         model.compile(job.optimizer(keras.optimizers.SGD(0.01), batch), "mse")
-    callbacks = [Score(die_before), *given]
+    callbacks = [Score(die_before), *more]
     if directory is not None:
         callbacks.append(distlr.callbacks.Checkpoint(directory, every))
     with contextlib.suppress(Killed):
@@ -70,7 +67,7 @@ def run(directory, *given, die_before=None, epochs=8, every="1ep"):
 
 def assigned(kind: type) -> set[str]:
     """The attributes that methods of a class assign to `self`, apart from its `__init__`."""
-    found = set()
+    names = set()
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     for method in definition.body:
         if not isinstance(method, ast.FunctionDef) or method.name == "__init__":
@@ -78,8 +75,8 @@ def assigned(kind: type) -> set[str]:
         for node in ast.walk(method):
             stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
             if stored and isinstance(node.value, ast.Name) and node.value.id == "self":
-                found.add(node.attr)
-    return found
+                names.add(node.attr)
+    return names
 
 
 def known(kind: type) -> set[str]:
@@ -118,7 +115,7 @@ def test_the_inspection_finds_a_counter_that_nobody_knows() -> None:
 # -- resumed equals uninterrupted ---------------------------------------------------------------------------
 
 
-def made(folder):
+def callbacks_in(folder):
     return [
         K.ModelCheckpoint(folder / "best.keras", monitor="score", mode="min", save_best_only=True),
         K.EarlyStopping("score", mode="min", patience=4, restore_best_weights=True),
@@ -134,15 +131,15 @@ def state(callback) -> dict:
 @pytest.mark.replicas
 @pytest.mark.parametrize("die_before", [2, 3, 5])
 def test_keras_callbacks_decide_as_in_the_run_that_was_not_interrupted(tmp_path, die_before) -> None:
-    whole, resumed = made(tmp_path / "whole"), made(tmp_path / "resumed")
+    whole, resumed = callbacks_in(tmp_path / "whole"), callbacks_in(tmp_path / "resumed")
     expected = run(tmp_path / "whole", *whole)
     assert whole[1].stopped_epoch == 5  # by hand: the best at 1, four epochs after it
     assert whole[1].best_epoch == 1
-    run(tmp_path / "resumed", *made(tmp_path / "resumed"), die_before=die_before)
+    run(tmp_path / "resumed", *callbacks_in(tmp_path / "resumed"), die_before=die_before)
     model = run(tmp_path / "resumed", *resumed)
     assert [state(callback) for callback in resumed] == [state(callback) for callback in whole]
-    for found, value in zip(model.get_weights(), expected.get_weights(), strict=True):
-        np.testing.assert_array_equal(found, value)  # of the second epoch, from before the restart
+    for actual, value in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, value)  # of the second epoch, from before the restart
     assert float(model.optimizer.multiplier) == float(expected.optimizer.multiplier)
     best = [keras.saving.load_model(tmp_path / name / "best.keras").get_weights()[0] for name in ("whole", "resumed")]
     np.testing.assert_array_equal(*best)
@@ -160,7 +157,7 @@ def test_a_saver_by_batches_goes_on_counting_in_the_middle_of_an_epoch(tmp_path)
     assert second._batches_seen_since_last_saving == 4
 
 
-def test_two_of_one_class_are_told_apart_by_what_they_monitor(tmp_path) -> None:
+def test_two_of_one_class_are_distinguished_by_their_metric(tmp_path) -> None:
     stop = lambda metric: K.EarlyStopping(metric, mode="min", patience=9)  # noqa: E731
     run(tmp_path, stop("loss"), stop("score"), die_before=3)
     other, score = stop("loss"), stop("score")
@@ -207,11 +204,11 @@ def test_what_a_class_names_is_kept(tmp_path, caplog) -> None:
         early = Mine()
         run(tmp_path, early, epochs=2)
         assert early.best == float("inf")
-        mine = Mine()
-        run(tmp_path, mine, epochs=3)
-    assert (mine.wait, mine.seen, mine.note) == (3, [0, 1, 2], "after 2")
-    assert mine.best == np.float32(0.1)
-    assert mine.mask.tolist() == [3.0, 3.0, 3.0]
+        callback = Mine()
+        run(tmp_path, callback, epochs=3)
+    assert (callback.wait, callback.seen, callback.note) == (3, [0, 1, 2], "after 2")
+    assert callback.best == np.float32(0.1)
+    assert callback.mask.tolist() == [3.0, 3.0, 3.0]
     assert "begun anew" not in caplog.text.lower()
 
 
@@ -266,19 +263,19 @@ def test_a_wrong_declaration_is_refused(names) -> None:
         Counters([kind()])
 
 
-def test_a_value_that_is_no_number_is_said_and_left_out(caplog) -> None:
-    mine = Mine()
-    mine.note = object()
+def test_a_value_that_is_no_number_is_left_out_with_a_warning(caplog) -> None:
+    callback = Mine()
+    callback.note = object()
     with caplog.at_level("INFO", "distlr"):
-        assert "note" not in Counters([mine]).read().note["kept"]["Mine 1"]
+        assert "note" not in Counters([callback]).read().note["kept"]["Mine 1"]
     assert "note of Mine 1 is not kept in checkpoints: it is a object." in caplog.text
 
 
 # -- the file, and the ranks ----------------------------------------------------------------------------------
 
 
-def test_a_file_from_before_is_continued_and_said_to_have_none(tmp_path, caplog) -> None:
-    run(tmp_path, *made(tmp_path / "a"), die_before=3)
+def test_a_file_without_counters_is_continued_with_a_warning(tmp_path, caplog) -> None:
+    run(tmp_path, *callbacks_in(tmp_path / "a"), die_before=3)
     (path, *_) = CheckpointDirectory(tmp_path, 3).files()
     arrays, values = read_checkpoint(path)
     del values["callbacks"]
@@ -305,7 +302,7 @@ def test_a_file_from_before_is_continued_and_said_to_have_none(tmp_path, caplog)
 def test_what_was_not_written_so_is_refused(note) -> None:
     stop = K.EarlyStopping("loss")
     with pytest.raises(StateError, match="does not say what callbacks had counted"):
-        Counters([stop]).give(note, {})
+        Counters([stop]).assign(note, {})
     assert stop.wait == 0
 
 
@@ -319,9 +316,9 @@ def test_every_rank_gets_what_rank_0_has_read() -> None:
         counters = Counters([*saver, stop])
         written = Counters([K.ModelCheckpoint("a.keras", monitor="loss"), stop])
         stop.best, stop.wait, stop.best_weights = np.float32(0.3), 2, weights
-        kept = written.read()
+        bundle = written.read()
         stop.best, stop.wait, stop.best_weights = None, 0, None
-        counters.restore(comm, kept.note, kept.arrays if comm.is_root else {})
+        counters.restore(comm, bundle.note, bundle.arrays if comm.is_root else {})
         return stop.best, stop.wait, [(w.dtype.name, w.tolist()) for w in stop.best_weights]
 
     first, second = run_ranks(rank, 2)

@@ -13,14 +13,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from identical_ranks import IdenticalRanks
+from identical_ranks import job_on
+from restarts import Killed, logs_by_epoch
 
 import distlr
 from distlr.callbacks import Checkpoint, cut_validation
 from distlr.checkpoint.preemption import Signals
 from distlr.checkpoint.run_state import RunState
 from distlr.checkpoint.store import CheckpointDirectory
-from distlr.job import Job
 
 K = keras.callbacks
 SAMPLES, EPOCHS, VALIDATION, CUT_IN = 32, 4, 48, 1
@@ -96,10 +96,7 @@ class Run:
         known_length=True,
     ):
         keras.utils.set_random_seed(3)
-        if ranks > 1:
-            job = Job(tf.distribute.get_strategy(), "horovod", IdenticalRanks(ranks))
-        else:
-            job = distlr.init(environ={}, simulate=simulate)
+        job = job_on(ranks, simulate)
         batch = job.batch(per_replica=per_replica, base_batch=4, samples_per_epoch=SAMPLES)
         with job.scope():
             layers = [keras.layers.Dense(5), keras.layers.BatchNormalization(momentum=0.8), keras.layers.Dropout(0.3)]
@@ -132,7 +129,7 @@ class Run:
                 shuffle=False,
                 verbose=verbose,
             )
-            self.logs = {epoch: {n: v[i] for n, v in history.history.items()} for i, epoch in enumerate(history.epoch)}
+            self.logs = logs_by_epoch(history)
         except SystemExit as error:
             self.left, self.seconds = error.code, time.monotonic() - self.watch.signalled_at
         finally:
@@ -164,8 +161,8 @@ def newest(directory) -> RunState:
 def assert_is_the_end_of(whole: Run, rest: Run) -> None:
     assert rest.logs == {epoch: whole.logs[epoch] for epoch in range(CUT_IN, EPOCHS)}
     assert [list(logs) for logs in rest.logs.values()] == [list(whole.logs[epoch]) for epoch in rest.logs]
-    for found, expected in zip(rest.state, whole.state, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(rest.state, whole.state, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 # -- the cut ---------------------------------------------------------------------------------------------
@@ -290,9 +287,6 @@ def test_a_number_that_is_not_finite_is_decided_on_when_the_run_goes_on(tmp_path
 @pytest.mark.replicas
 def test_what_was_decided_before_another_kill_is_decided_once(tmp_path) -> None:
     """The epoch's end of a run that went on is in the decisions, and in no checkpoint."""
-
-    class Killed(Exception):
-        pass
 
     class Kill(K.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -188,7 +188,7 @@ RIGHT = [
 
 @pytest.mark.replicas
 @pytest.mark.parametrize("loss_of", RIGHT)
-def test_what_is_divided_by_the_whole_batch_is_right_and_nothing_is_said(strategy, caplog, loss_of) -> None:
+def test_a_loss_divided_by_the_whole_batch_is_right_and_causes_no_warning(strategy, caplog, loss_of) -> None:
     with caplog.at_level(logging.WARNING, "distlr"):
         weight = _trained(strategy, lambda job, batch: OwnStep(loss_of, job, batch), {"loss": "mse"})
     assert weight == pytest.approx(0.2)
@@ -219,7 +219,7 @@ def _with_a_penalty_on_the_weights(model, y, y_pred):
 
 
 @pytest.mark.parametrize("loss_of", [_with_a_mean_of_its_own, _with_a_penalty_on_the_weights])
-def test_another_term_beside_keras_loss_is_told_once(strategy, caplog, loss_of) -> None:
+def test_another_term_beside_keras_loss_is_warned_of_once(strategy, caplog, loss_of) -> None:
     """A VAE's own divergence, for example."""
     with caplog.at_level(logging.WARNING, "distlr"):
         _trained(strategy, lambda job, batch: OwnStep(loss_of, job, batch))
@@ -249,7 +249,7 @@ def test_mixed_precision_and_accumulation_pass(strategy, caplog) -> None:
 
 
 def test_a_sum_over_the_batch_within_a_mean_is_a_sum(strategy) -> None:
-    """Of 16 samples, each with the gradient -2: one update at 0.1 gives 3.2, on one device and on two replicas."""
+    """With 16 samples, each with the gradient -2, one update at 0.1 gives 3.2, on one device and on two replicas."""
 
     def loss_of(model, y, y_pred):
         return tf.reduce_mean(tf.reduce_sum(tf.square(y_pred - y), axis=0))
@@ -259,7 +259,7 @@ def test_a_sum_over_the_batch_within_a_mean_is_a_sum(strategy) -> None:
 
 
 class ShowsItsLoss(OwnStep):
-    """As in keras.io's examples: a mean of the losses."""
+    """Shows a mean of the losses, as in keras.io's examples."""
 
     def __init__(self, loss_of, times=1.0):
         super().__init__(loss_of)
@@ -275,8 +275,8 @@ class ShowsItsLoss(OwnStep):
         return {"shown": self.shown.result()}
 
 
-@pytest.mark.parametrize(("times", "shows", "told"), [(1.0, 0.5, True), (2.0, 1.0, False)])
-def test_a_mean_of_a_loss_that_is_divided_by_the_replicas_is_told_of(strategy, caplog, times, shows, told) -> None:
+@pytest.mark.parametrize(("times", "shows", "warns"), [(1.0, 0.5, True), (2.0, 1.0, False)])
+def test_a_mean_of_a_loss_that_is_divided_by_the_replicas_is_warned_of(strategy, caplog, times, shows, warns) -> None:
     models = []
 
     def make(job, batch):
@@ -285,4 +285,4 @@ def test_a_mean_of_a_loss_that_is_divided_by_the_replicas_is_told_of(strategy, c
 
     assert _trained(strategy, make) == pytest.approx(0.2)
     assert float(models[0].shown.result()) == pytest.approx(shows)
-    assert ("What these metrics show is 1/2 of the mean loss: shown." in caplog.text) is told
+    assert ("What these metrics show is 1/2 of the mean loss: shown." in caplog.text) is warns

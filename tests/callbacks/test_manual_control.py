@@ -22,7 +22,7 @@ PER_EPOCH = 8
 
 @pytest.fixture(scope="session")
 def hostile(load_helper):
-    return load_helper(pathlib.Path(__file__).parents[1] / "_hostile.py")
+    return load_helper(pathlib.Path(__file__).parents[1] / "_hostile_requests.py")
 
 
 class Ask(keras.callbacks.Callback):
@@ -38,21 +38,21 @@ class Ask(keras.callbacks.Callback):
             self.directory.ask(self.requests[self.count])
 
 
-def _fit(recording, tmp_path, requests, *, replicas=1, epochs=4, every=2, plateau=None, more=(), accumulation=None):
+def _fit(rate_bench, tmp_path, requests, *, replicas=1, epochs=4, every=2, plateau=None, more=(), accumulation=None):
     keras.utils.set_random_seed(0)
     options = {} if accumulation is None else {"gradient_accumulation_steps": accumulation}
-    bench = recording.Bench(replicas, **options)
+    bench = rate_bench.Bench(replicas, **options)
     batch = bench.batch(2 // replicas, 2, samples_per_epoch=2 * PER_EPOCH, accumulation=accumulation or 1)
     bench.adopt(batch)
     bench.compile()
-    own = [*more, *([] if plateau is None else [plateau])]
-    callbacks = bench.job.callbacks(own, run_dir=tmp_path)
+    callback_list = [*more, *([] if plateau is None else [plateau])]
+    callbacks = bench.job.callbacks(callback_list, run_dir=tmp_path)
     for callback in callbacks:
         if isinstance(callback, ManualControl):
             callback.every = every
     # Asked for before the job's callbacks see the batch.
     callbacks.insert(0, Ask(tmp_path, requests))
-    bench.data = bench.job.shard(recording.samples(2 * PER_EPOCH), batch, seed=0)
+    bench.data = bench.job.shard(rate_bench.samples(2 * PER_EPOCH), batch, seed=0)
     bench.fit(bench.data, epochs, callbacks)
     return bench, RunDirectory(tmp_path).read()
 
@@ -62,9 +62,9 @@ def _control(run) -> list[tuple[str, int, float | None]]:
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_the_rate_is_multiplied_and_set(recording, tmp_path, replicas) -> None:
+def test_the_rate_is_multiplied_and_set(rate_bench, tmp_path, replicas) -> None:
     requests = {3: Request("set-lr", multiply=0.5), 11: Request("set-lr", to=0.2)}
-    bench, run = _fit(recording, tmp_path, requests, replicas=replicas)
+    bench, run = _fit(rate_bench, tmp_path, requests, replicas=replicas)
     # Looked for after every second batch: found after the 4th and the 12th.
     np.testing.assert_allclose(bench.rates(), [0.1] * 4 + [0.05] * 8 + [0.2] * 20, rtol=1e-6)
     assert _control(run) == [("set-lr", 4, 0.5), ("set-lr", 12, pytest.approx(4))]
@@ -73,53 +73,53 @@ def test_the_rate_is_multiplied_and_set(recording, tmp_path, replicas) -> None:
     assert bench.log.traces == replicas  # nothing is traced anew
 
 
-def test_at_an_epoch(recording, tmp_path) -> None:
-    bench, run = _fit(recording, tmp_path, {3: Request("set-lr", to=0.01, at_epoch=3)})
+def test_at_an_epoch(rate_bench, tmp_path) -> None:
+    bench, run = _fit(rate_bench, tmp_path, {3: Request("set-lr", to=0.01, at_epoch=3)})
     np.testing.assert_allclose(bench.rates(), [0.1] * 16 + [0.01] * 16, rtol=1e-6)
     assert [d["kind"] for d in run.decisions] == ["asked", "control"]
     assert run.decisions[1]["at"] == 2.0
 
 
-def test_stop(recording, tmp_path) -> None:
-    bench, run = _fit(recording, tmp_path, {9: Request("stop")})
+def test_stop(rate_bench, tmp_path) -> None:
+    bench, run = _fit(rate_bench, tmp_path, {9: Request("stop")})
     assert len(bench.rates()) == 10
     assert _control(run) == [("stop", 10, None)]
     assert run.epochs[-1]["epoch"] == 1
 
 
-def test_stop_before_an_epoch(recording, tmp_path) -> None:
-    bench, run = _fit(recording, tmp_path, {1: Request("stop", at_epoch=3)})
+def test_stop_before_an_epoch(rate_bench, tmp_path) -> None:
+    bench, run = _fit(rate_bench, tmp_path, {1: Request("stop", at_epoch=3)})
     assert len(bench.rates()) == 16
     assert len(run.epochs) == 2
 
 
-def test_plateaus_pause_and_go_on(recording, tmp_path) -> None:
+def test_plateaus_pause_and_go_on(rate_bench, tmp_path) -> None:
     plateau = ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9)
     requests = {1: Request("pause-plateau"), 25: Request("resume-plateau")}
-    bench, run = _fit(recording, tmp_path, requests, plateau=plateau)
+    bench, run = _fit(rate_bench, tmp_path, requests, plateau=plateau)
     np.testing.assert_allclose(bench.rates(), [0.1] * 32, rtol=1e-6)
     assert [d["action"] for d in run.decisions if d["kind"] == "control"] == ["pause-plateau", "resume-plateau"]
     assert not read_manual_control(bench.optimizer.distlr.variables).paused
 
 
-def test_without_a_plateau_there_is_nothing_to_pause(recording, tmp_path) -> None:
-    _, run = _fit(recording, tmp_path, {1: Request("pause-plateau")}, epochs=1)
+def test_without_a_plateau_there_is_nothing_to_pause(rate_bench, tmp_path) -> None:
+    _, run = _fit(rate_bench, tmp_path, {1: Request("pause-plateau")}, epochs=1)
     assert run.decisions[0]["kind"] == "refused"
     assert "ReduceLROnPlateau" in run.decisions[0]["reason"]
 
 
-def test_what_lay_there_before_the_run_is_refused(recording, tmp_path) -> None:
+def test_what_lay_there_before_the_run_is_refused(rate_bench, tmp_path) -> None:
     ControlDirectory(tmp_path).ask(Request("set-lr", multiply=0.5))
-    bench, run = _fit(recording, tmp_path, {}, epochs=1)
+    bench, run = _fit(rate_bench, tmp_path, {}, epochs=1)
     np.testing.assert_allclose(bench.rates(), 0.1, rtol=1e-6)
     assert "before the run began" in run.decisions[0]["reason"]
 
 
-def test_what_a_run_finds_late_and_lay_there_before_it_is_refused_as_well(recording, tmp_path, monkeypatch) -> None:
-    """As behind a thousand other files, which are more than it looks at as it begins."""
+def test_what_a_run_finds_late_and_lay_there_before_it_is_refused_as_well(rate_bench, tmp_path, monkeypatch) -> None:
+    """A thousand other files lie before it, more than are read as the run begins."""
     monkeypatch.setattr("distlr.callbacks.manual_control._LOOKS", 0)
     ControlDirectory(tmp_path).ask(Request("set-lr", multiply=0.5))
-    bench, run = _fit(recording, tmp_path, {}, epochs=1)
+    bench, run = _fit(rate_bench, tmp_path, {}, epochs=1)
     np.testing.assert_allclose(bench.rates(), 0.1, rtol=1e-6)
     assert [d["reason"] for d in run.decisions] == ["It was there before the run began."]
 
@@ -140,14 +140,14 @@ class AskLate(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize(("seconds", "kind"), [(50, "control"), (70, "refused")])
-def test_a_request_is_done_within_its_time_limit(recording, tmp_path, seconds, kind) -> None:
-    bench, run = _fit(recording, tmp_path, {}, epochs=1, more=[AskLate(tmp_path, seconds)])
+def test_a_request_is_done_within_its_time_limit(rate_bench, tmp_path, seconds, kind) -> None:
+    bench, run = _fit(rate_bench, tmp_path, {}, epochs=1, more=[AskLate(tmp_path, seconds)])
     assert [d["kind"] for d in run.decisions] == [kind]
     assert bench.rates()[-1] == pytest.approx(0.1 if kind == "refused" else 0.05)
     assert kind == "control" or "It was valid for 60 s" in run.decisions[0]["reason"]
 
 
-def test_what_waits_for_its_epoch_can_be_cancelled(recording, tmp_path) -> None:
+def test_what_waits_for_its_epoch_can_be_cancelled(rate_bench, tmp_path) -> None:
     class Cancel(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             directory = ControlDirectory(tmp_path)
@@ -156,14 +156,14 @@ def test_what_waits_for_its_epoch_can_be_cancelled(recording, tmp_path) -> None:
                 assert directory.cancel(first.name)
 
     two = {1: Request("set-lr", to=0.01, at_epoch=3), 2: Request("set-lr", to=0.02, at_epoch=3)}
-    bench, run = _fit(recording, tmp_path, two, more=[Cancel()])
+    bench, run = _fit(rate_bench, tmp_path, two, more=[Cancel()])
     np.testing.assert_allclose(bench.rates(), [0.1] * 16 + [0.02] * 16, rtol=1e-6)
     assert [d["kind"] for d in run.decisions] == ["asked", "asked", "refused", "control"]
     assert run.decisions[2]["reason"] == "It was cancelled."
 
 
-def test_refused_files_cost_bounded_text(recording, tmp_path, caplog, monkeypatch) -> None:
-    monkeypatch.setattr("distlr.callbacks.manual_control._TOLD", 3)
+def test_refused_files_cost_bounded_text(rate_bench, tmp_path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("distlr.callbacks.manual_control._MOST_WARNINGS", 3)
 
     class Write(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -171,7 +171,7 @@ def test_refused_files_cost_bounded_text(recording, tmp_path, caplog, monkeypatc
                 (tmp_path / "control" / (f"{i}" + "\x1b" * 249 + ".json")).touch()
 
     with caplog.at_level("WARNING", "distlr"):
-        _, run = _fit(recording, tmp_path, {}, more=[Write()], epochs=1)
+        _, run = _fit(rate_bench, tmp_path, {}, more=[Write()], epochs=1)
     warnings = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     assert len(warnings) == 4
     assert all(len(text) < 300 and "\x1b" not in text for text in warnings)
@@ -180,7 +180,7 @@ def test_refused_files_cost_bounded_text(recording, tmp_path, caplog, monkeypatc
     assert len(list((tmp_path / "control").glob("*.refused"))) == 10
 
 
-def test_hostile_files_change_nothing(recording, tmp_path, hostile, caplog) -> None:
+def test_hostile_files_change_nothing(rate_bench, tmp_path, hostile, caplog) -> None:
     written: list[str] = []
 
     class Write(keras.callbacks.Callback):
@@ -188,13 +188,13 @@ def test_hostile_files_change_nothing(recording, tmp_path, hostile, caplog) -> N
             if not written:
                 written.extend(hostile.write(tmp_path / "control", tmp_path / "elsewhere"))
 
-    bench = recording.Bench(1)
+    bench = rate_bench.Bench(1)
     batch = bench.batch(2, 2, samples_per_epoch=2 * PER_EPOCH)
     bench.adopt(batch)
     bench.compile()
     callbacks = bench.job.callbacks([Write()], run_dir=tmp_path)
     with caplog.at_level("WARNING", "distlr"):
-        bench.fit(bench.job.shard(recording.samples(2 * PER_EPOCH), batch), 3, callbacks)
+        bench.fit(bench.job.shard(rate_bench.samples(2 * PER_EPOCH), batch), 3, callbacks)
     np.testing.assert_allclose(bench.rates(), 0.1, rtol=1e-6)
     refused = RunDirectory(tmp_path).read().decisions
     assert [entry["kind"] for entry in refused] == ["refused"] * len(written)
@@ -204,46 +204,46 @@ def test_hostile_files_change_nothing(recording, tmp_path, hostile, caplog) -> N
     assert not [path for path in (tmp_path / "control").iterdir() if not path.name.endswith(".refused")]
 
 
-def test_changes_of_one_look_build_on_each_other(recording, tmp_path) -> None:
+def test_changes_of_one_look_build_on_each_other(rate_bench, tmp_path) -> None:
     """The correction of a request counts from the corrected rate, and two small steps are one large one."""
     directory = ControlDirectory(tmp_path)
 
     class AskTwice(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if batch == 2 and not asked:
+            if batch == 2 and not names:
                 for value in (0.01, 0.02):
-                    asked.append(directory.ask(Request("set-lr", to=value)))
-                asked.append(directory.ask(Request("set-lr", multiply=0.02)))
+                    names.append(directory.ask(Request("set-lr", to=value)))
+                names.append(directory.ask(Request("set-lr", multiply=0.02)))
 
-    asked: list[str] = []
-    bench, run = _fit(recording, tmp_path, {}, more=[AskTwice()], epochs=1)
+    names: list[str] = []
+    bench, run = _fit(rate_bench, tmp_path, {}, more=[AskTwice()], epochs=1)
     np.testing.assert_allclose(bench.rates()[4:], 0.0004, rtol=1e-6)
     assert [d["learning_rate"] for d in run.decisions] == pytest.approx([0.01, 0.02, 0.0004])
 
 
-def test_looks_wait_for_the_update_that_steps_accumulate_over(recording, tmp_path) -> None:
-    _, run = _fit(recording, tmp_path, {1: Request("stop")}, accumulation=4, every=2)
+def test_looks_wait_for_the_update_that_steps_accumulate_over(rate_bench, tmp_path) -> None:
+    _, run = _fit(rate_bench, tmp_path, {1: Request("stop")}, accumulation=4, every=2)
     assert [d["clock"] for d in run.decisions] == [8]  # found after the 2nd step, done after the 4th
 
 
-def test_what_nobody_answered_is_refused_at_the_end(recording, tmp_path) -> None:
+def test_what_nobody_answered_is_refused_at_the_end(rate_bench, tmp_path) -> None:
     requests = {1: Request("set-lr", to=0.2, at_epoch=9), 8: Request("stop")}
-    _, run = _fit(recording, tmp_path, requests, epochs=1, every=100)
+    _, run = _fit(rate_bench, tmp_path, requests, epochs=1, every=100)
     assert [(d["kind"], d["reason"]) for d in run.decisions][-1] == ("refused", "The run has ended.")
     assert not list((tmp_path / "control").glob("*.json"))
 
 
-def test_a_stop_does_not_begin_the_next_epoch(recording, tmp_path) -> None:
+def test_a_stop_does_not_begin_the_next_epoch(rate_bench, tmp_path) -> None:
     """The stopped epoch goes on after a restart, at its own rate."""
     requests = {1: Request("set-lr", to=0.01, at_epoch=2), 3: Request("stop")}
-    bench, run = _fit(recording, tmp_path, requests)
+    bench, run = _fit(rate_bench, tmp_path, requests)
     assert [d["kind"] for d in run.decisions] == ["asked", "control", "refused"]
     np.testing.assert_allclose(bench.optimizer.learning_rate, 0.1, rtol=1e-6)
 
 
-def test_a_new_run_does_not_inherit_a_pause(recording, tmp_path) -> None:
+def test_a_new_run_does_not_inherit_a_pause(rate_bench, tmp_path) -> None:
     plateau = ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9)
-    bench, _ = _fit(recording, tmp_path / "a", {1: Request("pause-plateau")}, plateau=plateau, epochs=1)
+    bench, _ = _fit(rate_bench, tmp_path / "a", {1: Request("pause-plateau")}, plateau=plateau, epochs=1)
     assert read_manual_control(bench.optimizer.distlr.variables).paused
     bench.fit(bench.data, 1, bench.job.callbacks([plateau], run_dir=tmp_path / "b"))
     assert not read_manual_control(bench.optimizer.distlr.variables).paused
@@ -255,15 +255,15 @@ def test_many_answered_requests_hide_no_new_one(tmp_path) -> None:
     for i in range(1200):
         (tmp_path / "control" / f"{i:05d}.json.applied").touch()
     name = directory.ask(Request("stop"))
-    assert [found.name for found in directory.look()] == [name]
+    assert [pending.name for pending in directory.look()] == [name]
 
 
-def test_what_rank_0_cannot_do_is_an_error_on_every_rank_and_nobody_waits(recording, tmp_path) -> None:
+def test_what_rank_0_cannot_do_is_an_error_on_every_rank_and_nobody_waits(rate_bench, tmp_path) -> None:
     (tmp_path / "control").touch()  # where the directory of the requests should be
     reducer = SimpleNamespace(signals=SimpleNamespace(clear=lambda signal: None))
 
     def rank(comm):
-        bench = recording.Bench(1)
+        bench = rate_bench.Bench(1)
         bench.adopt(bench.batch(2, 2, samples_per_epoch=8))
         bench.compile()
         bench.optimizer.distlr.gradients.reducer = reducer

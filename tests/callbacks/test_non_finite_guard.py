@@ -89,8 +89,8 @@ def test_a_step_that_is_skipped_is_as_if_it_had_not_been(value, caplog) -> None:
     model, rates, history = fit(poisoned(value), Y, NonFiniteGuard("skip"))
     left = [i for i in range(len(X)) if i // PER_STEP != BAD]
     expected, expected_rates, _ = fit(X[left], Y[left], samples=STEPS * PER_STEP - PER_STEP)
-    for found, other in zip(model.get_weights(), expected.get_weights(), strict=True):
-        np.testing.assert_array_equal(found, other)
+    for actual, other in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, other)
     assert [pair for i, pair in enumerate(rates.seen) if i != BAD] == expected_rates.seen
     assert rates.seen[BAD] == rates.seen[BAD - 1]
     assert int(model.optimizer.iterations.numpy()) == STEPS - 1
@@ -106,8 +106,8 @@ def test_an_overflow_on_one_replica_alone(four_cpus, accumulation) -> None:
     model, _, _ = fit(poisoned(), Y, NonFiniteGuard("skip"), replicas=4, **options)
     left = [i for i in range(len(X)) if i // PER_STEP != BAD]
     expected, _, _ = fit(X[left], Y[left], samples=len(left), **options)
-    for found, other in zip(model.get_weights(), expected.get_weights(), strict=True):
-        np.testing.assert_allclose(found, other, rtol=1e-4, atol=1e-6)
+    for actual, other in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(actual, other, rtol=1e-4, atol=1e-6)
     copies = model.distribute_strategy.experimental_local_results(model.weights[0].value)
     assert len({copy.numpy().tobytes() for copy in copies}) == 1
     assert int(model.optimizer.iterations.numpy()) == (STEPS - 1) // accumulation
@@ -229,7 +229,7 @@ def test_the_limit_is_of_the_run_and_not_of_a_process(tmp_path) -> None:
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.replicas)])
 @pytest.mark.parametrize("bad", [0, 3, STEPS - 1])
 def test_the_metrics_are_those_of_the_other_steps(four_cpus, bad, replicas) -> None:
-    """What plain Keras shows of an epoch without that batch; 0 would be the best loss that a decider ever sees."""
+    """The loss is that of plain Keras without that batch; 0 would be the best loss that a decider ever sees."""
     x = X.copy()
     x[bad * PER_STEP] = np.nan
     _, _, history = fit(x, Y, NonFiniteGuard("skip"), replicas=replicas, epochs=2, rate=0.05)

@@ -82,10 +82,10 @@ def test_every_callback_comes_after_those_of_the_stages_before_it(tmp_path) -> N
     stages = _stages(tmp_path)
     stage_of = {id(callback): number for number, stage in enumerate(stages) for callback in stage}
     everything = [callback for stage in stages for callback in stage]
-    for given in (everything, everything[::-1], everything[5:] + everything[:5]):
-        found = ordered(given)
-        assert sorted(map(id, found)) == sorted(map(id, given))
-        numbers = [stage_of[id(callback)] for callback in found]
+    for permutation in (everything, everything[::-1], everything[5:] + everything[:5]):
+        in_order = ordered(permutation)
+        assert sorted(map(id, in_order)) == sorted(map(id, permutation))
+        numbers = [stage_of[id(callback)] for callback in in_order]
         assert numbers == sorted(numbers)
 
 
@@ -95,15 +95,15 @@ def test_within_a_stage_the_order_given_stays(tmp_path) -> None:
     assert ordered(deciders[::-1]) == deciders[::-1]
 
 
-def test_a_saver_saves_the_cut_of_its_epoch(recording, tmp_path) -> None:
-    bench = recording.Bench(1)
+def test_a_saver_saves_the_cut_of_its_epoch(rate_bench, tmp_path) -> None:
+    bench = rate_bench.Bench(1)
     batch = bench.batch(4, 4, samples_per_epoch=4)
     bench.adopt(batch)
     bench.compile()
     saver = K.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True)
     plateau = ReduceLROnPlateau("val_loss", factor=0.5, patience=1)
-    callbacks = bench.job.callbacks([saver, recording.Overwrite([1.0, 1.0]), plateau])
-    bench.fit(bench.job.shard(recording.samples(4), batch), 2, callbacks)
+    callbacks = bench.job.callbacks([saver, rate_bench.Overwrite([1.0, 1.0]), plateau])
+    bench.fit(bench.job.shard(rate_bench.samples(4), batch), 2, callbacks)
     assert bench.optimizer.multiplier == 0.5
     for epoch, multiplier in ((1, 1.0), (2, 0.5)):
         bench.model.load_weights(tmp_path / f"{epoch}.weights.h5")
@@ -111,17 +111,17 @@ def test_a_saver_saves_the_cut_of_its_epoch(recording, tmp_path) -> None:
         assert bench.optimizer.samples_seen == 4 * epoch
 
 
-def test_two_plateaus_on_one_metric_are_refused(recording) -> None:
+def test_two_plateaus_on_one_metric_are_refused(rate_bench) -> None:
     """They would share one state, and cut after half the patience."""
-    job = recording.Bench(1).job
+    job = rate_bench.Bench(1).job
     with pytest.raises(ConfigurationError, match=r"2 ReduceLROnPlateau watch val_loss/min.*leave all but one out"):
         job.callbacks([ReduceLROnPlateau("val_loss", patience=4), ReduceLROnPlateau("val_loss", patience=100)])
     job.callbacks([ReduceLROnPlateau("val_loss"), ReduceLROnPlateau("loss")])
 
 
-def _on_two_ranks(given: list[Any]) -> list[list[Any]]:
-    """What each of two ranks trains with."""
-    return run_ranks(lambda comm: for_ranks(given, comm), 2, timeout=5.0)
+def _on_two_ranks(callbacks: list[Any]) -> list[list[Any]]:
+    """The callbacks that each of two ranks trains with."""
+    return run_ranks(lambda comm: for_ranks(callbacks, comm), 2, timeout=5.0)
 
 
 def test_several_ranks_get_what_they_need_and_rank_0_alone_writes_files(tmp_path) -> None:
@@ -148,7 +148,7 @@ class Stops(JobCallback):
 
 
 @pytest.mark.parametrize(
-    ("given", "may_stop"),
+    ("user_callbacks", "may_stop"),
     [
         ([K.EarlyStopping()], False),
         ([K.TerminateOnNaN()], True),
@@ -156,8 +156,8 @@ class Stops(JobCallback):
         ([PreflightCheck(tf.distribute.get_strategy())], False),
     ],
 )
-def test_batches_are_watched_only_where_a_callback_may_stop_in_an_epoch(given, may_stop) -> None:
-    for callbacks in _on_two_ranks(given):
+def test_batches_are_watched_only_where_a_callback_may_stop_in_an_epoch(user_callbacks, may_stop) -> None:
+    for callbacks in _on_two_ranks(user_callbacks):
         (guard,) = [callback for callback in callbacks if isinstance(callback, ReplicaGuard)]
         assert guard.stops_within_epoch is may_stop
         assert guard.async_safe is not may_stop

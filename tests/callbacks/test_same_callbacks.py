@@ -1,4 +1,4 @@
-"""What must be the same on every rank, and who may stop within an epoch."""
+"""The callbacks that must be the same on every rank, and those that may stop within an epoch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Printer(K.Callback):
 
 
 def _begin(by_rank: list[list[Any]]) -> list[Any]:
-    """What each rank hears as the training begins: its error, or whether its guard looks after each step."""
+    """The result of each rank as the training begins: its error, or whether its guard looks after each step."""
 
     def begin(comm: Any) -> Any:
         guard = ReplicaGuard()
@@ -61,9 +61,9 @@ def test_another_configuration_is_named_with_both_values() -> None:
 
 
 def test_what_one_rank_may_have_alone() -> None:
-    alone = [Printer(), K.CSVLogger("log.csv"), K.LambdaCallback(on_epoch_end=lambda epoch, logs: None)]
-    assert _begin([alone, []]) == [(False, True), (True, False)]  # rank 1 looks, since rank 0's printer may stop
-    assert _begin([alone[1:], []]) == [(False, False)] * 2
+    allowed = [Printer(), K.CSVLogger("log.csv"), K.LambdaCallback(on_epoch_end=lambda epoch, logs: None)]
+    assert _begin([allowed, []]) == [(False, True), (True, False)]  # rank 1 looks, since rank 0's printer may stop
+    assert _begin([allowed[1:], []]) == [(False, False)] * 2
     verbose = [K.EarlyStopping("loss", verbose=1 - rank) for rank in range(2)]
     assert _begin([[callback] for callback in verbose]) == [(False, False)] * 2
 
@@ -72,9 +72,9 @@ def test_subclasses_count_and_a_second_one_of_a_class_does() -> None:
     class Mine(K.EarlyStopping):
         pass
 
-    found = configurations([Mine("loss"), K.ReduceLROnPlateau("a"), K.ReduceLROnPlateau("b"), Printer()])
-    assert list(found) == ["Mine", "ReduceLROnPlateau", "ReduceLROnPlateau (2)"]
-    assert [found[name]["monitor"] for name in found] == ["loss", "a", "b"]
+    by_name = configurations([Mine("loss"), K.ReduceLROnPlateau("a"), K.ReduceLROnPlateau("b"), Printer()])
+    assert list(by_name) == ["Mine", "ReduceLROnPlateau", "ReduceLROnPlateau (2)"]
+    assert [by_name[name]["monitor"] for name in by_name] == ["loss", "a", "b"]
 
 
 def test_distlrs_own_are_compared_by_what_they_decide_by() -> None:
@@ -119,8 +119,8 @@ def test_evaluate_gives_the_result_of_one_model_or_none(weight) -> None:
         except ReplicaDivergenceError as error:
             return str(error)
 
-    found = run_ranks(evaluate, 2, timeout=60.0)
+    values = run_ranks(evaluate, 2, timeout=60.0)
     if weight == 2.0:
-        assert found == [pytest.approx(36.0)] * 2
+        assert values == [pytest.approx(36.0)] * 2
     else:
-        assert all("job.evaluate" in error and "weights: rank 0 with" in error for error in found)
+        assert all("job.evaluate" in error and "weights: rank 0 with" in error for error in values)

@@ -52,8 +52,8 @@ def _pair(uses_compiled=False, rates=(0.1, 0.2), job=None):
 
 
 def _fit(job, data, model, callbacks=(), **options):
-    given = job.callbacks(list(callbacks), **options)
-    return model.fit(data, epochs=2, shuffle=False, callbacks=given, verbose=0).history
+    all_callbacks = job.callbacks(list(callbacks), **options)
+    return model.fit(data, epochs=2, shuffle=False, callbacks=all_callbacks, verbose=0).history
 
 
 def test_two_adopted_optimizers_train_and_each_rate_is_in_the_logs() -> None:
@@ -160,8 +160,8 @@ def test_each_run_s_record_has_its_own_formula(tmp_path) -> None:
     for number, (rate, base, rule, peak) in enumerate(((0.01, 4, "linear", 0.04), (0.002, 1, "sqrt", 0.008))):
         model, data = _single(job, rate, base, rule)
         _fit(job, data, model, run_dir=tmp_path / str(number))
-        said = json.loads((tmp_path / str(number) / "run.json").read_text())["job"]
-        assert (said["base_batch"], said["rule"], said["peak_rate"]) == (base, rule, pytest.approx(peak))
+        record = json.loads((tmp_path / str(number) / "run.json").read_text())["job"]
+        assert (record["base_batch"], record["rule"], record["peak_rate"]) == (base, rule, pytest.approx(peak))
         assert job.explain()["base_batch"] == base
         models.append(model)
     assert job.explain(models[0])["base_batch"] == 4
@@ -186,21 +186,21 @@ class Seen(keras.callbacks.Callback):
         self.weights.append(float(self.model.get_weights()[0][0, 0]))
 
 
-def _search(directory, trials, every, end_at=None, up_front=False, seeds=(10, 11), made=(0, 1)):
+def _search(directory, trials, every, end_at=None, up_front=False, seeds=(10, 11), shard_of=(0, 1)):
     """Trains some of two models, whose data differ in their order alone; gives the last weight of the last one."""
     job = distlr.init(environ={})
     x = np.arange(96, dtype="float32")[:, None]
     batch = job.batch(total=16, base_batch=16, samples_per_epoch=96)
-    data = {number: job.shard((x, x), batch, seed=seeds[number]) for number in made} if up_front else {}
+    data = {number: job.shard((x, x), batch, seed=seeds[number]) for number in shard_of} if up_front else {}
     seen = Seen()
     for trial in trials:
         with job.scope():
             model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="zeros")])
             model.compile(job.optimizer(keras.optimizers.SGD(1e-5), batch), "mse")
-        own = data[trial] if up_front else job.shard((x, x), batch, seed=seeds[trial])
+        trial_data = data[trial] if up_front else job.shard((x, x), batch, seed=seeds[trial])
         seen = Seen(end_at if trial == 1 else None)
-        given = job.callbacks([Checkpoint(directory / str(trial), every=every), seen])
-        model.fit(own, epochs=3, shuffle=False, callbacks=given, verbose=0)
+        all_callbacks = job.callbacks([Checkpoint(directory / str(trial), every=every), seen])
+        model.fit(trial_data, epochs=3, shuffle=False, callbacks=all_callbacks, verbose=0)
     return seen.weights[-1]
 
 
@@ -211,8 +211,8 @@ def test_the_second_training_resumed_alone_goes_on_in_the_order_of_its_own_data(
     tmp_path, up_front, every, end_at, seeds
 ) -> None:
     whole = _search(tmp_path / "whole", (0, 1), every, up_front=up_front, seeds=seeds)
-    alone = _search(tmp_path / "alone", (1,), every, up_front=up_front, seeds=seeds)
-    assert alone == whole  # bit for bit: what another training has read counts for nothing
+    resumed = _search(tmp_path / "alone", (1,), every, up_front=up_front, seeds=seeds)
+    assert resumed == whole  # bit for bit: what another training has read counts for nothing
     with pytest.raises(KeyboardInterrupt):
         _search(tmp_path / "cut", (0, 1), every, end_at, up_front=up_front, seeds=seeds)
     assert _search(tmp_path / "cut", (1,), every, up_front=up_front, seeds=seeds) == whole

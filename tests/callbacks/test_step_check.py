@@ -1,4 +1,4 @@
-"""What a training step does, compared with what its rate is made for."""
+"""The comparison of a training step with the step that its rate is made for."""
 
 from __future__ import annotations
 
@@ -200,16 +200,16 @@ def test_each_fit_is_compared_and_the_step_is_traced_once() -> None:
             return super().train_step(data)
 
     job, _, model = _compiled(lambda: Counting([keras.Input((4,)), keras.layers.Dense(1)]))
-    own = model.train_step
+    original_step = model.train_step
     model.fit(X, Y, batch_size=16, callbacks=job.callbacks(), verbose=0)
     once = len(traced)
     model.fit(X, Y, batch_size=16, callbacks=job.callbacks(), verbose=0)
     assert len(traced) == once
-    assert model.train_step == own
+    assert model.train_step == original_step
     assert "train_step" not in vars(model)
     with pytest.raises(ConfigurationError, match="takes 32 samples"):
         model.fit(X, Y, batch_size=32, callbacks=job.callbacks(), verbose=0)
-    assert model.train_step == own
+    assert model.train_step == original_step
 
 
 def test_a_fit_that_was_refused_leaves_later_ones_alone() -> None:
@@ -227,14 +227,14 @@ def test_a_user_s_own_instance_attribute_stays() -> None:
     job, _, model = _compiled(_net)
     calls = []
 
-    def own(data):
+    def own_step(data):
         calls.append(data)
         return type(model).train_step(model, data)
 
-    model.train_step = own
+    model.train_step = own_step
     with pytest.raises(ConfigurationError, match="takes 32 samples"):
         model.fit(X, Y, callbacks=job.callbacks(), verbose=0)
-    assert vars(model)["train_step"] is own
+    assert vars(model)["train_step"] is own_step
     assert calls
 
 
@@ -312,7 +312,7 @@ def test_a_condition_that_always_holds_and_branches_that_each_apply_are_once_a_s
 
 @pytest.mark.parametrize(("options", "length"), [({"times": 2}, 128), ({"condition": lambda n: n % 2 == 0}, 32)])
 def test_an_epoch_may_be_declared_in_the_optimizer_s_own_updates(options, length) -> None:
-    """What the error says to do: the schedule over 4 epochs ends with them."""
+    """With the fix from the error the schedule over 4 epochs ends with them."""
     rate = keras.optimizers.schedules.CosineDecay(0.01, 4 * length // 16)
     job, _, model = _compiled(lambda: Applying(**options), rate, samples_per_epoch=length)
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(16)
@@ -356,8 +356,8 @@ def test_steps_that_were_left_out_or_an_early_stop_are_no_fault(caplog) -> None:
             self.model.stop_training = batch == 1
 
     job, _, model = _compiled(_net, _cosine(), samples_per_epoch=64)
-    given = job.callbacks([distlr.callbacks.NonFiniteGuard("skip")])
-    model.fit(bad, Y, batch_size=16, epochs=2, shuffle=False, callbacks=given, verbose=0)
+    all_callbacks = job.callbacks([distlr.callbacks.NonFiniteGuard("skip")])
+    model.fit(bad, Y, batch_size=16, epochs=2, shuffle=False, callbacks=all_callbacks, verbose=0)
     assert model.optimizer.samples_seen == 96
     job, _, model = _compiled(_net, _cosine(), samples_per_epoch=64)
     model.fit(X, Y, batch_size=16, epochs=2, callbacks=job.callbacks([Stop()]), verbose=0)

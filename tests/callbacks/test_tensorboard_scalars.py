@@ -1,4 +1,4 @@
-"""What TensorBoard reads back is what the clock said, also beyond the whole numbers of float32."""
+"""TensorBoard reads back the values of the clock, also beyond the whole numbers of float32."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from distlr.callbacks import TensorBoardScalars
 
 
 def written(folder: Path) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    scalars: dict[str, list[float]] = {}
     for path in sorted(folder.iterdir()):
         for record in tf.data.TFRecordDataset(str(path)):
             for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value:
-                if value.metadata.plugin_data.plugin_name == "scalars" or value.tag in found:
-                    found.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
-    return found
+                if value.metadata.plugin_data.plugin_name == "scalars" or value.tag in scalars:
+                    scalars.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
+    return scalars
 
 
 def test_whole_numbers_above_those_of_float32(tmp_path) -> None:
@@ -36,7 +36,7 @@ def test_whole_numbers_above_those_of_float32(tmp_path) -> None:
     scalars.on_train_begin()
     scalars.on_epoch_end(0)
     scalars.on_train_end()
-    found = written(tmp_path)
+    values = written(tmp_path)
     assert int(np.float32(2**24 + 1)) == 2**24
-    assert found["distlr/samples_seen"] == [2**24 + 1]
-    assert found["distlr/learning_rate"] == [optimizer.distlr.formula.reading().rate]
+    assert values["distlr/samples_seen"] == [2**24 + 1]
+    assert values["distlr/learning_rate"] == [optimizer.distlr.formula.reading().rate]

@@ -1,4 +1,4 @@
-"""What is saved and gone back to are the training's weights, whatever is in the model meanwhile."""
+"""A run saves and restores the training's weights, whatever is in the model meanwhile."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from restarts import Killed
 
 import distlr
 from distlr.checkpoint.store import CheckpointDirectory, read_checkpoint
@@ -20,10 +21,6 @@ K = keras.callbacks
 RATE, MOMENTUM, STEPS, EPOCHS = 0.05, 0.9, 3, 4
 X = np.random.default_rng(0).normal(size=(8 * STEPS, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 class Watch(K.Callback):
@@ -46,7 +43,7 @@ class Watch(K.Callback):
 class Run:
     """One process of a job: everything is made anew."""
 
-    def __init__(self, directory=None, *given, epochs=EPOCHS, die_before=None, replicas=1, **options):
+    def __init__(self, directory=None, *more, epochs=EPOCHS, die_before=None, replicas=1, **options):
         self.job = distlr.init(environ={}, simulate=replicas if replicas > 1 else None)
         batch = self.job.batch(total=8, base_batch=8, samples_per_epoch=len(X))
         loss_scale = options.pop("loss_scale", False)
@@ -60,7 +57,7 @@ class Run:
         self.watch = Watch(die_before)
         self.data = self.job.shard((X, Y), batch, shuffle=False)
         self.valid = self.job.shard((X[:8], Y[:8]), batch, training=False)
-        self.given = [*given, self.watch]
+        self.given = [*more, self.watch]
         if directory is not None:
             every = "1ep" if die_before is not None else "3ep"  # of the end nothing but the end is written
             self.given.append(distlr.callbacks.Checkpoint(directory, every, signals=["SIGTERM"]))
@@ -207,19 +204,19 @@ def test_an_interrupted_validation_leaves_averages_and_a_further_fit_takes_the_w
 
 def test_savers_of_keras(tmp_path, whole) -> None:
     """ModelCheckpoint has the averages, for use, BackupAndRestore the weights, to go on from."""
-    made = lambda: [  # noqa: E731
+    make_savers = lambda: [  # noqa: E731
         K.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False),
         K.SwapEMAWeights(swap_on_epoch=True),
         K.ModelCheckpoint(tmp_path / "{epoch}.keras"),
     ]
-    Run(None, *made(), die_before=2)
+    Run(None, *make_savers(), die_before=2)
     for epoch in (1, 2):
         saved = keras.saving.load_model(tmp_path / f"{epoch}.keras")
         average = by_hand(epoch * STEPS)[1]
         np.testing.assert_allclose(saved.get_weights()[0].ravel(), average, rtol=1e-4)
-        kept = averages(saved.optimizer)[0][1]
-        np.testing.assert_allclose(kept.numpy().ravel(), average, rtol=1e-4)
-    assert_part_of(Run(None, *made()), whole, first=2)
+        saved_average = averages(saved.optimizer)[0][1]
+        np.testing.assert_allclose(saved_average.numpy().ravel(), average, rtol=1e-4)
+    assert_part_of(Run(None, *make_savers()), whole, first=2)
 
 
 def test_a_run_that_is_stopped_early_ends_with_the_averages() -> None:
@@ -289,7 +286,7 @@ def test_a_further_fit_after_the_best_weights(tmp_path) -> None:
     assert_part_of_weights(run, whole, first=0)
 
 
-def test_an_end_that_nothing_told_of_is_not_written_with_other_weights(tmp_path, caplog) -> None:
+def test_an_unannounced_end_is_not_written_with_other_weights(tmp_path, caplog) -> None:
     class Stop(K.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.model.stop_training = epoch == 1

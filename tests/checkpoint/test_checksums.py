@@ -25,8 +25,8 @@ def file(tmp_path):
     return path
 
 
-def same(found, expected) -> bool:
-    return found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+def same(actual, expected) -> bool:
+    return actual.keys() == expected.keys() and all(np.array_equal(actual[name], expected[name]) for name in expected)
 
 
 def refusal(path) -> str:
@@ -39,17 +39,17 @@ def refusal(path) -> str:
 
 
 def test_every_single_bit_that_flips_is_noticed(file) -> None:
-    """Of the length, the header, its padding, the checksum itself and the values."""
+    """The bits are of the length, the header, its padding, the checksum itself and the values."""
     whole = file.read_bytes()
-    said = []
+    messages = []
     with open(file, "r+b", buffering=0) as damaged:
         for place in range(len(whole) * 8):
             at, bit = divmod(place, 8)
             os.pwrite(damaged.fileno(), bytes([whole[at] ^ 1 << bit]), at)
-            said.append(refusal(file))
+            messages.append(refusal(file))
             os.pwrite(damaged.fileno(), whole[at : at + 1], at)
-    assert [place for place, text in enumerate(said) if not text] == []
-    assert all(str(file) in text and "Fix: " in text for text in said)
+    assert [place for place, text in enumerate(messages) if not text] == []
+    assert all(str(file) in text and "Fix: " in text for text in messages)
     assert same(read_checkpoint(file)[0], ARRAYS)
 
 
@@ -80,8 +80,8 @@ def test_the_checksum_is_that_of_the_whole_file_and_others_can_read_it(file) -> 
     assert read_checkpoint(file)[1] == RUN
 
 
-def test_a_file_of_before_checksums_is_read_and_that_is_said(file, caplog) -> None:
-    """As versions before this one wrote it, by the format's own library."""
+def test_a_file_without_a_checksum_is_read_with_a_warning(file, caplog) -> None:
+    """The file is as earlier versions wrote it, by the format's own library."""
     caplog.set_level(logging.INFO, "distlr")
     values = {name: np.asarray(array) for name, array in ARRAYS.items()}
     file.write_bytes(safetensors.numpy.save(values, {"format": "1", "run": '{"epoch": 1}'}))
@@ -92,7 +92,7 @@ def test_a_file_of_before_checksums_is_read_and_that_is_said(file, caplog) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ({"format": "1", "run": "[" * 100_000}, "nested too deeply"),
         ({"format": "1", "run": '{"rate": 1e999}'}, "1e999 is no finite number"),
@@ -103,7 +103,7 @@ def test_a_file_of_before_checksums_is_read_and_that_is_said(file, caplog) -> No
         ({"format": "1", "run": "[]"}, "its 'run' is no object"),
     ],
 )
-def test_text_that_no_run_has_written(file, text, said) -> None:
+def test_text_that_no_run_has_written(file, text, message) -> None:
     file.write_bytes(safetensors.numpy.save({"a": np.ones(1)}, text))
-    with pytest.raises(StateError, match=said):
+    with pytest.raises(StateError, match=message):
         read_checkpoint(file)

@@ -13,12 +13,12 @@ BATCH = GlobalBatch(4, base_batch=4, samples_per_epoch=40)  # ten updates an epo
 
 def due(interval, steps, epoch=0):
     """The steps at which it is due, where each is seen to."""
-    found = []
+    due_steps = []
     for step in range(1, steps + 1):
         if interval.is_due(epoch, step):
-            interval.done(epoch, step)
-            found.append(step)
-    return found
+            interval.mark_done(epoch, step)
+            due_steps.append(step)
+    return due_steps
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_whole_epochs_are_due_at_their_ends_alone() -> None:
     interval.begin(0, 0, epoch=1)
     assert [interval.is_due(epoch, 0) for epoch in (1, 2, 3)] == [False] * 3
     assert [interval.is_due(epoch, 0, at_end=True) for epoch in (1, 2, 3)] == [False, True, True]
-    interval.done(3, 0)
+    interval.mark_done(3, 0)
     assert [interval.is_due(epoch, 0, at_end=True) for epoch in (3, 4)] == [False, True]
 
 
@@ -69,7 +69,7 @@ def test_one_that_passed_several_times_is_due_once() -> None:
     interval = Interval("2ba")
     interval.begin(0, 0)
     assert interval.is_due(0, 7)
-    interval.done(0, 7)
+    interval.mark_done(0, 7)
     assert not interval.is_due(0, 7)
     assert interval.is_due(0, 8)
 

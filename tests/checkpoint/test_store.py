@@ -116,7 +116,7 @@ def test_nothing_stays_of_a_write_that_fails(tmp_path) -> None:
 @pytest.mark.parametrize("keep", [1, 2, 3])
 @pytest.mark.parametrize("looked", [True, False])
 def test_a_new_checkpoint_stays_beside_newer_ones_that_cannot_be_read(tmp_path, keep, looked) -> None:
-    """As many as are kept, after a power cut: the run begins anew, and its checkpoints count from the first on."""
+    """A power cut has damaged all that are kept: the run begins anew, and its checkpoints count from the first on."""
     directory = written(tmp_path, *range(1000, 1000 + keep), keep=keep)
     for number in range(1000, 1000 + keep):
         truncate(tmp_path, number)
@@ -153,7 +153,7 @@ def test_who_only_reads_changes_nothing(tmp_path) -> None:
 
 
 def test_older_ones_that_cannot_be_read_do_not_count(tmp_path) -> None:
-    """Of four that were kept by hand two are cut off: two whole ones stay beside the new one."""
+    """Two of four that were kept by hand are cut off: two whole ones stay beside the new one."""
     directory = written(tmp_path, 1, 2, 3, 4, keep=4)
     directory.keep = 3
     for number in (3, 4):
@@ -200,7 +200,7 @@ def test_what_only_has_the_name_of_a_checkpoint_ends_nothing(tmp_path, kind, num
     ]
 
 
-def test_where_none_can_be_read_it_is_said_that_the_training_begins_anew(tmp_path, caplog) -> None:
+def test_where_none_can_be_read_a_warning_says_that_the_training_begins_anew(tmp_path, caplog) -> None:
     directory = written(tmp_path, 1)
     truncate(tmp_path, 1)
     assert list(directory.readable()) == []

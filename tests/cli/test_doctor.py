@@ -31,7 +31,7 @@ SOUND = {
 def machine(monkeypatch, tmp_path):
     """A machine whose packages answer as in the dict that is returned, and which has no launcher."""
     answers = {name: dict(answer) for name, answer in SOUND.items()}
-    monkeypatch.setattr("distlr.tools.doctor.processes.ask", lambda package, environ: answers[package])
+    monkeypatch.setattr("distlr.tools.doctor.processes.probe_package", lambda package, environ: answers[package])
     monkeypatch.setattr("distlr.tools.doctor.connections.find", lambda program, environ: None)
     monkeypatch.setattr("distlr.tools.doctor.machine.driver_gpus", lambda environ: 0)
     for name in ("DISTLR_ENGINE", "DISTLR_SIMULATE", "TF_CONFIG", "TF_USE_LEGACY_KERAS"):
@@ -222,15 +222,15 @@ def test_without_tensorflow_the_command_answers(tmp_path) -> None:
 
 @pytest.mark.processes
 def test_a_package_that_ends_its_process_is_a_finding(tmp_path, monkeypatch) -> None:
-    from distlr.tools.doctor.processes import ask
+    from distlr.tools.doctor.processes import probe_package
 
     (tmp_path / "horovod.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert ask("horovod", os.environ) == {"error": "the process that imports it was ended by SIGSEGV"}
+    assert probe_package("horovod", os.environ) == {"error": "the process that imports it was ended by SIGSEGV"}
     (tmp_path / "horovod.py").write_text("print('hello')\n__version__ = '1'\n")
-    assert ask("horovod", os.environ)["version"] == "1"
+    assert probe_package("horovod", os.environ)["version"] == "1"
     (tmp_path / "horovod.py").write_text("import time\ntime.sleep(60)\n")
-    assert ask("horovod", os.environ, limit=1) == {"error": "the process that imports it did not end in time"}
+    assert probe_package("horovod", os.environ, limit=1) == {"error": "the process that imports it did not end in time"}
 
 
 def test_ended_is_what_a_finding_says() -> None:

@@ -67,12 +67,13 @@ def test_they_are_the_batchs_clock_within_an_epoch() -> None:
 @pytest.mark.parametrize("written", ["now", "before"])
 def test_what_is_left_on_another_number_of_replicas(per_replica, samples, accumulation, done, of, written) -> None:
     """In files that say the place, and in those of before, which say what was drawn."""
-    state, own = STATE, dataclasses.replace(STATE, global_batch=per_replica * accumulation, accumulation=accumulation)
+    state = STATE
+    current = dataclasses.replace(STATE, global_batch=per_replica * accumulation, accumulation=accumulation)
     if written == "before":
         state = dataclasses.replace(STATE, began=None, place=None, updates=None, accumulation=None)
     batch = GlobalBatch(per_replica, base_batch=16, samples_per_epoch=samples, accumulation=accumulation)
     steps = EpochSteps.of(batch, per_step=1, steps=256 // batch.size * accumulation, accumulation=accumulation)
-    assert state.steps_done(own, steps, endless=False) == done
+    assert state.steps_done(current, steps, endless=False) == done
     assert steps.left(done) == of - done
     assert RunState.from_json(state.to_json()) == state
 

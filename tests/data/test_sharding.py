@@ -26,14 +26,14 @@ def numbers(dataset):
     return [np.asarray(batch[0] if isinstance(batch, tuple) else batch).ravel().tolist() for batch in dataset]
 
 
-def flat(batches):
+def flattened(batches):
     return list(itertools.chain.from_iterable(batches))
 
 
-def training(given, batch, *, seed=0, remainder="drop", position=None, **options):
-    """As `job.shard` asks for it."""
+def training(user_data, batch, *, seed=0, remainder="drop", position=None, **options):
+    """Calls `data.training` as `job.shard` does."""
     place = Position(batch, seed, remainder == "carry") if position is None else position
-    return data.training(given, batch, position=place, **options)
+    return data.training(user_data, batch, position=place, **options)
 
 
 def shards(n, batch, size=3, **options):
@@ -63,7 +63,7 @@ def test_every_rank_has_the_same_number_of_full_batches_and_no_sample_twice(n, a
         assert int(dataset.cardinality()) == batch.steps_per_epoch
         batches = numbers(dataset)
         assert [len(part) for part in batches] == [4] * batch.steps_per_epoch
-        seen.update(flat(batches))
+        seen.update(flattened(batches))
     assert max(seen.values()) == 1
     assert len(seen) == batch.updates_per_epoch * batch.size
 
@@ -72,7 +72,7 @@ def test_ranks_share_the_samples_before_they_shuffle():
     """So that each rank's samples are its own in every epoch, without a common seed."""
     batch = GlobalBatch(4, replicas=3, local_replicas=1, base_batch=4, samples_per_epoch=48)
     for rank, dataset in enumerate(shards(48, batch)):
-        epochs = [flat(numbers(dataset)) for _ in range(2)]
+        epochs = [flattened(numbers(dataset)) for _ in range(2)]
         for epoch in epochs:
             assert sorted(epoch) == list(range(rank, 48, 3))
         assert epochs[0] != epochs[1]
@@ -83,8 +83,8 @@ def test_the_seed_and_the_order():
     batch = GlobalBatch(4, base_batch=4, samples_per_epoch=40)
     first, second = (numbers(shards(40, batch, 1, seed=7)[0]) for _ in range(2))
     assert first == second
-    assert flat(numbers(shards(40, batch, 1, shuffle=False)[0])) == list(range(40))
-    near = flat(numbers(shards(40, batch, 1, shuffle=np.int64(2))[0]))
+    assert flattened(numbers(shards(40, batch, 1, shuffle=False)[0])) == list(range(40))
+    near = flattened(numbers(shards(40, batch, 1, shuffle=np.int64(2))[0]))
     assert sorted(near) == list(range(40)) != near
     assert all(sample - place <= 1 for place, sample in enumerate(near))
 
@@ -109,7 +109,7 @@ def test_the_orders_of_arrays_differ_as_much_as_they_can(size) -> None:
 def test_what_is_left_out_of_an_epoch_differs_from_epoch_to_epoch():
     batch = GlobalBatch(4, base_batch=4, samples_per_epoch=11)
     (dataset,) = shards(11, batch, 1, seed=1)
-    assert len({frozenset(flat(numbers(dataset))) for _ in range(8)}) > 1
+    assert len({frozenset(flattened(numbers(dataset))) for _ in range(8)}) > 1
 
 
 def test_arrays_of_any_structure():
@@ -155,11 +155,11 @@ def test_a_stream_of_unknown_length_has_the_steps_of_the_batch():
     for rank in range(3):
         dataset = training(stream(41), batch, rank=rank, size=3)
         assert int(dataset.cardinality()) == 3
-        seen |= set(flat(numbers(dataset)))
+        seen |= set(flattened(numbers(dataset)))
     assert len(seen) == 36
 
 
-def test_a_stream_with_fewer_samples_than_told_ends_the_run():
+def test_a_stream_with_fewer_samples_than_the_batch_says_ends_the_run():
     batch = GlobalBatch(4, base_batch=4, samples_per_epoch=41)
     dataset = training(stream(30), batch, rank=0, size=1)
     with pytest.raises(tf.errors.FailedPreconditionError, match="expected to contain 10 elements but contained only 7"):
@@ -179,7 +179,7 @@ X, Y = np.zeros((40, 2), np.float32), np.zeros(40, np.float32)
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "says"),
+    ("user_data", "error", "says"),
     [
         ((X[:39], Y[:39]), ConfigurationError, "39 samples and the batch was told samples_per_epoch=40.*=39"),
         ((X[:20], Y[:20]), ConfigurationError, "2 times too fast.*batched or sharded already"),
@@ -200,9 +200,9 @@ X, Y = np.zeros((40, 2), np.float32), np.zeros(40, np.float32)
         ("train.tfrecord", ConfigurationTypeError, "from_tensor_slices"),
     ],
 )
-def test_data_that_cannot_be_right(given, error, says):
+def test_data_that_cannot_be_right(user_data, error, says):
     with pytest.raises(error, match=says):
-        training(given, SMALL, rank=0, size=1)
+        training(user_data, SMALL, rank=0, size=1)
 
 
 def test_sequences_of_one_open_dimension_are_not_taken_for_batches():
@@ -241,11 +241,11 @@ def test_every_validation_sample_is_on_one_rank_once():
     for rank in range(3):
         dataset, paddings = data.validation(tf.data.Dataset.range(41), batch, rank=rank, size=3, local_replicas=1)
         assert paddings == [0, 0, 0]
-        seen += flat(numbers(dataset))
+        seen += flattened(numbers(dataset))
     assert sorted(seen) == list(range(41))
 
 
-def test_what_predict_gives_of_padding_is_said_once(job, caplog):
+def test_predictions_for_padding_are_logged_once(job, caplog):
     caplog.set_level("INFO", logger="distlr")
     batch = job.batch(8, base_batch=8)
     job.shard((np.arange(8), np.zeros(8)), batch, training=False)
@@ -311,7 +311,7 @@ def test_validation_on_four_replicas_is_that_of_one_device(job, models, n, weigh
     if weighted:
         samples = (*samples, np.linspace(0.1, 3, n).astype(np.float32))
     batch = job.batch(32, base_batch=32)
-    found = job.evaluate(replicated, job.shard(samples, batch, training=False))
+    result = job.evaluate(replicated, job.shard(samples, batch, training=False))
     expected = single.evaluate(
         *samples[:2],
         batch_size=n,
@@ -320,15 +320,15 @@ def test_validation_on_four_replicas_is_that_of_one_device(job, models, n, weigh
         return_dict=True,
     )
     assert expected["loss"] > 0.1
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert result == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_stream_of_unknown_length_is_validated_as_a_whole(job, models):
     x, y = images(50)
     streamed = tf.data.Dataset.from_tensor_slices((x, y)).filter(lambda x, y: True)
     assert int(streamed.cardinality()) == tf.data.UNKNOWN_CARDINALITY
-    found = job.evaluate(models[0], job.shard(streamed, job.batch(8, base_batch=8), training=False))
-    assert found == pytest.approx(models[1].evaluate(x, y, verbose=0, return_dict=True), rel=1e-6)
+    result = job.evaluate(models[0], job.shard(streamed, job.batch(8, base_batch=8), training=False))
+    assert result == pytest.approx(models[1].evaluate(x, y, verbose=0, return_dict=True), rel=1e-6)
 
 
 def test_nothing_to_validate_with_is_an_error(job):

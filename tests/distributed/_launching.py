@@ -140,11 +140,11 @@ class Killer:
 
 def names_rank(output: str, rank: int) -> bool:
     """Whether the launcher's last words say that this rank ended, and how."""
-    said = (
+    pattern = (
         rf"Process {rank} exit with status code|Process name: \[[^\]]*,{rank}\]|process rank {rank}\b"
         rf"|task {rank}: (Killed|Exited)"
     )
-    return re.search(said, output) is not None
+    return re.search(pattern, output) is not None
 
 
 def _few_threads(size: int) -> dict[str, str]:
@@ -153,14 +153,14 @@ def _few_threads(size: int) -> dict[str, str]:
 
 
 def _environments() -> dict[int, dict[str, str]]:
-    found: dict[int, dict[str, str]] = {}
+    by_rank: dict[int, dict[str, str]] = {}
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
         try:
             entries = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue  # it has ended, or is another user's
-        found[int(folder.name)] = dict(entry.split("=", 1) for entry in entries if "=" in entry)
-    return found
+        by_rank[int(folder.name)] = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    return by_rank
 
 
 def _ranks(mark: str) -> dict[int, int]:

@@ -17,7 +17,7 @@ COMMAND = pathlib.Path(sys.executable).with_name("distlr")
 
 @pytest.fixture(scope="session")
 def hostile(load_helper):
-    return load_helper(pathlib.Path(__file__).parents[1] / "_hostile.py")
+    return load_helper(pathlib.Path(__file__).parents[1] / "_hostile_requests.py")
 
 
 class ByHand:

@@ -12,11 +12,11 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(420)]
 
 def test_gradients_are_averaged_by_distlr_and_not_by_stock_horovod(launching) -> None:
     finished = launching.run([sys.executable, "-m", "distlr.cli.main", "doctor", "--json"], limit=400).check()
-    found = {finding["name"]: finding for finding in json.loads(finished.output)["findings"]}
-    assert found["Horovod"]["status"] == "OK"
+    findings = {finding["name"]: finding for finding in json.loads(finished.output)["findings"]}
+    assert findings["Horovod"]["status"] == "OK"
     for engine in ("horovod", "multi-worker"):
-        assert found[f"averaging ({engine})"]["status"] == "OK", found
-    stock = found["stock Horovod"]
+        assert findings[f"averaging ({engine})"]["status"] == "OK", findings
+    stock = findings["stock Horovod"]
     assert stock["status"] == "warning"
     assert "averages nothing here" in stock["found"]
     assert "0.875 and -0.125" in stock["found"]

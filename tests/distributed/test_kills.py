@@ -74,8 +74,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(launching,
     attempt(killed, "last").check()
     check_steps("last", resumed_at)
     assert len(_steps(killed, "last", 0)) == 123 - resumed_at
-    found, result = (json.loads((path).read_text()) for path in (killed / "last.json", whole / "whole.json"))
-    assert (found["weights"], found["multiplier"]) == (result["weights"], result["multiplier"])
+    resumed, result = (json.loads((path).read_text()) for path in (killed / "last.json", whole / "whole.json"))
+    assert (resumed["weights"], resumed["multiplier"]) == (result["weights"], result["multiplier"])
     assert [path.name for path in killed.glob("checkpoints/.step-*")] == []  # what half-written ones left
 
 

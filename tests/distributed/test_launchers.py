@@ -75,11 +75,11 @@ def test_three_backends_train_the_same(launching, tmp_path) -> None:
         results[backend] = json.loads(path.read_text())
     expected = results["simulated"]
     assert (expected["steps"], expected["samples"]) == (20, 20 * 8)
-    for backend, found in results.items():
-        assert found["replicas"] == 2
-        assert set(found["rate_digests"]) == set(expected["rate_digests"]), backend
-        assert len(set(found["rate_digests"])) == 1
-        for a, b in zip(expected["weights"], found["weights"], strict=True):
+    for backend, result in results.items():
+        assert result["replicas"] == 2
+        assert set(result["rate_digests"]) == set(expected["rate_digests"]), backend
+        assert len(set(result["rate_digests"])) == 1
+        for a, b in zip(expected["weights"], result["weights"], strict=True):
             error = np.linalg.norm(np.array(a) - np.array(b)) / np.linalg.norm(a)
             assert error < 1e-5, backend
 
@@ -224,7 +224,7 @@ def test_a_worker_that_hangs_ends_the_updates_of_the_others(launching) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "said"),
+    ("mode", "message"),
     [
         # At distlr's next collective, at once: no watchdog is needed.
         ("uneven", "ended with DistributionError: The ranks' data ended at different batches before barrier 'done'"),
@@ -235,11 +235,11 @@ def test_a_worker_that_hangs_ends_the_updates_of_the_others(launching) -> None:
     ],
 )
 @pytest.mark.parametrize("launcher", ["gloo", "mpirun"])
-def test_ranks_with_different_numbers_of_batches_end_in_a_loop_of_ones_own(launching, launcher, mode, said) -> None:
+def test_ranks_with_different_numbers_of_batches_end_in_a_loop_of_ones_own(launching, launcher, mode, message) -> None:
     finished = launching.launch(launcher, 2, ["tests/distributed/scripts/uneven_loop.py", mode], limit=120)
     assert finished.code not in (0, None), finished.output[-4000:]
     assert finished.seconds < 60
     for rank in (0, 1):
-        assert f"[rank {rank}] {said}" in finished.output, finished.output[-4000:]
+        assert f"[rank {rank}] {message}" in finished.output, finished.output[-4000:]
     if mode == "much longer":
         assert "If the others still trained, the ranks' data end at different batches" in finished.output

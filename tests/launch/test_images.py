@@ -1,4 +1,4 @@
-"""What runs in containers: with no right that it does not need, and among hosts that prove to be the job's."""
+"""Containers run without rights that they do not need, and among hosts that prove to be the job's."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_a_host_is_known_by_the_jobs_own_key(tmp_path) -> None:
     assert command[0].startswith("/")  # ssh takes no other
     assert "%" not in options["KnownHostsCommand"]  # which ssh would replace
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": "/home/mpiuser"}
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10, check=True)
-    assert said.stdout == "* ssh-rsa AAAA of -y -f /home/mpiuser/.ssh/id_rsa\n"
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10, check=True)
+    assert finished.stdout == "* ssh-rsa AAAA of -y -f /home/mpiuser/.ssh/id_rsa\n"
     assert "HostKey /home/mpiuser/.ssh/id_rsa\n" in (ROOT / "docker" / "sshd_config").read_text()
 
 

@@ -74,8 +74,8 @@ def test_replicas_train_as_one_device_with_the_whole_batch(inputs, accumulation,
         assert error < 1e-5
 
 
-def test_an_overflow_while_replicas_accumulate_skips_the_step_on_all(recording) -> None:
-    bench = recording.Bench(REPLICAS, gradient_accumulation_steps=2)
+def test_an_overflow_while_replicas_accumulate_skips_the_step_on_all(rate_bench) -> None:
+    bench = rate_bench.Bench(REPLICAS, gradient_accumulation_steps=2)
     with bench.job.scope():
         optimizer = bench.job.optimizer(keras.optimizers.LossScaleOptimizer(bench.optimizer, initial_scale=4.0))
         variable = keras.Variable([1.0])

@@ -14,7 +14,7 @@ from distlr.runlog.control_requests import ControlDirectory, Request, is_change
 
 @pytest.fixture(scope="session")
 def hostile(load_helper):
-    return load_helper(pathlib.Path(__file__).parents[1] / "_hostile.py")
+    return load_helper(pathlib.Path(__file__).parents[1] / "_hostile_requests.py")
 
 
 @pytest.mark.parametrize(

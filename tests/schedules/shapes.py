@@ -1,4 +1,4 @@
-"""What the tests know of each shape, one entry a class; `test_catalog.py`, `test_execution.py` and `test_registry.py`
+"""The tests' facts on each shape, one entry a class; `test_catalog.py`, `test_execution.py` and `test_registry.py`
 read it."""
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Shape:
     @property
     def inside(self) -> str | None:
         """The argument that takes a schedule ("schedule"), or several ("schedules")."""
-        taken = inspect.signature(self.cls.__init__).parameters
-        return next((argument for argument in ("schedule", "schedules") if argument in taken), None)
+        parameters = inspect.signature(self.cls.__init__).parameters
+        return next((argument for argument in ("schedule", "schedules") if argument in parameters), None)
 
 
 rates = st.floats(1e-6, 10.0)

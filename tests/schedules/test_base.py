@@ -91,8 +91,8 @@ def test_keras_shapes_are_right_to_1e_12(name):
     schedule, by_hand = CASES[name]
     times = [0, 1, 69, 70, 71, 99.5, 100, 101, 300, 899, 900, 901, 1000, 1999, 2000.5, 2001, 9999, 21_094, 30_000]
     precise = as_float64(schedule)
-    found = [float(precise(f64(t))) for t in times]
-    np.testing.assert_allclose(found, [by_hand(t) for t in times], rtol=1e-12, atol=1e-17)
+    rates = [float(precise(f64(t))) for t in times]
+    np.testing.assert_allclose(rates, [by_hand(t) for t in times], rtol=1e-12, atol=1e-17)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -107,7 +107,7 @@ def test_a_long_cosine_is_right_at_every_step(compiled):
     assert (np.abs(plain / exact - 1) > 1e-6).mean() > 0.01, "Keras is as precise: the copy is not needed any more"
 
 
-def test_steps_that_float32_confuses_are_told_apart():
+def test_steps_that_float32_confuses_are_distinguished():
     decay = SHAPES.InverseTimeDecay(1.0, 1, 1.0)
     precise = as_float64(decay)
     for t in (2**24, 2**31):

@@ -26,7 +26,7 @@ OWN = {cls for cls in EXPORTED.values() if isinstance(cls, type) and issubclass(
 
 
 def test_every_shape_has_its_entry() -> None:
-    """What is to be added where, for each class that was forgotten somewhere."""
+    """The missing entries, for each class that was forgotten somewhere."""
     entries = {shape.cls: shape for shape in SHAPES}
     assert len(entries) == len(SHAPES), "tests/schedules/shapes.py: a class has two entries in SHAPES; join them."
     cases = [name for shape in SHAPES for name in shape.cases]
@@ -59,7 +59,7 @@ def test_every_shape_has_its_entry() -> None:
 
 def test_every_shape_is_exported() -> None:
     modules = [
-        importlib.import_module(f"distlr.schedules.{found.name}") for found in pkgutil.iter_modules(schedules.__path__)
+        importlib.import_module(f"distlr.schedules.{info.name}") for info in pkgutil.iter_modules(schedules.__path__)
     ]
     public = [getattr(module, name) for module in modules for name in module.__all__]
     shapes = {cls for cls in public if isinstance(cls, type) and issubclass(cls, Schedule)}
@@ -82,11 +82,11 @@ def test_every_name_is_in_the_documents() -> None:
     rows = re.findall(
         r"^\| (`[^|]*`) \|(.*)", (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8"), re.MULTILINE
     )
-    told = {name for names, _ in rows for name in re.findall(r"`([^`]+)`", names)}
+    documented = {name for names, _ in rows for name in re.findall(r"`([^`]+)`", names)}
     missing = [
         f"docs/schedules.md: its table has no row for {name!r}. Add | `{name}` | `{cls.__name__}` | what it does |."
         for name, cls in NAMES.items()
-        if name not in told
+        if name not in documented
     ]
     assert not missing, "\n".join(missing)
 
@@ -97,13 +97,13 @@ def test_every_name_is_in_the_documents() -> None:
 )
 def test_exact_values(schedule, values) -> None:
     times = [float(t) for t, _ in values]
-    found = as_float64(schedule)(tf.constant(times, tf.float64)).numpy()
-    np.testing.assert_allclose(found, [rate for _, rate in values], rtol=1e-12, atol=1e-12)
+    rates = as_float64(schedule)(tf.constant(times, tf.float64)).numpy()
+    np.testing.assert_allclose(rates, [rate for _, rate in values], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("t_mul", [1.1, 1.5, 2.0, 3.0, 10.0])
 def test_every_cycle_begins_at_its_own_step(t_mul) -> None:
-    """Also where the logarithm that finds the cycle is rounded."""
+    """This holds even if the logarithm that finds the cycle is rounded."""
     schedule = CosineRestarts(1.0, first_steps=7, t_mul=t_mul)
     begin, length = 0.0, 7.0
     for _ in range(60):

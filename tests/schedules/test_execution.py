@@ -1,4 +1,4 @@
-"""What every schedule of distlr has in common: eager, graph and XLA agree, it is traced once, it can be saved."""
+"""The common properties of all schedules of distlr: eager, graph and XLA agree, it is traced once, it can be saved."""
 
 from __future__ import annotations
 
@@ -104,5 +104,5 @@ AT_ITS_STEP = {
 def test_a_value_changes_at_its_own_step_in_a_graph_too(name, jit_compile):
     schedule, steps = AT_ITS_STEP[name]
     rate = tf.function(schedule.__call__, jit_compile=jit_compile)
-    found = np.array([rate(tf.constant(step, tf.int64)).numpy() for step in steps])
-    np.testing.assert_array_max_ulp(found, np.array([schedule(step).numpy() for step in steps]), maxulp=1)
+    rates = np.array([rate(tf.constant(step, tf.int64)).numpy() for step in steps])
+    np.testing.assert_array_max_ulp(rates, np.array([schedule(step).numpy() for step in steps]), maxulp=1)

@@ -49,7 +49,7 @@ def test_boundaries_and_restarts_are_marked_to_the_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "options", "said"),
+    ("schedule", "options", "text"),
     [
         (K.ExponentialDecay(0.1, 10, 0.01), {}, "under 1e-12 from epoch"),
         (schedules.Cosine(0.1, RUN), {"replicas": 4, "warmup": "21ep"}, "more than half of the run of 40 epochs"),
@@ -59,9 +59,9 @@ def test_boundaries_and_restarts_are_marked_to_the_step() -> None:
         (K.CosineDecay(0.1, RUN // 8), {"replicas": 8}, "in steps of the batch of 2048"),
     ],
 )
-def test_what_is_probably_a_mistake(schedule, options, said) -> None:
-    found = one(schedule, **options).warnings
-    assert any(said in warning for warning in found), found
+def test_what_is_probably_a_mistake(schedule, options, text) -> None:
+    warnings = one(schedule, **options).warnings
+    assert any(text in warning for warning in warnings), warnings
 
 
 def stopping(step):
@@ -72,7 +72,7 @@ CLIMBING = K.CosineDecay(0.0, RUN, warmup_target=0.1, warmup_steps=RUN // 8)
 
 
 @pytest.mark.parametrize(
-    ("schedule", "said"),
+    ("schedule", "text"),
     [
         (CLIMBING, None),  # at 0 for one point
         (schedules.Cosine(0.1, RUN), None),
@@ -81,10 +81,10 @@ CLIMBING = K.CosineDecay(0.0, RUN, warmup_target=0.1, warmup_steps=RUN // 8)
         (schedules.Repeat(stopping(50), 100), "from epoch 0.5 to 0.98, and in 39 stretches more: "),
     ],
 )
-def test_where_nothing_is_learned(schedule, said) -> None:
-    found = [warning for warning in one(schedule).warnings if "under 1e-12" in warning]
-    assert len(found) == (said is not None), found
-    assert said is None or said in found[0]
+def test_where_nothing_is_learned(schedule, text) -> None:
+    warnings = [warning for warning in one(schedule).warnings if "under 1e-12" in warning]
+    assert len(warnings) == (text is not None), warnings
+    assert text is None or text in warnings[0]
 
 
 def test_the_length_of_the_run() -> None:
@@ -98,8 +98,8 @@ def test_the_length_of_the_run() -> None:
         plan(0.1, [batch()], epochs=0)
 
 
-@pytest.mark.parametrize(("decay", "clock", "said"), [(4, None, 0), (1, None, 1), (1, "steps", 0)])
-def test_a_run_says_that_its_schedule_is_in_steps_of_the_global_batch(caplog, decay, clock, said) -> None:
+@pytest.mark.parametrize(("decay", "clock", "count"), [(4, None, 0), (1, None, 1), (1, "steps", 0)])
+def test_a_run_says_that_its_schedule_is_in_steps_of_the_global_batch(caplog, decay, clock, count) -> None:
     """16 samples in batches of 4 at a base of 1: an epoch is 4 steps, or 16 base steps."""
     job = distlr.init(environ={})
     size = job.batch(per_replica=4, base_batch=1, samples_per_epoch=16)
@@ -109,4 +109,4 @@ def test_a_run_says_that_its_schedule_is_in_steps_of_the_global_batch(caplog, de
         model.compile(job.optimizer(keras.optimizers.SGD(schedule), size, clock=clock), "mse")
     x = np.ones((16, 1), "float32")
     model.fit(job.shard((x, x), size, seed=0), epochs=2, verbose=0, shuffle=False, callbacks=job.callbacks())
-    assert caplog.text.count("decay_steps=8 is the run in steps of the batch of 4") == said
+    assert caplog.text.count("decay_steps=8 is the run in steps of the batch of 4") == count

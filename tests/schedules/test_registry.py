@@ -26,7 +26,7 @@ PLAIN = st.one_of(*(arguments.map(lambda a, n=name: {"name": n, **a}) for name, 
 
 
 def _spec(name: str) -> st.SearchStrategy:
-    """What `get` takes by this name, with plain shapes inside where it goes around others."""
+    """Dicts that `get` accepts under this name, with plain shapes inside where it goes around others."""
     arguments, inside = DRAWN[name].arguments, DRAWN[name].inside
     if inside is None:
         return arguments.map(lambda a: {"name": name, **a})
@@ -157,8 +157,8 @@ def test_the_time_arguments_are_all_its_times(name, data) -> None:
     twice = as_float64(get(_with_times(plain, lambda t: 2 * t)))(tf.constant(2 * TIMES)).numpy()
     names = {name, *(inner["name"] for inner in [plain.get("schedule"), *plain.get("schedules", [])] if inner)}
     declared = {NAMES[each].__name__: time_arguments(each) for each in sorted(names)}
-    told = f"Of these time_arguments one is no time, or one is missing: {declared}"
-    np.testing.assert_array_equal(twice, once, err_msg=told)
+    message = f"Of these time_arguments one is no time, or one is missing: {declared}"
+    np.testing.assert_array_equal(twice, once, err_msg=message)
 
 
 @pytest.mark.parametrize("name", SPECS)

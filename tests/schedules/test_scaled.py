@@ -110,7 +110,7 @@ def test_what_can_be_scaled(rate):
     assert float(scale(rate, BATCH)(3)) == pytest.approx(0.4, **EXACT)
 
 
-def test_a_function_of_the_epoch_is_asked_for_the_whole_run():
+def test_a_function_of_the_epoch_is_called_for_the_whole_run():
     schedule = scale(lambda epoch, lr: lr * 0.5 if epoch == 9 else lr, BATCH, initial_learning_rate=0.1)
     assert [float(schedule(step)) for step in (0, 899, 900, 2000)] == pytest.approx([0.4, 0.4, 0.2, 0.2], **EXACT)
 
@@ -120,12 +120,12 @@ def test_per_epoch_changes_with_the_epoch_on_both_clocks(clock):
     batch = GlobalBatch(8, replicas=4, base_batch=8, accumulation=2, samples_per_epoch=1003)
     schedule = scale(PerEpoch([0.1, 0.2, 0.3]), batch, "none", clock=clock)
     steps = batch.steps_per_epoch
-    found = [float(schedule(step)) for step in (0, steps - 1, steps, 2 * steps - 1, 2 * steps)]
-    assert found == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3], **EXACT)
+    rates = [float(schedule(step)) for step in (0, steps - 1, steps, 2 * steps - 1, 2 * steps)]
+    assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3], **EXACT)
 
 
 @pytest.mark.parametrize(("low", "high"), [(2**24, 2**24 + 1), (2**31, 2**31 + 1)])
-def test_steps_behind_float32_are_told_apart(low, high):
+def test_steps_beyond_float32_are_distinguished(low, high):
     schedule = scale(PerEpoch([1.0, 2.0], steps_per_epoch=high), GlobalBatch(8, base_batch=8))
     assert [float(schedule(step)) for step in (low, high)] == [1.0, 2.0]
 
@@ -231,7 +231,7 @@ def test_a_rule_comes_back_from_a_file(rule):
     assert float(again(3)) == float(schedule(3))
 
 
-def test_a_registered_rule_is_asked_again_for_another_number_of_replicas():
+def test_a_registered_rule_is_called_again_for_another_number_of_replicas():
     assert reloaded(scale(0.1, BATCH, registered_rule), replicas=8).factor == 4.0
     assert reloaded(scale(0.1, BATCH, linear), replicas=8).factor == 8.0
 

@@ -75,17 +75,17 @@ def test_every_epoch_of_a_long_run_begins_at_its_own_first_sample():
     assert epochs.at(tf.constant((starts[1:] - 1) / base, tf.float64)).numpy().tolist() == list(range(count - 1))
 
 
-def test_the_function_is_asked_once_an_epoch_and_never_again():
-    asked = []
+def test_the_function_is_called_once_an_epoch_and_never_again():
+    calls = []
 
     def rate(epoch):
-        asked.append(epoch)
+        calls.append(epoch)
         return 0.1 / (epoch + 1)
 
     schedule = PerEpoch(rate, epochs=3, steps_per_epoch=2)
     at(schedule, 3)
     tf.function(schedule)(4)
-    assert asked == [0, 1, 2]
+    assert calls == [0, 1, 2]
 
 
 def halve(epoch, lr):

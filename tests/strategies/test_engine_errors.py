@@ -15,7 +15,7 @@ from distlr.communicators.multi_worker.communicator import StrategyCommunicator
 from distlr.strategies.engine_errors import explained
 from distlr.strategies.workers import MultiWorker
 
-# What TensorFlow and Horovod said when a rank was killed.
+# The errors of TensorFlow and Horovod when a rank was killed.
 SOCKET_CLOSED = (
     "Collective ops is aborted by: Socket closed\nAdditional GRPC error information from remote target "
     "/job:worker/replica:0/task:1 while calling /tensorflow.WorkerService/RecvBuf:\n:UNKNOWN:Error received from peer"
@@ -68,7 +68,7 @@ def test_other_errors_are_as_they_were(message) -> None:
 
 
 def test_fit_says_it() -> None:
-    """Of an update, in which nothing of distlr's is called: the exchange is in the graph."""
+    """The error of an update, in which nothing of distlr's is called: the exchange is in the graph."""
 
     class Lost(keras.Model):
         def train_step(self, data):
@@ -84,7 +84,7 @@ def test_fit_says_it() -> None:
 
 
 def test_what_keras_reads_of_all_workers_says_it(monkeypatch) -> None:
-    """Such as a metric's result after a validation: no callback is called there."""
+    """An example is a metric's result after a validation: no callback is called there."""
 
     def reduce(*arguments, **named):
         raise tf.errors.UnavailableError(None, None, SOCKET_CLOSED)

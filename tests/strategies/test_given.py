@@ -21,7 +21,7 @@ class TPUStrategy(ParameterServerStrategyV9.__mro__[1]):
 
 
 @pytest.mark.parametrize("make", [tf.distribute.get_strategy, lambda: tf.distribute.OneDeviceStrategy("/CPU:0")])
-def test_tested_strategies_are_taken_without_a_word(make, caplog) -> None:
+def test_tested_strategies_are_accepted_without_a_warning(make, caplog) -> None:
     check_strategy(make())
     assert caplog.records == []
 
@@ -31,7 +31,7 @@ def test_a_parameter_server_is_refused() -> None:
         check_strategy(ParameterServerStrategyV9())
 
 
-def test_an_untested_one_is_taken_with_a_warning(caplog) -> None:
+def test_an_untested_one_is_accepted_with_a_warning(caplog) -> None:
     check_strategy(TPUStrategy())
     assert "never tested on TPUStrategy" in caplog.text
 

@@ -15,7 +15,7 @@ L = keras.losses.MeanSquaredError
 
 
 @pytest.mark.parametrize(
-    ("loss", "ranks", "factor", "said"),
+    ("loss", "ranks", "factor", "expected"),
     [
         ("mse", 4, 8, []),
         (L(), 4, 8, []),
@@ -27,10 +27,10 @@ L = keras.losses.MeanSquaredError
         ([L(reduction=None), "mse", L(reduction="none")], 2, 1, ["reduction=None", "reduction='none'"]),
     ],
 )
-def test_what_is_said(loss, ranks, factor, said) -> None:
-    found = reduction_warnings(loss, ranks, factor)
-    assert len(found) == len(said)
-    assert all(words in warning for words, warning in zip(said, found, strict=True))
+def test_the_warnings(loss, ranks, factor, expected) -> None:
+    warnings = reduction_warnings(loss, ranks, factor)
+    assert len(warnings) == len(expected)
+    assert all(words in warning for words, warning in zip(expected, warnings, strict=True))
 
 
 X = np.arange(1.0, 9.0, dtype="float32").reshape(8, 1)

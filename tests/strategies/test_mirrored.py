@@ -60,23 +60,23 @@ def batches(*sizes: int, kind=lambda x, y: (x, y)) -> tf.data.Dataset:
 )
 def test_the_structure_is_tensorflows(strategy, kind) -> None:
     data = batches(6, 5, 1, kind=kind)
-    own = strategy.experimental_distribute_dataset(data)
+    distributed = strategy.experimental_distribute_dataset(data)
     theirs = tf.distribute.MirroredStrategy.experimental_distribute_dataset(strategy, data)
-    assert isinstance(own, tf.data.Dataset)
+    assert isinstance(distributed, tf.data.Dataset)
     assert not isinstance(theirs, tf.data.Dataset)
-    got, expected = shares(strategy, own), shares(strategy, theirs)
-    assert got == expected
-    tf.nest.assert_same_structure(next(iter(own)), next(iter(theirs)))
+    actual, expected = shares(strategy, distributed), shares(strategy, theirs)
+    assert actual == expected
+    tf.nest.assert_same_structure(next(iter(distributed)), next(iter(theirs)))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("drop_remainder", [True, False])
 def test_the_shares_are_tensorflows(strategy, size, drop_remainder) -> None:
     data = tf.data.Dataset.range(17).batch(size, drop_remainder=drop_remainder)
-    own = shares(strategy, strategy.experimental_distribute_dataset(data))
+    actual = shares(strategy, strategy.experimental_distribute_dataset(data))
     theirs = tf.distribute.MirroredStrategy.experimental_distribute_dataset(strategy, data)
-    assert own == shares(strategy, theirs)
-    assert [i for batch in own for share in batch for i in share] == list(
+    assert actual == shares(strategy, theirs)
+    assert [i for batch in actual for share in batch for i in share] == list(
         range(17 // size * size if drop_remainder else 17)
     )
 
@@ -97,7 +97,7 @@ def test_what_is_not_dense_goes_tensorflows_way(strategy) -> None:
     assert [value.to_list() for value in batch.values] == [[[1], [2, 3]], [[4], [5]], [[6], [7]]]
 
 
-def test_what_is_divided_is_taken_as_it_is(strategy) -> None:
+def test_a_divided_data_set_is_used_as_it_is(strategy) -> None:
     job = distlr.init(strategy=strategy)
     divided = strategy.experimental_distribute_dataset(batches(6))
     assert strategy.experimental_distribute_dataset(divided) is divided
@@ -123,9 +123,9 @@ def test_a_fit_is_bit_for_bit_that_of_tensorflows_iterator(strategy, monkeypatch
             model.predict(x[:13], batch_size=12, verbose=0).tolist(),
         ]
 
-    own = run()
+    first = run()
     monkeypatch.delattr(CpuMirroredStrategy, "experimental_distribute_dataset")
-    assert own == run()
+    assert first == run()
 
 
 def test_epochs_are_not_traced_anew(strategy) -> None:

@@ -44,7 +44,7 @@ def test_the_memory_of_the_gpu_that_is_visible_is_split(driver, monkeypatch, vis
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "message"),
     [
         (None, "No such file"),
         ("exit 9", "exit status 9"),
@@ -52,10 +52,10 @@ def test_the_memory_of_the_gpu_that_is_visible_is_split(driver, monkeypatch, vis
         ("echo no driver >&2; exit 1", "no driver"),
     ],
 )
-def test_what_the_driver_does_not_say_is_an_error_with_a_remedy(driver, script, said) -> None:
+def test_what_the_driver_does_not_say_is_an_error_with_a_remedy(driver, script, message) -> None:
     if script is not None:
         driver(script)
     with pytest.raises(DistributionError, match="could not be read from nvidia-smi") as raised:
         _parts(GPU, "GPU", 4)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "CUDA_VISIBLE_DEVICES=-1" in str(raised.value)

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from distlr.strategies import watchdog as module
-from distlr.strategies.watchdog import Watchdog, bound, watchdog_of
+from distlr.strategies.watchdog import Watchdog, limit_waits, watchdog_of
 
 
 @pytest.fixture
@@ -94,21 +94,21 @@ def test_the_thread_ends_with_the_watchdog() -> None:
 
 
 def test_the_error_says_who_waited_for_how_long(monkeypatch) -> None:
-    said = []
-    monkeypatch.setattr(module.context.context(), "abort_collective_ops", lambda code, message: said.append(message))
+    messages = []
+    monkeypatch.setattr(module.context.context(), "abort_collective_ops", lambda code, text: messages.append(text))
     dog = Watchdog(600.0, rank=3)
     dog.end()
     with dog.watching("barrier 'done'"):
         dog.end()
-    assert said[0].startswith("[rank 3] An update has waited for the other workers for 600 s")
-    assert said[1].startswith("[rank 3] barrier 'done' has waited for the other workers for 600 s")
+    assert messages[0].startswith("[rank 3] An update has waited for the other workers for 600 s")
+    assert messages[1].startswith("[rank 3] barrier 'done' has waited for the other workers for 600 s")
 
 
 def test_a_strategy_has_one_and_the_last_time_counts() -> None:
     strategy = tf.distribute.OneDeviceStrategy("/CPU:0")
     assert watchdog_of(strategy) is None
-    bound(strategy, 600.0, rank=0)
+    limit_waits(strategy, 600.0, rank=0)
     dog = watchdog_of(strategy)
-    bound(strategy, 30.0, rank=0)
+    limit_waits(strategy, 30.0, rank=0)
     assert watchdog_of(strategy) is dog
     assert dog.timeout == 30.0

@@ -120,7 +120,7 @@ class OfBatches(Scalar):
 
 
 class Overridden(M.Mean):
-    """As the guides of Keras derive one."""
+    """A metric as in the guides of Keras."""
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         super().update_state(ops.abs(y_true - y_pred), sample_weight)
@@ -224,12 +224,12 @@ def test_what_begins_at_0_and_is_no_sum(metric) -> None:
 
 
 @pytest.mark.parametrize("metric", UNKNOWN, ids=lambda metric: metric.__name__)
-def test_what_cannot_be_tried_says_why(metric) -> None:
-    made = metric()
-    verdict = try_updates(made, data(), {})
+def test_a_verdict_says_why_a_metric_cannot_be_tried(metric) -> None:
+    untried = metric()
+    verdict = try_updates(untried, data(), {})
     assert verdict.sums is None
     assert UNKNOWN[metric] in verdict.reason
-    assert float(made.state.numpy()) == 0
+    assert float(untried.state.numpy()) == 0
 
 
 def test_a_trial_leaves_no_trace_in_a_function_of_the_metric() -> None:
@@ -290,15 +290,15 @@ def test_refused_before_the_first_update(traced) -> None:
         MetricsCheck(model, is_root=True, by_strategy=False).watch()
 
 
-def test_what_adds_up_is_tried_once_and_counts_as_before(caplog) -> None:
+def test_a_sum_is_tried_once_and_counts_as_before(caplog) -> None:
     metric = Overridden(name="mine")
     model = compiled("mae", metric)
     check = MetricsCheck(model, is_root=True, by_strategy=False)
     check.watch()
     check.check_reset()
     assert "update_state" in vars(metric)
-    found = model.train_on_batch(X, Y, return_dict=True)
-    assert found["mine"] == found["mae"] == 1
+    results = model.train_on_batch(X, Y, return_dict=True)
+    assert results["mine"] == results["mae"] == 1
     assert "update_state" not in vars(metric)
     function = model.train_function
     check.end()
@@ -337,7 +337,7 @@ def test_by_hand_in_a_step_of_ones_own(caplog) -> None:
 
 
 @pytest.mark.parametrize("root", [True, False])
-def test_what_could_not_be_tried_is_said_on_rank_0_once(root, caplog) -> None:
+def test_rank_0_warns_once_of_a_metric_that_could_not_be_tried(root, caplog) -> None:
     model = compiled(Picky())
     for _ in range(2):
         check = MetricsCheck(model, is_root=root, by_strategy=False)
@@ -347,7 +347,7 @@ def test_what_could_not_be_tried_is_said_on_rank_0_once(root, caplog) -> None:
     assert caplog.text.count("'mine' (Picky) are sums could not be tried") == root
 
 
-def test_a_mean_of_batches_is_said_once(caplog) -> None:
+def test_a_mean_of_batches_is_warned_of_once(caplog) -> None:
     model = compiled(OfBatches())
     check = MetricsCheck(model, is_root=True, by_strategy=True)
     check.watch()
@@ -362,10 +362,10 @@ def test_around_an_evaluation() -> None:
 
 
 def test_what_has_counted_already(caplog) -> None:
-    mine = Largest()
-    check_counted([M.Mean(), DeclaredLargest(), Inside(), mine, mine], is_root=True)
+    largest = Largest()
+    check_counted([M.Mean(), DeclaredLargest(), Inside(), largest, largest], is_root=True)
     assert [record.getMessage().split("'")[1] for record in caplog.records] == ["mine", "mine"]  # Inside, Largest
-    check_counted([mine], is_root=True)
+    check_counted([largest], is_root=True)
     assert len(caplog.records) == 2
 
 

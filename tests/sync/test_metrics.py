@@ -52,11 +52,11 @@ def test_sums_of_states_are_the_metric_of_all_samples(name, case) -> None:
     def rank(comm):
         return exchange_bundles(comm, Bundle(read_states([metrics[comm.rank]]).arrays), tag="t")
 
-    own = np.asarray(metrics[0].result())
+    local_result = np.asarray(metrics[0].result())
     for bundles in run_ranks(rank, len(shards)):
-        found = results([metrics[0]], bundles, lambda: {"it": metrics[0].result()})["it"]
-        np.testing.assert_allclose(found, np.asarray(whole.result()), atol=1e-6)
-    np.testing.assert_array_equal(metrics[0].result(), own)  # the rank's own is put back
+        combined = results([metrics[0]], bundles, lambda: {"it": metrics[0].result()})["it"]
+        np.testing.assert_allclose(combined, np.asarray(whole.result()), atol=1e-6)
+    np.testing.assert_array_equal(metrics[0].result(), local_result)  # the rank's own is put back
 
 
 class Range(M.Metric):
@@ -150,12 +150,12 @@ def test_in_one_graph_as_eagerly_and_the_own_states_stay() -> None:
     assert sorted(np.concatenate([*in_graph.values()]).tolist()) == sorted(
         np.concatenate([array.ravel() for array in before.values()]).tolist()
     )
-    found = graph.results([Bundle({name: array + 2 for name, array in in_graph.items()}), Bundle({})])
-    assert set(found) == set(expected) == {"loss", "mean_squared_error", "count", "last", "f1_score"}
-    assert found["count"] == (2**53 + 3) % 100
+    results_in_graph = graph.results([Bundle({name: array + 2 for name, array in in_graph.items()}), Bundle({})])
+    assert set(results_in_graph) == set(expected) == {"loss", "mean_squared_error", "count", "last", "f1_score"}
+    assert results_in_graph["count"] == (2**53 + 3) % 100
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-6)
-    assert found["last"] == 3
+        np.testing.assert_allclose(results_in_graph[name], value, rtol=1e-6)
+    assert results_in_graph["last"] == 3
     for name, array in read_states(model.metrics).arrays.items():
         np.testing.assert_array_equal(array, before[name])
     assert graph.fits(model)
@@ -175,8 +175,8 @@ def test_states_of_ranks_with_other_metrics_are_never_added_up() -> None:
     ours, theirs = graph(M.Precision(thresholds=[0.2, 0.5])), graph(M.Precision(), M.Recall())
     both = [Bundle(ours.states()), Bundle(theirs.states())]
     assert [sum(array.size for array in bundle.arrays.values()) for bundle in both] == [6, 6]
-    for own in (ours, theirs):
+    for of_rank in (ours, theirs):
         with pytest.raises(
             DistributionError, match=r"rank 0 with \[sum of 4 .*; rank 1 with \[sum of 6 .*same metrics"
         ):
-            own.results(both)
+            of_rank.results(both)

@@ -14,10 +14,10 @@ def test_they_become_their_mean_and_the_rest_comes_back_by_rank() -> None:
     def rank(comm):
         model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
         model.layers[0].moving_mean.assign([comm.rank, 4.0])
-        own = Bundle({"count": np.array(comm.rank)}, note=f"rank {comm.rank}")
-        bundles = exchange_with_statistics(comm, model, own, tag="t")
-        said = [(bundle.note, {name: array.item() for name, array in bundle.arrays.items()}) for bundle in bundles]
-        return said, model.layers[0].moving_mean.numpy().tolist(), comm.log.total
+        bundle_of_rank = Bundle({"count": np.array(comm.rank)}, note=f"rank {comm.rank}")
+        bundles = exchange_with_statistics(comm, model, bundle_of_rank, tag="t")
+        received = [(bundle.note, {name: array.item() for name, array in bundle.arrays.items()}) for bundle in bundles]
+        return received, model.layers[0].moving_mean.numpy().tolist(), comm.log.total
 
-    everyone = [("rank 0", {"count": 0}), ("rank 1", {"count": 1})]
-    assert run_ranks(rank, 2, timeout=20) == [(everyone, [0.5, 4.0], 1)] * 2
+    all_ranks = [("rank 0", {"count": 0}), ("rank 1", {"count": 1})]
+    assert run_ranks(rank, 2, timeout=20) == [(all_ranks, [0.5, 4.0], 1)] * 2

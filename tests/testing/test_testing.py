@@ -1,4 +1,4 @@
-"""What distlr offers for users' own tests."""
+"""The helpers of distlr for users' own tests."""
 
 from __future__ import annotations
 

@@ -40,10 +40,10 @@ class StrategyCommunicator(Communicator):
 
     def __init__(self, strategy: Any, addresses: Sequence[str], rank: int, timeout: float) -> None:
         super().__init__("multi-worker", rank, len(addresses), *rank_on_host(addresses, rank))
-        from distlr.strategies.watchdog import bound
+        from distlr.strategies.watchdog import limit_waits
 
         self.timeout = timeout
-        self._watchdog = bound(strategy, timeout, rank)
+        self._watchdog = limit_waits(strategy, timeout, rank)
         self._lost: int | None = None
         resolver = strategy.cluster_resolver
         self._chiefs = len(resolver.cluster_spec().as_dict().get("chief", []))

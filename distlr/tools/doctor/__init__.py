@@ -1,4 +1,4 @@
-"""What this machine, and a script, will do: `distlr doctor`. TensorFlow is asked in processes of its own."""
+"""`distlr doctor`: checks this machine and a script. TensorFlow runs in processes of its own."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ def examine(
     """Looks at Python, TensorFlow, Keras, devices, launchers, MPI and Horovod, and tries one update on two ranks.
 
     Args:
-        script: a Python file to read, too. Where it has a function `setup` as `distlr lr-find` takes it, it is imported
-            in a process of its own, and one update on two replicas compared with one device's.
-        quick: leave out what trains.
+        script: a Python file to read, too. If it has a function `setup` as for `distlr lr-find`, it is imported
+            in a process of its own, and one update on two replicas is compared with one device's.
+        quick: leave out the checks that train.
         environ: the environment to read; `os.environ` by default.
-        waiting: is told what is waited for next, where that takes a while.
+        waiting: is called with a description of each step that takes a while.
 
     Raises:
         ConfigurationError: the script is no Python file.
     """
     from distlr.tools.doctor import two_replicas
-    from distlr.tools.doctor.processes import ask
+    from distlr.tools.doctor.processes import probe_package
     from distlr.tools.doctor.script import read
 
     environ = os.environ if environ is None else environ
     path = None if script is None else Path(script)
     of_script = [] if path is None else read(path)
-    tensorflow = ask("tensorflow", environ)
+    tensorflow = probe_package("tensorflow", environ)
     gpus = int(tensorflow.get("gpus", 0))
-    findings = _of_machine(tensorflow, environ)
+    findings = _machine_findings(tensorflow, environ)
     works = all(finding.status != "error" for finding in findings if finding.name in ("TensorFlow", "Keras"))
-    horovod = ask("horovod", environ) if works else None
-    findings += _of_engines(horovod, gpus, environ)
+    horovod = probe_package("horovod", environ) if works else None
+    findings += _engine_findings(horovod, gpus, environ)
     if works and not quick:
         findings += _of_ranks(horovod, gpus, environ, waiting)
-        if path is not None and two_replicas.can_be_asked(path):
+        if path is not None and two_replicas.has_setup(path):
             waiting(f"one update on two replicas ({path}): some seconds, at most {two_replicas.LIMIT:g}")
             compared = two_replicas.check(path, environ)
             of_script = [*read(path, measured=compared.status != "warning"), compared]
     return findings + of_script
 
 
-def _of_machine(tensorflow: Mapping[str, Any], environ: Mapping[str, str]) -> list[Finding]:
+def _machine_findings(tensorflow: Mapping[str, Any], environ: Mapping[str, str]) -> list[Finding]:
     from distlr.tools.doctor import machine
 
     findings = [machine.python(), machine.hardware(), machine.tensorflow(tensorflow)]
@@ -65,17 +65,17 @@ def _of_machine(tensorflow: Mapping[str, Any], environ: Mapping[str, str]) -> li
     return [*findings, machine.environment(environ)]
 
 
-def _of_engines(horovod: Mapping[str, Any] | None, gpus: int, environ: Mapping[str, str]) -> list[Finding]:
-    """`horovod`: what `ask` gave, or None where it was not asked, since nothing here can train."""
+def _engine_findings(horovod: Mapping[str, Any] | None, gpus: int, environ: Mapping[str, str]) -> list[Finding]:
+    """The findings on engines. `horovod` is the result of `probe_package`, or None if nothing here can train."""
     from distlr.tools.doctor import connections
-    from distlr.tools.doctor.processes import ask
+    from distlr.tools.doctor.processes import probe_package
 
     findings, versions = [], {}
     for program in ("horovodrun", "mpirun", "srun"):
         path = connections.find(program, environ)
         versions[program] = connections.version_of(path, environ)
         findings.append(connections.launcher(program, path, versions[program], (horovod or {}).get("version")))
-    mpi = ask("mpi4py", environ)
+    mpi = probe_package("mpi4py", environ)
     findings.append(connections.mpi(mpi, versions["mpirun"]))
     if horovod is not None:
         findings.append(connections.horovod(horovod, gpus))
@@ -91,7 +91,7 @@ def _of_ranks(
     findings = []
     for engine in ("horovod", "multi-worker"):
         if engine == "horovod" and (not horovod or "error" in horovod):
-            continue  # said already
+            continue  # reported already
         waiting(f"one update on two ranks ({engine}): some seconds, at most {LIMIT:g}")
         findings += check(engine, environ, gpus=gpus)
     return findings

@@ -2,7 +2,7 @@
 
     python -m distlr.tools.doctor.averaging horovod DIRECTORY SECONDS          # or multi-worker
 
-is what `distlr doctor` runs on each rank. Each writes what it found to DIRECTORY, and ends after so many seconds
+runs on each rank of `distlr doctor`. Each rank writes its result to DIRECTORY, and ends after so many seconds
 whatever it waits for. Under Horovod the same update is done once more with the optimizer that Horovod itself ships.
 """
 
@@ -24,7 +24,7 @@ from distlr._utils.atomic_files import write_bytes
 __all__ = ["main"]
 
 _RANKS = 2
-_RATE, _WEIGHT = 1 / 16, 1.0  # powers of two: what follows is exact in float32
+_RATE, _WEIGHT = 1 / 16, 1.0  # powers of two, so that all results are exact in float32
 _SAMPLES = (1.0, 3.0)  # one a rank: the gradients of (weight * sample - 0)^2 are 2 and 18
 # The weight after one update with the mean gradient; each rank's own gradient gives 0.875 and -0.125.
 _AVERAGED = _WEIGHT - _RATE * sum(2 * _WEIGHT * sample**2 for sample in _SAMPLES) / _RANKS
@@ -33,17 +33,17 @@ _AVERAGED = _WEIGHT - _RATE * sum(2 * _WEIGHT * sample**2 for sample in _SAMPLES
 def main(engine: str, directory: str, seconds: str) -> None:
     """Writes `<process number>.json`: the rank, its weights after the update, or the error that came instead."""
     signal.alarm(int(seconds))  # ends the process even where it waits inside of TensorFlow or MPI
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     try:
         job = distlr.init(engine, timeout=float(seconds))
-        found |= {"rank": job.rank, "averaged": _AVERAGED, "distlr": _by_distlr(job)}
+        result |= {"rank": job.rank, "averaged": _AVERAGED, "distlr": _by_distlr(job)}
         if engine == "horovod":
-            found |= _by_stock_horovod(job.rank)
+            result |= _by_stock_horovod(job.rank)
     except Exception as error:
-        found["error"] = _said(error)
+        result["error"] = _error_text(error)
         raise
     finally:
-        write_bytes(Path(directory, f"{os.getpid()}.json"), json.dumps(found).encode())
+        write_bytes(Path(directory, f"{os.getpid()}.json"), json.dumps(result).encode())
 
 
 def _by_distlr(job: distlr.Job) -> float:
@@ -58,7 +58,7 @@ def _by_distlr(job: distlr.Job) -> float:
 
 
 def _by_stock_horovod(rank: int) -> dict[str, Any]:
-    """The weight after an update as Horovod's documentation has it, or what it raised."""
+    """The weight after an update as in Horovod's documentation, or its error."""
     try:
         import horovod.tensorflow.keras as hvd
 
@@ -67,8 +67,8 @@ def _by_stock_horovod(rank: int) -> dict[str, Any]:
         x = np.array([[_SAMPLES[rank]]], "float32")
         model.fit(x, np.zeros_like(x), verbose=0)
         return {"stock": _weight(model)}
-    except Exception as error:  # which one is what is asked
-        return {"stock_error": _said(error)}
+    except Exception as error:  # the type of the error is the result
+        return {"stock_error": _error_text(error)}
 
 
 def _model() -> keras.Model:
@@ -79,7 +79,7 @@ def _weight(model: keras.Model) -> float:
     return float(model.get_weights()[0].item())
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 

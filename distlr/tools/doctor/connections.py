@@ -1,4 +1,4 @@
-"""What connects ranks here: launchers, MPI, Horovod; and what `distlr.init()` would choose."""
+"""The ways to connect ranks here: launchers, MPI, Horovod; and the choice of `distlr.init()`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find(program: str, environ: Mapping[str, str]) -> str | None:
 
 
 def version_of(path: str | None, environ: Mapping[str, str]) -> Ended | None:
-    """What a program says to `--version`; None where there is none."""
+    """The output of a program for `--version`; None if there is no such program."""
     return None if path is None else run([path, "--version"], without_launcher(environ), limit=30)
 
 
@@ -47,8 +47,8 @@ def launcher(program: str, path: str | None, version: Ended | None, horovod: str
 
     Args:
         program: "horovodrun", "mpirun" or "srun".
-        path: what `find` gave.
-        version: what `version_of` gave.
+        path: the result of `find`.
+        version: the result of `version_of`.
         horovod: the version of the Horovod that this Python imports.
     """
     if path is None or version is None:
@@ -59,96 +59,96 @@ def launcher(program: str, path: str | None, version: Ended | None, horovod: str
         return Finding(program, "warning", f"`{path} --version` {version.how}", to_do)
     if program == "horovodrun" and horovod is not None and first != horovod:
         to_do = f"Put {Path(sys.executable).parent} first on PATH, so that launcher and script have the same Horovod."
-        found = f"{path} is of Horovod {first}, and this Python imports {horovod}."
-        return Finding(program, "warning", found, to_do)
+        text = f"{path} is of Horovod {first}, and this Python imports {horovod}."
+        return Finding(program, "warning", text, to_do)
     return Finding(program, "OK", f"{first}, {path}")
 
 
-def mpi(asked: Mapping[str, Any], mpirun: Ended | None) -> Finding:
+def mpi(probed: Mapping[str, Any], mpirun: Ended | None) -> Finding:
     """Whether mpi4py loads, with the MPI library that `mpirun` belongs to.
 
     Args:
-        asked: what `processes.ask("mpi4py")` gave.
-        mpirun: what `version_of` gave for it.
+        probed: the result of `processes.probe_package("mpi4py")`.
+        mpirun: the result of `version_of` for it.
     """
-    if not asked:
+    if not probed:
         return Finding("MPI", "OK", 'mpi4py is not installed; needed only for distlr.init("mpi").')
-    if "error" in asked:
+    if "error" in probed:
         to_do = 'pip install "distlr[mpi]", or load the MPI library that mpi4py was built with.'
-        return Finding("MPI", "warning", f"mpi4py cannot load its MPI library: {asked['error']}", to_do)
-    found = f"mpi4py {asked.get('version', '')} with {asked['library'].splitlines()[0].split(', package')[0]}"
+        return Finding("MPI", "warning", f"mpi4py cannot load its MPI library: {probed['error']}", to_do)
+    text = f"mpi4py {probed.get('version', '')} with {probed['library'].splitlines()[0].split(', package')[0]}"
     if mpirun is None or mpirun.code != 0:
-        return Finding("MPI", "OK", f"{found}; there is no mpirun to start it with.")
-    library, started = _flavor(asked["library"]), _flavor(mpirun.out)
+        return Finding("MPI", "OK", f"{text}; there is no mpirun to start it with.")
+    library, started = _flavor(probed["library"]), _flavor(mpirun.out)
     if library is None or started is None:
         first = mpirun.out.strip().partition("\n")[0]
-        return Finding("MPI", "OK", f"{found}; mpirun says {first!r}")
+        return Finding("MPI", "OK", f"{text}; mpirun says {first!r}")
     if library != started:
         to_do = "Use the mpirun of the library: with another one each process would be a job of its own, of size 1."
-        found = f"{found}, and mpirun is that of {started[0]} {started[1]}."
-        return Finding("MPI", "warning", found, to_do)
-    return Finding("MPI", "OK", f"{found}; mpirun is of the same")
+        text = f"{text}, and mpirun is that of {started[0]} {started[1]}."
+        return Finding("MPI", "warning", text, to_do)
+    return Finding("MPI", "OK", f"{text}; mpirun is of the same")
 
 
-def horovod(asked: Mapping[str, Any], gpus: int) -> Finding:
+def horovod(probed: Mapping[str, Any], gpus: int) -> Finding:
     """How Horovod was built, and whether it loads with the installed TensorFlow.
 
     Args:
-        asked: what `processes.ask("horovod")` gave.
+        probed: the result of `processes.probe_package("horovod")`.
         gpus: how many TensorFlow sees.
     """
-    if not asked:
-        found = "Not installed; needed only for its ranks, not for GPUs of one machine or a multi-worker strategy."
-        return Finding("Horovod", "OK", found)
-    version = asked.get("version", "Horovod")
-    if "error" in asked:
-        return Finding("Horovod", "error", f"{version} cannot be loaded{_why(asked['error'])}", f"{_BUILD}.")
-    built = [name for name, key in (("gloo", "gloo"), ("MPI", "mpi"), ("NCCL", "nccl")) if asked[key]]
-    found = f"{version}, built with {', '.join(built) or 'nothing to exchange over'}; it loads with this TensorFlow"
-    if gpus and not asked["nccl"]:
+    if not probed:
+        text = "Not installed; needed only for its ranks, not for GPUs of one machine or a multi-worker strategy."
+        return Finding("Horovod", "OK", text)
+    version = probed.get("version", "Horovod")
+    if "error" in probed:
+        return Finding("Horovod", "error", f"{version} cannot be loaded{_why(probed['error'])}", f"{_BUILD}.")
+    built = [name for name, key in (("gloo", "gloo"), ("MPI", "mpi"), ("NCCL", "nccl")) if probed[key]]
+    text = f"{version}, built with {', '.join(built) or 'nothing to exchange over'}; it loads with this TensorFlow"
+    if gpus and not probed["nccl"]:
         to_do = f"{_BUILD}, with --gpu: otherwise gradients leave the GPU for every exchange."
-        return Finding("Horovod", "warning", f"{found}. There are GPUs, and it has no NCCL.", to_do)
-    return Finding("Horovod", "OK", found)
+        return Finding("Horovod", "warning", f"{text}. There are GPUs, and it has no NCCL.", to_do)
+    return Finding("Horovod", "OK", text)
 
 
 def missing(horovod: Mapping[str, Any] | None, mpi: Mapping[str, Any]) -> dict[str, str]:
-    """Of each backend of `Job.backend` that cannot be started here: what to do.
+    """The advice for each backend of `Job.backend` that cannot be started here.
 
     Args:
-        horovod: what `processes.ask("horovod")` gave; None where TensorFlow or Keras do not work.
-        mpi: what `processes.ask("mpi4py")` gave.
+        horovod: the result of `processes.probe_package("horovod")`; None if TensorFlow or Keras do not work.
+        mpi: the result of `processes.probe_package("mpi4py")`.
     """
     if horovod is None:
-        return dict.fromkeys(("local", "simulated", "multi-worker", "horovod", "mpi"), "First mend what is said above.")
-    found = {}
+        return dict.fromkeys(("local", "simulated", "multi-worker", "horovod", "mpi"), "First fix the errors above.")
+    remedies = {}
     if not horovod or "error" in horovod:
-        found["horovod"] = f"{_BUILD}; or start tf.distribute's workers, with launch/tf_config.sh."
+        remedies["horovod"] = f"{_BUILD}; or start tf.distribute's workers, with launch/tf_config.sh."
     if not mpi or "error" in mpi:
-        found["mpi"] = 'pip install "distlr[mpi]".'
-    return found
+        remedies["mpi"] = 'pip install "distlr[mpi]".'
+    return remedies
 
 
 def chosen(environ: Mapping[str, str], gpus: int, missing: Mapping[str, str]) -> Finding:
-    """What `distlr.init()` would do in this environment, and why; its errors are findings.
+    """The choice of `distlr.init()` in this environment, with the reason; its errors are findings.
 
     Args:
         environ: the environment.
         gpus: how many TensorFlow sees.
-        missing: what `missing` gave.
+        missing: the result of `missing`.
     """
     name = "distlr.init()"
     try:
         choice = choose_backend(environ=environ, gpus=gpus)
     except DistlrError as error:
         return refused(name, error)
-    found = f"{choice.backend}, {counted(choice.replicas, 'replica')}. {choice.reason}"
+    text = f"{choice.backend}, {counted(choice.replicas, 'replica')}. {choice.reason}"
     if choice.backend in missing:
-        return Finding(name, "error", f"{found} This cannot be started here.", missing[choice.backend])
-    return Finding(name, "OK", found)
+        return Finding(name, "error", f"{text} This cannot be started here.", missing[choice.backend])
+    return Finding(name, "OK", text)
 
 
 def _why(error: str) -> str:
-    """What an error of the dynamic loader means."""
+    """The meaning of an error of the dynamic loader."""
     meanings = {
         "undefined symbol": ": it was built for another TensorFlow.",
         "has not been built": ": it was built without TensorFlow.",
@@ -159,7 +159,7 @@ def _why(error: str) -> str:
 
 
 def _flavor(text: str) -> tuple[str, str] | None:
-    """Whose MPI a version text is of, and its major version."""
+    """The MPI of a version text, and its major version."""
     for name, pattern in _MPI:
         match = pattern.search(text)
         if match is not None:

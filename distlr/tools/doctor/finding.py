@@ -1,4 +1,4 @@
-"""What `distlr doctor` says: one finding a subject."""
+"""The output of `distlr doctor`: one finding a subject."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Status = Literal["OK", "warning", "error"]
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: what; of a script "file:line".
+        name: the subject; for a script "file:line".
         status: "error" where a job cannot run or would train wrongly, "warning" where it may.
-        found: what is there, in a sentence for a person.
-        to_do: what to do about it; empty where there is nothing.
+        found: the observation, in a sentence for a person.
+        to_do: the advice; empty if there is nothing to do.
     """
 
     name: str
@@ -31,6 +31,6 @@ class Finding:
 
 
 def refused(name: str, error: DistlrError) -> Finding:
-    """An error of distlr's as a finding: what follows its "Fix:" is what to do."""
-    found, to_do = [*re.split(" Fix: ", str(error), maxsplit=1), ""][:2]
-    return Finding(name, "error", found, f"{to_do[:1].upper()}{to_do[1:]}")
+    """An error of distlr's as a finding: the text after "Fix:" is the advice."""
+    problem, to_do = [*re.split(" Fix: ", str(error), maxsplit=1), ""][:2]
+    return Finding(name, "error", problem, f"{to_do[:1].upper()}{to_do[1:]}")

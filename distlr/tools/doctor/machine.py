@@ -1,4 +1,4 @@
-"""What the machine has: Python, cores, TensorFlow, Keras, GPUs, and what its environment says."""
+"""The machine: Python, cores, TensorFlow, Keras, GPUs, and its environment variables."""
 
 from __future__ import annotations
 
@@ -43,43 +43,43 @@ def python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
 def hardware() -> Finding:
     """The platform, and the cores and the memory that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = f"{platform.system()} {platform.machine()}, {cores} cores"
+    text = f"{platform.system()} {platform.machine()}, {cores} cores"
     if os.name != "posix":
         to_do = "Use Linux or macOS, or Windows' WSL 2."
-        return Finding("machine", "warning", f"{found}; distlr is not tested on this system.", to_do)
+        return Finding("machine", "warning", f"{text}; distlr is not tested on this system.", to_do)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Finding("machine", "OK", f"{found}, {memory / 2**30:.0f} GiB of memory")
+    return Finding("machine", "OK", f"{text}, {memory / 2**30:.0f} GiB of memory")
 
 
-def tensorflow(asked: Mapping[str, Any]) -> Finding:
+def tensorflow(probed: Mapping[str, Any]) -> Finding:
     """Whether TensorFlow is installed, loads, and is one that distlr runs on.
 
     Args:
-        asked: what `processes.ask` gave.
+        probed: the result of `processes.probe_package`.
     """
     name, (oldest, newest) = "TensorFlow", _TENSORFLOW
-    if not asked:
+    if not probed:
         return Finding(name, "error", "TensorFlow is not installed.", f"{_INSTALL}.")
-    if "error" in asked:
+    if "error" in probed:
         to_do = f"Install it anew for this Python: {_INSTALL}."
-        return Finding(name, "error", f"TensorFlow cannot be imported: {asked['error']}", to_do)
-    text, version = asked["version"], _numbers(asked["version"])
+        return Finding(name, "error", f"TensorFlow cannot be imported: {probed['error']}", to_do)
+    text, version = probed["version"], _numbers(probed["version"])
     if version < oldest:
         to_do = f"Install {_dotted(oldest)} to {_dotted(newest)}: {_INSTALL}."
         return Finding(name, "error", f"{text} is older than distlr's oldest, {_dotted(oldest)}.", to_do)
     if version > newest:
         to_do = f'Where something fails: pip install "tensorflow>={_dotted(oldest)},<{_dotted((2, newest[1] + 1))}".'
         return Finding(name, "warning", f"{text} is newer than any that distlr was tested on.", to_do)
-    return Finding(name, "OK", f"{text}, built {'with' if asked['cuda'] else 'without'} CUDA")
+    return Finding(name, "OK", f"{text}, built {'with' if probed['cuda'] else 'without'} CUDA")
 
 
-def keras(asked: Mapping[str, Any]) -> Finding:
+def keras(probed: Mapping[str, Any]) -> Finding:
     """Whether it is Keras 3, on TensorFlow."""
-    if not asked or "error" in asked:
-        why = f"Keras cannot be imported: {asked['error']}" if asked else "Keras is not installed."
+    if not probed or "error" in probed:
+        why = f"Keras cannot be imported: {probed['error']}" if probed else "Keras is not installed."
         to_do = "pip install 'keras>=3', and set KERAS_BACKEND=tensorflow (or leave it out)."
         return Finding("Keras", "error", why, to_do)
-    version, backend = asked["version"], asked["backend"]
+    version, backend = probed["version"], probed["backend"]
     if _numbers(version)[0] < 3:
         return Finding("Keras", "error", f"{version}; distlr needs Keras 3.", "pip install 'keras>=3'.")
     if backend != "tensorflow":
@@ -96,11 +96,11 @@ def legacy_keras(environ: Mapping[str, str], installed: bool) -> Finding:
         installed: whether the package `tf_keras` is there.
     """
     if environ.get("TF_USE_LEGACY_KERAS", "0").lower() in ("", "0", "false"):
-        found = "tf_keras is installed and not in use." if installed else "tf_keras is not installed."
-        return Finding("legacy Keras", "OK", found)
-    found = f"TF_USE_LEGACY_KERAS={environ['TF_USE_LEGACY_KERAS']}: `tf.keras` is legacy Keras, which distlr refuses."
+        text = "tf_keras is installed and not in use." if installed else "tf_keras is not installed."
+        return Finding("legacy Keras", "OK", text)
+    text = f"TF_USE_LEGACY_KERAS={environ['TF_USE_LEGACY_KERAS']}: `tf.keras` is legacy Keras, which distlr refuses."
     to_do = "Unset TF_USE_LEGACY_KERAS, or write `import keras` in place of `tf.keras` in the script."
-    return Finding("legacy Keras", "warning", found, to_do)
+    return Finding("legacy Keras", "warning", text, to_do)
 
 
 def driver_gpus(environ: Mapping[str, str]) -> int:
@@ -112,37 +112,35 @@ def driver_gpus(environ: Mapping[str, str]) -> int:
     return sum(line.startswith("GPU ") for line in ended.out.splitlines()) if ended.code == 0 else 0
 
 
-def devices(asked: Mapping[str, Any], driver: int, environ: Mapping[str, str]) -> Finding:
+def devices(probed: Mapping[str, Any], driver: int, environ: Mapping[str, str]) -> Finding:
     """Whether TensorFlow sees the machine's GPUs; a machine without any is as good.
 
     Args:
-        asked: what `processes.ask("tensorflow")` gave.
+        probed: the result of `processes.probe_package("tensorflow")`.
         driver: how many GPUs the driver knows of.
         environ: the environment.
     """
-    seen, hidden = asked.get("gpus", 0), environ.get("CUDA_VISIBLE_DEVICES")
+    seen, hidden = probed.get("gpus", 0), environ.get("CUDA_VISIBLE_DEVICES")
     if seen or not driver:
         many = (
             f"{seen} GPU{'s' if seen > 1 else ''}" if seen else "No GPU: the CPU is used. `distlr run -n 4` simulates."
         )
         of = f" of the machine's {driver} (CUDA_VISIBLE_DEVICES={hidden})" if seen < driver and hidden else ""
         return Finding("devices", "OK", f"{many}{of}")
-    found = f"The machine has {driver} GPU{'s' if driver > 1 else ''}"
+    text = f"The machine has {driver} GPU{'s' if driver > 1 else ''}"
     if hidden is not None and (not hidden or hidden.startswith("-")):
-        return Finding("devices", "OK", f"{found}, hidden by CUDA_VISIBLE_DEVICES={hidden}.")
-    if not asked.get("cuda"):
+        return Finding("devices", "OK", f"{text}, hidden by CUDA_VISIBLE_DEVICES={hidden}.")
+    if not probed.get("cuda"):
         to_do = 'pip uninstall tensorflow-cpu, then pip install "distlr[gpu]".'
-        return Finding("devices", "warning", f"{found}, and TensorFlow is built without CUDA.", to_do)
+        return Finding("devices", "warning", f"{text}, and TensorFlow is built without CUDA.", to_do)
     to_do = (
-        f'pip install "tensorflow[and-cuda]=={asked["version"]}"; python -c "import tensorflow" says what it misses.'
+        f'pip install "tensorflow[and-cuda]=={probed["version"]}"; python -c "import tensorflow" says what it misses.'
     )
-    return Finding(
-        "devices", "warning", f"{found}, and TensorFlow sees none: it does not find CUDA's libraries.", to_do
-    )
+    return Finding("devices", "warning", f"{text}, and TensorFlow sees none: it does not find CUDA's libraries.", to_do)
 
 
 def environment(environ: Mapping[str, str]) -> Finding:
-    """What launchers, and the user for distlr and Keras, have set. Nothing else is shown, and no secret."""
+    """The variables of launchers, and those that users set for distlr and Keras. It shows no other, and no secret."""
     shown = {name: environ[name] for name in sorted(environ) if _SHOWN.fullmatch(name)}
     words = [f"{name}={'(hidden)' if _SECRET.search(name) else value}" for name, value in shown.items()]
     return Finding("environment", "OK", ", ".join(words) or "No variable of a launcher, of distlr or of Keras is set.")

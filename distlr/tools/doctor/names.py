@@ -1,4 +1,4 @@
-"""What the names of a script stand for: by its imports and by what it assigns once, never by their letters.
+"""The meaning of the names of a script, from its imports and single assignments, never from their letters.
 
 A name that is imported or assigned twice, as different things, or that comes as an argument, stands for nothing known.
 """
@@ -75,14 +75,14 @@ class Names(ast.NodeVisitor):
         seen = set()
         while isinstance(node, ast.Name) and node not in seen:
             seen.add(node)
-            found = self._scopes[node].find(node.id) if node in self._scopes else []
-            if len(found) != 1 or not isinstance(found[0], ast.expr):
+            values = self._scopes[node].find(node.id) if node in self._scopes else []
+            if len(values) != 1 or not isinstance(values[0], ast.expr):
                 break
-            node = found[0]
+            node = values[0]
         return node
 
     def _resolve(self, node: ast.AST) -> str | None:
-        """Follows names to what they were assigned; each node is resolved once, however long the script is."""
+        """Follows names to their assigned expressions; each node is resolved once, however long the script is."""
         trail: dict[ast.AST, str] = {}  # the nodes passed, and what each adds to the name of the next
         name: str | None = None
         while node not in trail:
@@ -106,7 +106,7 @@ class Names(ast.NodeVisitor):
         return name
 
     def _known(self, node: ast.AST) -> Value:
-        """What a name stands for, where it stands for one thing."""
+        """The meaning of a name, if it has exactly one."""
         values = self._scopes[node].find(node.id) if isinstance(node, ast.Name) and node in self._scopes else []
         return values[0] if len(values) == 1 else None
 
@@ -132,13 +132,13 @@ class Names(ast.NodeVisitor):
                 self._assign(part, value)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        """As an assignment, where it has a value."""
+        """Like an assignment, if it has a value."""
         if node.value is not None:
             self.visit(node.value)
             self._assign(node.target, node.value)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        """`x *= 2` leaves what `x` is."""
+        """`x *= 2` does not change the meaning of `x`."""
         self.visit(node.value)
         self._scopes.update({part: self._scope for part in ast.walk(node.target) if isinstance(part, ast.Name)})
 
@@ -149,7 +149,7 @@ class Names(ast.NodeVisitor):
             self._scope.bind(node.id, None)
 
     def visit_Global(self, node: ast.Global | ast.Nonlocal) -> None:
-        """What is assigned here then belongs to a scope further out."""
+        """Assignments to these names then belong to a scope further out."""
         self._scope.outer.update(node.names)
 
     visit_Nonlocal = visit_Global
@@ -165,7 +165,7 @@ class Names(ast.NodeVisitor):
     visit_AsyncFunctionDef = visit_FunctionDef
 
     def visit_Lambda(self, node: ast.Lambda) -> None:
-        """As a function."""
+        """Like a function."""
         self._within([node.body], _arguments(node.args))
 
     def _inside(
@@ -200,12 +200,12 @@ class Names(ast.NodeVisitor):
 
 
 def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr | None]]:
-    """Each target with its value; None for what a call or a loop unpacks."""
+    """Each target with its value; None if a call or a loop unpacks it."""
     if not isinstance(target, ast.Tuple | ast.List):
         yield target, value
     elif isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts):
-        for part, own in zip(target.elts, value.elts, strict=True):
-            yield from _pairs(part, own)
+        for part, part_value in zip(target.elts, value.elts, strict=True):
+            yield from _pairs(part, part_value)
     else:
         yield target, None
 

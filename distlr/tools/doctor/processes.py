@@ -1,4 +1,4 @@
-"""Other processes, each with a hard limit, and what packages say about themselves in one."""
+"""Other processes, each with a hard time limit, and facts about packages from one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from distlr._utils.signal_names import signal_name
 
-__all__ = ["Ended", "ask", "run", "without_launcher"]
+__all__ = ["Ended", "probe_package", "run", "without_launcher"]
 
 # TensorFlow's lines of no consequence, also as horovodrun passes them on.
 _CHATTER = re.compile(r"(\[\d+\]<\w+>:\s*)?([IW]\d{4} |WARNING: All log messages|To enable the following|\[distlr\]|$)")
@@ -30,7 +30,8 @@ class Ended:
 
     Attributes:
         code: its exit status, negative for a signal; None where the limit ended it.
-        out: what it wrote to stdout; likewise `err`.
+        out: its output on stdout.
+        err: its output on stderr.
     """
 
     code: int | None
@@ -39,7 +40,7 @@ class Ended:
 
     @property
     def how(self) -> str:
-        """How it ended, and its last words."""
+        """How it ended, with the end of its output."""
         if self.code is None:
             how = "did not end in time"
         elif self.code < 0:
@@ -52,14 +53,14 @@ class Ended:
 
 
 def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what a launcher, or a user for distlr, has set: for a launch of its own."""
+    """The environment without the variables of a launcher or for distlr, for a launch of its own."""
     return {name: value for name, value in environ.items() if not _LAUNCHERS.match(name)}
 
 
 def run(words: Sequence[str], environ: Mapping[str, str], limit: float) -> Ended:
     """Runs a command in a process group of its own, and leaves nothing of the group behind.
 
-    What cannot be started has ended with 126, as in a shell.
+    A command that cannot be started counts as ended with 126, as in a shell.
 
     Args:
         words: the command and its arguments.
@@ -89,13 +90,13 @@ def run(words: Sequence[str], environ: Mapping[str, str], limit: float) -> Ended
         return Ended(code, out.read().decode(errors="replace"), err.read().decode(errors="replace"))
 
 
-def ask(package: str, environ: Mapping[str, str], limit: float = 60.0) -> dict[str, Any]:
-    """What `probe.py` found out about a package: {} where it is not installed, and "error" where it does not load."""
+def probe_package(package: str, environ: Mapping[str, str], limit: float = 60.0) -> dict[str, Any]:
+    """The facts of `probe.py` about a package: {} if it is not installed, and with "error" if it does not load."""
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", **without_launcher(environ)}
     ended = run([sys.executable, str(Path(__file__).with_name("probe.py")), package], quiet, limit)
     for line in reversed(ended.out.splitlines()):
         with contextlib.suppress(ValueError):
-            found = json.loads(line)
-            if isinstance(found, dict):
-                return found
+            answer = json.loads(line)
+            if isinstance(answer, dict):
+                return answer
     return {"error": f"the process that imports it {ended.how}"}

@@ -1,4 +1,4 @@
-"""A user's training script as it is read: parsed, never imported or run."""
+"""A user's training script, which is parsed and never imported or run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SCHEDULES = ("keras.optimizers.schedules.", "distlr.schedules.")
 
 @dataclasses.dataclass(frozen=True)
 class Remark:
-    """What is to be said about a line."""
+    """A finding on a line."""
 
     line: int
     status: Status
@@ -31,11 +31,11 @@ class Remark:
 
 
 class Script:
-    """A parsed script, and what the rules ask of it.
+    """A parsed script, with the questions that the rules have.
 
     Attributes:
         tree: the module.
-        names: what its names stand for.
+        names: the meaning of its names.
         nodes: every node.
         calls: every call, in the order of the lines.
         growing: every `x *= y`.

@@ -1,4 +1,4 @@
-"""What of Horovod does not work on Keras 3, in a script that uses it."""
+"""Finds uses of Horovod that do not work on Keras 3."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ def imports(script: Script) -> Iterator[Remark]:
         to_do = f"Write `import distlr.horovod as {alias}`{names}, with the same meanings."
         if lacking:
             to_do += f" It does not have {', '.join(lacking)}."
-        found = f"`{ast.unparse(node)}`: on Keras 3 Horovod's optimizer averages nothing, and its callbacks raise."
-        yield Remark(node.lineno, "warning", found, to_do)
+        text = f"`{ast.unparse(node)}`: on Keras 3 Horovod's optimizer averages nothing, and its callbacks raise."
+        yield Remark(node.lineno, "warning", text, to_do)
 
 
 def optimizers(script: Script) -> Iterator[Remark]:
     """`hvd.DistributedOptimizer(...)` of Horovod itself."""
-    made = [*script.optimizers()]
+    optimizer_calls = [*script.optimizers()]
     calls = [*script.calls_of(f"{HOROVOD}.DistributedOptimizer")]
     for call in script.calls_of("horovod.tensorflow.DistributedOptimizer"):  # which also takes TensorFlow 1's
-        if call.args and script.names.value(call.args[0]) in made:
+        if call.args and script.names.value(call.args[0]) in optimizer_calls:
             calls.append(call)
     for call in calls:
-        found = (
+        text = (
             f"`{ast.unparse(call.func)}(...)` averages nothing on Keras 3, and says nothing: each rank trains a model "
             "of its own."
         )
         to_do = "Import distlr.horovod in place of Horovod's, or write job.optimizer(optimizer, batch)."
-        yield Remark(call.lineno, "error", found, to_do)
+        yield Remark(call.lineno, "error", text, to_do)
 
 
 def callbacks(script: Script) -> Iterator[Remark]:
@@ -61,9 +61,9 @@ def callbacks(script: Script) -> Iterator[Remark]:
             continue
         where, _, kind = (script.names.of(node) or "").rpartition(".")
         if where == f"{HOROVOD}.callbacks" and kind in _INSTEAD:
-            found = f"`{ast.unparse(node)}` raises AttributeError on Keras 3."
+            text = f"`{ast.unparse(node)}` raises AttributeError on Keras 3."
             to_do = f"Import distlr.horovod in place of Horovod's, or write {_INSTEAD[kind]}."
-            yield Remark(node.lineno, "error", found, to_do)
+            yield Remark(node.lineno, "error", text, to_do)
 
 
 def _is_of_horovod(name: str) -> bool:

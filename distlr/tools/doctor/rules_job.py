@@ -1,4 +1,4 @@
-"""What of a script that uses distlr's job is not as it should be."""
+"""Finds wrong or needless uses of distlr's job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIZES |= {"distlr.init().size", "distlr.init().replicas"}
 _RANKS = {name.replace("size", "rank") for name in _SIZES} | {"distlr.init().is_root"}
 _SAVERS = {f"keras.callbacks.{kind}" for kind in ("BackupAndRestore", "CSVLogger", "ModelCheckpoint", "TensorBoard")}
 _ARITHMETIC = ("float", "max", "min", "round")
-_SCALING = ("linear", "sqrt")  # and what a user's own rule does is not known
+_SCALING = ("linear", "sqrt")  # and the effect of a user's own rule is unknown
 
 
 def scaled_twice(script: Script) -> Iterator[Remark]:
@@ -26,9 +26,9 @@ def scaled_twice(script: Script) -> Iterator[Remark]:
         name = script.names.of(call.func) or ""
         if call in list(script.optimizers()) or name.startswith("keras.optimizers.schedules."):
             rate = _rate(call)
-            found = None if rate is None else _multiplied(script, rate)
-            if found is not None:
-                places[found.lineno] = found
+            product = None if rate is None else _multiplied(script, rate)
+            if product is not None:
+                places[product.lineno] = product
     for line, node in sorted(places.items()):
         text = f"`{ast.unparse(node)}` is the rate of job.optimizer(..., batch), too, which scales it again."
         yield Remark(
@@ -42,14 +42,14 @@ def callbacks(script: Script) -> Iterator[Remark]:
         return
     for model, call in script.methods("fit"):
         if script.is_model(model):
-            found = (
+            text = (
                 "fit without job.callbacks: no start from rank 0's state, no exact metrics, no check of steps or ranks."
             )
-            yield Remark(call.lineno, "warning", found, "Write fit(..., callbacks=job.callbacks([...])).")
+            yield Remark(call.lineno, "warning", text, "Write fit(..., callbacks=job.callbacks([...])).")
 
 
 def savers(script: Script) -> Iterator[Remark]:
-    """A saver that only rank 0 has, beside `job.callbacks`, which sees to that itself."""
+    """A saver that only rank 0 has, although `job.callbacks` does that itself."""
     if not any(script.methods("callbacks")):
         return
     for node in script.nodes:
@@ -57,8 +57,8 @@ def savers(script: Script) -> Iterator[Remark]:
             continue
         for call in (part for statement in node.body for part in ast.walk(statement) if isinstance(part, ast.Call)):
             if script.names.of(call.func) in _SAVERS:
-                found = f"`{ast.unparse(call.func)}` on rank 0 alone: harmless, and job.callbacks does it by itself."
-                yield Remark(call.lineno, "OK", found, "It can be in job.callbacks([...]) on every rank.")
+                text = f"`{ast.unparse(call.func)}` on rank 0 alone: harmless, and job.callbacks does it by itself."
+                yield Remark(call.lineno, "OK", text, "It can be in job.callbacks([...]) on every rank.")
 
 
 def scopes(script: Script) -> Iterator[Remark]:
@@ -74,8 +74,8 @@ def scopes(script: Script) -> Iterator[Remark]:
             if isinstance(node, ast.Assign) and script.names.of(node.value) in MODELS:
                 name = ast.unparse(node.targets[0])
                 if name in trained:
-                    found = f"`{name}` is made outside of `with job.scope():`, which is refused on several devices."
-                    yield Remark(node.lineno, "warning", found, "Make and compile it inside.")
+                    text = f"`{name}` is made outside of `with job.scope():`, which is refused on several devices."
+                    yield Remark(node.lineno, "warning", text, "Make and compile it inside.")
 
 
 def _rate(call: ast.Call) -> ast.expr | None:
@@ -89,7 +89,7 @@ def _scales(call: ast.Call) -> bool:
 
 
 def _multiplied(script: Script, node: ast.expr, depth: int = 20) -> ast.expr | ast.stmt | None:
-    """Where an expression is multiplied by the number of replicas; names are followed to what they were assigned."""
+    """Where an expression is multiplied by the number of replicas; names are followed to their assigned expressions."""
     if not depth:
         return None
     for change in script.growing:  # lr *= hvd.size()
@@ -108,7 +108,7 @@ def _multiplied(script: Script, node: ast.expr, depth: int = 20) -> ast.expr | a
             parts = node.args
     elif isinstance(node, ast.IfExp):
         parts = [node.body, node.orelse]
-    return next((found for part in parts if (found := _multiplied(script, part, depth - 1)) is not None), None)
+    return next((product for part in parts if (product := _multiplied(script, part, depth - 1)) is not None), None)
 
 
 def _mentions_size(script: Script, node: ast.expr) -> bool:

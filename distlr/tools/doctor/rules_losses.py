@@ -1,4 +1,4 @@
-"""What of a script's own `train_step` replicas would add up wrongly."""
+"""Finds losses of a script's own `train_step` that replicas would add up wrongly."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def mean_losses(script: Script) -> Iterator[Remark]:
         for step in (node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "train_step"):
             means = [call for call in _calls(*_tapes(script, step)) if script.names.of(call.func) in _MEANS]
             if means and not any(_scaled(script, call) for call in _calls(step)):
-                found = (
+                text = (
                     f"train_step differentiates `{ast.unparse(means[0].func)}`: on n replicas of one strategy, whose "
                 )
-                found += "gradients are added up, the update is n times that of one device."
-                yield Remark(means[0].lineno, "warning", found, HOW_TO_WRITE)
+                text += "gradients are added up, the update is n times that of one device."
+                yield Remark(means[0].lineno, "warning", text, HOW_TO_WRITE)
 
 
 def _tapes(script: Script, step: ast.FunctionDef) -> Iterator[ast.With]:
@@ -41,7 +41,7 @@ def _calls(*parts: ast.AST) -> list[ast.Call]:
 
 
 def _scaled(script: Script, call: ast.Call) -> bool:
-    """Whether a call is of what divides by all replicas, or may be: Keras' losses but for its plain functions."""
+    """Whether a call divides by all replicas, or may do so: Keras' losses, except its plain functions."""
     name = script.names.of(call.func) or ""
     if name.startswith("keras.losses."):
         return name.endswith("()")

@@ -1,4 +1,4 @@
-"""A reading of a user's training script: what Keras 3, Horovod or distlr would not do as it is written."""
+"""Reads a user's training script, and reports code that does not work with Keras 3, Horovod or distlr."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _LEGACY = "TF_USE_LEGACY_KERAS"
 
 
 def read(path: Path, *, measured: bool = False) -> list[Finding]:
-    """One finding a line of which something is to be said, by line; one that says so where there is none.
+    """The findings in the order of lines, one a line; a single one if there is nothing to report.
 
-    Names are resolved by the script's imports. What comes from elsewhere, such as a function's argument, is not known
-    and not judged. Nothing is imported or run.
+    Names are resolved by the script's imports. A value from elsewhere, such as a function's argument, is unknown and
+    not judged. Nothing is imported or run.
 
     Args:
         path: the script.
@@ -58,8 +58,8 @@ def read(path: Path, *, measured: bool = False) -> list[Finding]:
     except (RecursionError, MemoryError):
         return [Finding(str(path), "warning", "An expression in it is nested too deeply to be read.")]
     if script.imports("tf_keras") or any(isinstance(n, ast.Constant) and n.value == _LEGACY for n in script.nodes):
-        found = "It uses legacy Keras (tf_keras), of which distlr adopts no optimizer; the rest was not looked at."
-        return [Finding(str(path), "warning", found, "Write `import keras`, which is Keras 3, to use distlr.")]
+        text = "It uses legacy Keras (tf_keras), of which distlr adopts no optimizer; the rest was not looked at."
+        return [Finding(str(path), "warning", text, "Write `import keras`, which is Keras 3, to use distlr.")]
     if not remarks:
         return [Finding(str(path), "OK", "Read: nothing in it that is known not to work.")]
     by_line = sorted(remarks, key=lambda remark: (remark.line, remark.found))

@@ -2,7 +2,7 @@
 
     python -m distlr.tools.doctor.splitting SCRIPT OUT SECONDS
 
-is what `distlr doctor --script` runs, in a process of its own, since it imports the script. It calls the script's
+is a process of its own of `distlr doctor --script`, since it imports the script. It calls the script's
 `setup(job)` for one replica and for two, which gives a compiled model and data, and puts a plain `SGD(1.0)` in the
 place of the model's optimizer, so that an update is the gradient. Each of the two replicas gets the same samples as the
 one: batch normalization then sees the same statistics, and the mean over all samples is the same.
@@ -36,14 +36,14 @@ _SAME = 1e-5  # two updates by the same step differ by more only where it draws 
 def main(script: str, out: str, seconds: str) -> None:
     """Writes to `out`, as JSON, how the two updates compare, or why they could not be made."""
     signal.alarm(int(seconds))  # ends the process even where it waits inside of TensorFlow
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     try:
-        found = _compared(Path(script))
+        result = _compared(Path(script))
     except DistlrError as error:
-        found = {"refused": str(error)}
-    except Exception as error:  # of the script's own, or of what it cannot be asked for
-        found = {"error": f"{type(error).__name__}: {error}"}
-    write_bytes(Path(out), json.dumps(found).encode())
+        result = {"refused": str(error)}
+    except Exception as error:  # an error of the script's own, or one about a request that it cannot fulfil
+        result = {"error": f"{type(error).__name__}: {error}"}
+    write_bytes(Path(out), json.dumps(result).encode())
 
 
 def _compared(script: Path) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _compared(script: Path) -> dict[str, Any]:
 
 
 def _verdict(one: list[Any], two: list[Any], noisy: bool) -> dict[str, Any]:
-    """By how much the update of two replicas is that of one, and what is left.
+    """The factor between the updates of two replicas and of one, and the rest.
 
     With noise both are means: the product of different updates of one replica has no noise of its own.
     """
@@ -128,4 +128,4 @@ class _Trained:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    os._exit(0)  # what the script has started in threads is not waited for
+    os._exit(0)  # does not wait for threads that the script has started

@@ -1,4 +1,4 @@
-"""One update on two ranks of this machine, for real: what each engine, and Horovod's own optimizer, makes of it."""
+"""One real update on two ranks of this machine, by each engine and by Horovod's own optimizer."""
 
 from __future__ import annotations
 
@@ -40,32 +40,32 @@ def check(engine: str, environ: Mapping[str, str], *, gpus: int, limit: float = 
         limit: seconds after which all are killed. Each rank ends itself then, too, whatever process group it is in.
     """
     try:
-        found, ended = _launch(engine, environ, gpus, limit)
+        results, ended = _launch(engine, environ, gpus, limit)
     except DistributionError as error:  # no horovodrun
         return [refused(f"averaging ({engine})", error)]
     where = "GPUs" if gpus >= _RANKS else "CPU"
-    findings = [averaged(engine, where, found, ended)]
+    findings = [averaged(engine, where, results, ended)]
     if engine == "horovod" and findings[0].status == "OK":
-        findings.append(stock(found))
+        findings.append(stock(results))
     return findings
 
 
-def averaged(engine: str, where: str, found: Sequence[Mapping[str, Any]], ended: Ended) -> Finding:
+def averaged(engine: str, where: str, results: Sequence[Mapping[str, Any]], ended: Ended) -> Finding:
     """Whether a distlr optimizer's weights after the update are those of the mean gradient, on both ranks.
 
     Args:
-        engine: as for `check`.
-        where: what the ranks computed on.
-        found: what each rank wrote, by rank.
+        engine: the engine, as for `check`.
+        where: the device that the ranks used.
+        results: the output of each rank, by rank.
         ended: how the launch ended.
     """
     name = f"averaging ({engine})"
-    errors = [str(each["error"]) for each in found if "error" in each]
+    errors = [str(each["error"]) for each in results if "error" in each]
     by_hand = f"See what it says: {_BY_HAND[engine]}"
-    if errors or len(found) != _RANKS or ended.code != 0:
+    if errors or len(results) != _RANKS or ended.code != 0:
         why = errors[0][:600] if errors else ended.how
         return Finding(name, "error", f"One update on {_RANKS} ranks of this machine failed: {why}", by_hand)
-    weights, expected = [each["distlr"] for each in found], found[0]["averaged"]
+    weights, expected = [each["distlr"] for each in results], results[0]["averaged"]
     if len(set(weights)) == 1 and abs(weights[0] - expected) < 1e-6:
         text = f"{_RANKS} ranks on this machine's {where}, with different gradients: after one update their weights are"
         return Finding(name, "OK", f"{text} equal, and those of the mean gradient.")
@@ -73,19 +73,19 @@ def averaged(engine: str, where: str, found: Sequence[Mapping[str, Any]], ended:
     return Finding(name, "error", f"Gradients are not averaged. {text}", by_hand)
 
 
-def stock(found: Sequence[Mapping[str, Any]]) -> Finding:
-    """What Horovod's own optimizer made of the same update; information for those who come from it."""
-    name, expected = "stock Horovod", found[0]["averaged"]
+def stock(results: Sequence[Mapping[str, Any]]) -> Finding:
+    """The result of Horovod's own optimizer for the same update; information for those who come from it."""
+    name, expected = "stock Horovod", results[0]["averaged"]
     to_do = (
         "Write `import distlr.horovod as hvd` in place of `import horovod.tensorflow.keras as hvd`, or use "
         "job.optimizer. `distlr doctor --script FILE` finds the lines of a script."
     )
-    raised = [each["stock_error"] for each in found if "stock_error" in each]
+    raised = [each["stock_error"] for each in results if "stock_error" in each]
     if raised:
         return Finding(
             name, "warning", f"hvd.DistributedOptimizer of Horovod itself raises here: {raised[0]}"[:600], to_do
         )
-    weights = [each["stock"] for each in found]
+    weights = [each["stock"] for each in results]
     if len(set(weights)) == 1 and abs(weights[0] - expected) < 1e-6:
         return Finding(name, "OK", "hvd.DistributedOptimizer of Horovod itself averages gradients here.")
     text = (
@@ -106,8 +106,8 @@ def _launch(engine: str, environ: Mapping[str, str], gpus: int, limit: float) ->
         if gpus < _RANKS:
             variables["CUDA_VISIBLE_DEVICES"] = "-1"
         ended = run(words, variables, limit)
-        found = [json.loads(file.read_text()) for file in Path(folder).glob("*.json")]
-    return sorted(found, key=lambda each: int(each.get("rank", _RANKS))), ended
+        results = [json.loads(file.read_text()) for file in Path(folder).glob("*.json")]
+    return sorted(results, key=lambda each: int(each.get("rank", _RANKS))), ended
 
 
 def _listed(weights: Sequence[float]) -> str:

@@ -14,7 +14,7 @@ from distlr.errors import DistributionError
 from distlr.tools.doctor.finding import Finding, refused
 from distlr.tools.doctor.processes import Ended, run, without_launcher
 
-__all__ = ["HOW_TO_WRITE", "LIMIT", "can_be_asked", "check", "compared"]
+__all__ = ["HOW_TO_WRITE", "LIMIT", "check", "compared", "has_setup"]
 
 LIMIT = 120.0  # seconds; a small model takes twenty on two cores
 
@@ -29,12 +29,12 @@ _TOLERANCE = 1e-4
 _TOLERANCE_OF_NOISE = 0.25
 
 
-def can_be_asked(script: Path) -> bool:
+def has_setup(script: Path) -> bool:
     """Whether a script has a function `setup`, as `distlr lr-find` calls it, at its top level."""
     try:
         body = ast.parse(script.read_bytes()).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False  # said elsewhere
+        return False  # reported elsewhere
     return any(isinstance(node, ast.FunctionDef) and node.name == "setup" for node in body)
 
 
@@ -51,27 +51,27 @@ def check(script: Path, environ: Mapping[str, str], limit: float = LIMIT) -> Fin
         words = [sys.executable, "-m", "distlr.tools.doctor.splitting", str(script), str(out), str(round(limit))]
         variables = {**without_launcher(environ), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
         ended = run(words, variables, limit)
-        found = json.loads(out.read_text()) if out.is_file() else {}
-    return compared(str(script), found, ended)
+        result = json.loads(out.read_text()) if out.is_file() else {}
+    return compared(str(script), result, ended)
 
 
-def compared(script: str, found: Mapping[str, Any], ended: Ended) -> Finding:
-    """What the two updates say about the script's loss.
+def compared(script: str, result: Mapping[str, Any], ended: Ended) -> Finding:
+    """The verdict of the two updates on the script's loss.
 
     Args:
         script: its path.
-        found: what `splitting.py` wrote; {} where it came to nothing.
+        result: the output of `splitting.py`; {} if there is none.
         ended: how its process ended.
     """
     name = f"{script}: {_NAME}"
-    if "refused" in found:
-        return refused(name, DistributionError(found["refused"]))
-    if "factor" not in found:
-        why = f"It could not be made by its setup(job): {found.get('error', ended.how)}"
+    if "refused" in result:
+        return refused(name, DistributionError(result["refused"]))
+    if "factor" not in result:
+        why = f"It could not be made by its setup(job): {result.get('error', ended.how)}"
         return Finding(name, "warning", why[:600], "See `distlr lr-find` for what setup(job) has to return.")
-    replicas, factor, noisy = found["replicas"], found["factor"], found["noisy"]
+    replicas, factor, noisy = result["replicas"], result["factor"], result["noisy"]
     near = _TOLERANCE_OF_NOISE if noisy else _TOLERANCE
-    fits = noisy or found["left"] <= _TOLERANCE
+    fits = noisy or result["left"] <= _TOLERANCE
     about = ", as far as the random numbers that it draws let one see" if noisy else ""
     if abs(factor - 1) <= near and fits:
         return Finding(name, "OK", f"It is that on one replica, of the same samples{about}.")
@@ -86,6 +86,6 @@ def compared(script: str, found: Mapping[str, Any], ended: Ended) -> Finding:
         return Finding(name, "warning", text, "Leave them out, such as dropout, and ask again.")
     text = (
         f"It is not that on one replica, of the same samples: it is {factor:.3g} times it, and differs by "
-        f"{found['left']:.2g} of it besides. A loss that compares a batch's samples with each other does that."
+        f"{result['left']:.2g} of it besides. A loss that compares a batch's samples with each other does that."
     )
     return Finding(name, "warning", text, HOW_TO_WRITE)

@@ -1,4 +1,4 @@
-"""The curve of a learning-rate range test: its rates, its end, and what it says. Pure, without TensorFlow."""
+"""The curve of a learning-rate range test: its rates, its end, and its suggestion. Pure, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     """The rate at which the loss falls fastest against log(rate), where the test would learn most.
 
     The least slope `(loss[i+1] - loss[i-1]) / (log(rate[i+1]) - log(rate[i-1]))`, without a tenth of the points at each
-    end, at least one; what follows a number that is not finite is not looked at.
+    end, at least one. All after a number that is not finite is ignored.
 
     Args:
         rates: increasing.
@@ -42,16 +42,16 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
         i: (losses[i + 1] - losses[i - 1]) / math.log(rates[i + 1] / rates[i - 1])
         for i in range(left_out, count - left_out)
     }
-    found = min(slopes, key=slopes.__getitem__, default=None)
-    return rates[found] if found is not None and slopes[found] < 0 else None
+    index = min(slopes, key=slopes.__getitem__, default=None)
+    return rates[index] if index is not None and slopes[index] < 0 else None
 
 
 def valley(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     """The rate in the middle of the longest stretch over which the loss falls.
 
     The stretch is a longest strictly decreasing subsequence of the losses (points between may be higher: noise does not
-    end it), and the rate is that of its middle member, of two the lower one. What follows a number that is not finite
-    is not looked at.
+    end it), and the rate is that of its middle member, of two the lower one. All after a number that is not finite
+    is ignored.
 
     Args:
         rates: increasing.
@@ -80,27 +80,27 @@ def _longest_fall(values: Sequence[float]) -> list[int]:
     for place, value in enumerate(values):
         length = bisect.bisect_left(lows, -value)
         before.append(ends[length - 1] if length else None)
-        if lows[length : length + 1] != [-value]:  # of equal ones the first counts
+        if lows[length : length + 1] != [-value]:  # the first of equal ones counts
             lows[length : length + 1], ends[length : length + 1] = [-value], [place]
-    found: list[int] = []
+    chain: list[int] = []
     last = ends[-1] if ends else None
     while last is not None:
-        found.append(last)
+        chain.append(last)
         last = before[last]
-    return found[::-1]
+    return chain[::-1]
 
 
 @dataclasses.dataclass(frozen=True)
 class RangeTest:
-    """What a learning-rate range test has found; of `distlr.find_lr`.
+    """The result of a learning-rate range test, `distlr.find_lr`.
 
     Attributes:
-        rates: that were applied, one an update, at the global batch; up to the last one with a finite loss.
-        losses: of each update's batch, over all replicas and ranks, before the update.
+        rates: the applied rates, one an update, at the global batch, up to the last one with a finite loss.
+        losses: the loss of each update's batch, over all replicas and ranks, before the update.
         smoothed: their bias-corrected exponential mean.
         steepest: the rate at which the smoothed loss falls fastest; see `steepest`.
         valley: the rate in the middle of its longest fall; see `valley`.
-        factor: of the job's rule: a rate at the global batch is `factor` times the rate at the base batch.
+        factor: the factor of the job's rule: a rate at the global batch is `factor` times the rate at the base batch.
         stopped: why the test ended.
 
     >>> losses = [2.0, 1.0, 3.0]
@@ -123,11 +123,11 @@ class RangeTest:
         return self.steepest if self.valley is None else self.valley
 
     def base(self, rate: float) -> float:
-        """The rate at the base batch, `rate / factor`: what is written in a script that gives the job its batch."""
+        """The rate at the base batch, `rate / factor`, for a script that gives the job its batch."""
         return rate / self.factor
 
     def explain(self) -> str:
-        """What was found, in a few lines."""
+        """The result, in a few lines."""
         lines = [f"{len(self.rates)} rates; the test ended because {self.stopped}."]
         for name, rate, what in (
             ("valley", self.valley, "the middle of the longest fall of the smoothed loss"),
@@ -148,15 +148,15 @@ class RangeTest:
 
     def to_json(self) -> dict[str, Any]:
         """The attributes and the suggestion, and under "base" the rates at the base batch; plain JSON values."""
-        found = {"steepest": self.steepest, "valley": self.valley, "suggestion": self.suggestion}
-        base = {name: None if rate is None else self.base(rate) for name, rate in found.items()}
-        return {**dataclasses.asdict(self), **found, "base": base}
+        points = {"steepest": self.steepest, "valley": self.valley, "suggestion": self.suggestion}
+        base = {name: None if rate is None else self.base(rate) for name, rate in points.items()}
+        return {**dataclasses.asdict(self), **points, "base": base}
 
     def draw(self, path: str | os.PathLike[str]) -> None:
         """Writes a picture of the curve.
 
         Args:
-            path: of a PNG file.
+            path: the path of a PNG file.
 
         Raises:
             ConfigurationError: matplotlib is not installed.
@@ -205,7 +205,7 @@ class Sweep:
         self.stop_at = real("stop_at", stop_at)
         if not self.stop_at > 1:  # infinity is "never"
             raise ConfigurationError(received("stop_at", stop_at, "above 1", "write float('inf') to go to the end"))
-        # As the optimizer applies them: in float32, so that what is said is what is applied.
+        # In float32, as the optimizer applies them, so that the reported rates are the applied ones.
         exact = self.low * (self.high / self.low) ** (np.arange(self.steps) / (self.steps - 1))
         self.rates: list[float] = [float(rate) for rate in exact.astype(np.float32)]
         if len(set(self.rates)) < self.steps:
@@ -217,7 +217,7 @@ class Sweep:
         self._mean = 0.0
 
     def add(self, loss: float) -> bool:
-        """Notes the loss of the next rate; says whether the test goes on."""
+        """Notes the loss of the next rate; returns whether the test goes on."""
         rate = self.rates[len(self.losses)]
         if not math.isfinite(loss):
             self.stopped = f"the loss was {loss:g} at the rate {rate:.3g}"
@@ -238,7 +238,7 @@ class Sweep:
         return True
 
     def result(self, factor: float) -> RangeTest:
-        """What was found."""
+        """The result of the sweep."""
         rates = self.rates[: len(self.losses)]
         return RangeTest(
             rates=rates,

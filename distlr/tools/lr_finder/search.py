@@ -36,14 +36,14 @@ def find_lr(
     stop_at: float = 4.0,
     progress: Progress | None = None,
 ) -> RangeTest:
-    """Trains for a moment at rates from `low` to `high`, looks where the loss falls, and puts everything back.
+    """Trains for a moment at rates from `low` to `high`, looks where the loss falls, and restores everything.
 
     The range test of Smith 2017, arXiv 1506.01186, section 3.3, with rates that grow exponentially: update i of `steps`
     is at `low * (high / low) ** (i / (steps - 1))`, in float32. That is the rate which is applied to the global batch,
     whatever schedule, warmup and multiplier the optimizer has; divided by `factor` it is the rate at the base batch,
-    which is what the script says (`RangeTest.base`).
+    which the script contains (`RangeTest.base`).
 
-    Steps are Keras' own compiled ones, so what is measured is what `fit` does: mixed precision, clipping,
+    Steps are Keras' own compiled ones, so the measured steps are those of `fit`: mixed precision, clipping,
     regularization, the exchange of gradients. The loss of an update is that of its own batch, of several steps where
     gradients are accumulated, averaged over replicas and ranks, and smoothed by a bias-corrected exponential mean:
 
@@ -51,7 +51,7 @@ def find_lr(
 
     The test ends after `steps` rates, or where the loss is not finite, or its smoothed value is above `stop_at` times
     its best (above `best + (stop_at - 1) |best|`, where losses may be negative). All ranks stop at the same update
-    without a word about it: the sum over the ranks, of which each has the same bits, is all that they decide by.
+    without another exchange: they decide by the sum over the ranks alone, which has the same bits on each.
 
     Afterwards everything is as it was, to the bit, also after an error or an interrupt: weights, moving statistics,
     slots, iterations, clock, multiplier, states of deciders, loss scale, digests of the rates, seeds of dropout, and
@@ -62,11 +62,11 @@ def find_lr(
     Collective: every rank calls, with the same arguments.
 
     Args:
-        job: of `distlr.init`.
+        job: the job of `distlr.init`.
         model: compiled in the job's scope with an optimizer of `job.optimizer`, with or without a batch; on one process
             a plain Keras optimizer with a float rate will do.
-        data: what `job.shard(train, batch)` gave, or any data set of batches of this rank's own; it is read again from
-            the start where it ends.
+        data: the result of `job.shard(train, batch)`, or any data set of batches of this rank's own; it is read again
+            from the start where it ends.
         low: the first rate.
         high: the last one.
         steps: number of rates, one an update.
@@ -137,7 +137,7 @@ def _check(job: Any, model: Any, data: Any) -> None:
 
 
 def _build(model: Any, data: tf.data.Dataset) -> None:
-    """Makes what `fit` would make at its first step, so that there is all to keep."""
+    """Builds all that `fit` would build at its first step, so that all of it can be kept."""
     with model.distribute_strategy.scope():
         if not model.built or model.distribute_strategy.num_replicas_in_sync > 1:
             # As Keras does it in `fit`: a step cannot make variables, those of metrics too, on several devices.
@@ -163,9 +163,9 @@ def _endless(job: Job, data: tf.data.Dataset) -> Generator[Any]:
 def _run(job: Job, model: Any, batches: Iterator[Any], sweep: Sweep, progress: Progress | None) -> None:
     for number, rate in enumerate(sweep.rates, start=1):
         _set_rate(model.optimizer, rate, number)
-        own = np.float64(_update(model, batches))
-        # The same bits on each rank, and all that it decides by: none goes on, and none stops, alone.
-        total = job.communicator.allreduce(own, tag=f"the loss of update {number} of a range test")
+        local_loss = np.float64(_update(model, batches))
+        # These are the same bits on each rank, and the only input of the decision: so no rank goes on, or stops, alone.
+        total = job.communicator.allreduce(local_loss, tag=f"the loss of update {number} of a range test")
         goes_on = sweep.add(float(total) / job.size)
         if progress is not None and len(sweep.smoothed) == number:
             progress(number, rate, sweep.smoothed[-1])

@@ -1,7 +1,7 @@
 """A page and a picture of runs, from what their directories hold: rates, metrics, decisions, configuration.
 
-The page is one file of HTML and SVG, with neither scripts nor anything to load. What the files of a run say is
-trusted nowhere: values may be missing or of any type, and text is shown as text.
+The page is one file of HTML and SVG, with neither scripts nor anything to load. The files of a run are
+not trusted: values may be missing or of any type, and text is shown as text.
 """
 
 from distlr.tools.report.page import html_page, write_report

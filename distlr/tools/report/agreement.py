@@ -19,7 +19,7 @@ _MOST_NAMED = 8
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """Epochs in a row of which the same is known.
+    """Consecutive epochs with the same agreement.
 
     Attributes:
         first: its first epoch, from 1.
@@ -27,7 +27,7 @@ class Stretch:
         ranks: how many processes there were; None where that was not recorded, as with `replicas`.
         replicas: how many replicas.
         equal: whether all applied the same rates; None where it was not recorded.
-        rates: where they are not equal, what each had: its rate, or a digest of all its rates.
+        rates: if they are not equal, the rate of each, or a digest of all its rates.
     """
 
     first: int
@@ -52,17 +52,17 @@ class Stretch:
 
 def stretches(run: Run) -> list[Stretch]:
     """The whole run, in order."""
-    found: list[Stretch] = []
+    runs_of_epochs: list[Stretch] = []
     for i, epoch in enumerate(run.epochs):
         number = int(epoch_of(epoch, i)) + 1
         one = _stretch(number, mapping(epoch.get("agreement")))
-        if found and found[-1].last + 1 == number:
-            longer = dataclasses.replace(one, first=found[-1].first)
-            if longer == dataclasses.replace(found[-1], last=number):
-                found[-1] = longer
+        if runs_of_epochs and runs_of_epochs[-1].last + 1 == number:
+            longer = dataclasses.replace(one, first=runs_of_epochs[-1].first)
+            if longer == dataclasses.replace(runs_of_epochs[-1], last=number):
+                runs_of_epochs[-1] = longer
                 continue
-        found.append(one)
-    return found
+        runs_of_epochs.append(one)
+    return runs_of_epochs
 
 
 def epochs_in_words(numbers: Iterable[int]) -> str:
@@ -74,15 +74,15 @@ def epochs_in_words(numbers: Iterable[int]) -> str:
 
 def _stretch(number: int, record: dict[str, Any]) -> Stretch:
     rates = sequence(record.get("rates"))
-    said = record.get("equal")
-    # What is not said to be equal is not, and neither is what differs, whatever is said.
-    equal = None if said is None else said is True and len(set(map(str, rates))) <= 1
+    stated = record.get("equal")
+    # Rates count as equal only if the file says so and they do not differ.
+    equal = None if stated is None else stated is True and len(set(map(str, rates))) <= 1
     words = tuple(_rate(rate) for rate in rates) if equal is False else ()
     return Stretch(number, number, whole(record.get("ranks")), whole(record.get("replicas")), equal, words)
 
 
 def _rate(value: Any) -> str:
-    """A float that is written in hexadecimal, in full; what is none, as it is."""
+    """A float that is written in hexadecimal, in full; any other text unchanged."""
     if isinstance(value, str) and value.lstrip("-")[:2] == "0x":
         with contextlib.suppress(ValueError, OverflowError):
             return repr(float.fromhex(value))

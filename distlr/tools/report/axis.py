@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 __all__ = ["Axis"]
 
-_LEAST_SPAN = 1e-4  # of the largest value: below it labels would be many digits of noise
+_LEAST_SPAN = 1e-4  # share of the largest value: below it labels would be many digits of noise
 _PLAIN = (1e-3, 1e5)  # labels of larger and smaller values share a power of ten, which the title says
 _SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 
@@ -21,7 +21,7 @@ class Axis:
         low: where it begins.
         high: where it ends, above `low`.
         ticks: round numbers in the range, equally far from each other: a step of 1, 2 or 5 times a power of ten.
-        power: what the labels are in units of: 10 to the power of it.
+        power: the unit of the labels is 10 to this power.
     """
 
     low: float

@@ -26,24 +26,24 @@ def html_page(runs: Sequence[Run], title: str | None = None) -> str:
     """The report as HTML, of runs that are over, under way, or have only begun.
 
     Args:
-        runs: what their directories hold.
+        runs: the runs, as read from their directories.
         title: the heading; without it, one of the runs' names.
     """
     names = labels(runs)
     heading = escaped(_title(names) if title is None else title)
-    found, decisions = charts(runs), marks(runs)
-    parts = [_runs(runs, names, found)]
-    if found:
-        epochs = span(found)
+    all_charts, decisions = charts(runs), marks(runs)
+    parts = [_runs(runs, names, all_charts)]
+    if all_charts:
+        epochs = span(all_charts)
         most = _FIXED + MOST_METRICS
-        figures = [_figure(chart, chart_svg(chart, epochs, decisions, names), names) for chart in found[:most]]
+        figures = [_figure(chart, chart_svg(chart, epochs, decisions, names), names) for chart in all_charts[:most]]
         parts.append(f'<section class="charts" aria-label="Charts">\n{"".join(figures)}</section>\n')
         if len(runs) > len(PALETTE):
             parts.append(
                 f'<p class="note">There are {len(PALETTE)} colours; a line names its run under the pointer.</p>\n'
             )
-        if len(found) > most:
-            parts.append(f'<p class="note">{len(found) - most} more metrics are in the files of the runs.</p>\n')
+        if len(all_charts) > most:
+            parts.append(f'<p class="note">{len(all_charts) - most} more metrics are in the files of the runs.</p>\n')
     if decisions:
         parts.append(_section("Decisions", decisions_table(decisions, names)))
     if any(run.epochs for run in runs):
@@ -76,15 +76,15 @@ def _title(names: Sequence[str]) -> str:
     return f"Report of {', '.join(names[:-1])}{' and ' if len(names) > 1 else ''}{''.join(names[-1:])}"
 
 
-def _runs(runs: Sequence[Run], names: Sequence[str], found: Sequence[Chart]) -> str:
-    lines = [line for chart in found for line in chart.series if line.name == "learning_rate"]
+def _runs(runs: Sequence[Run], names: Sequence[str], all_charts: Sequence[Chart]) -> str:
+    lines = [line for chart in all_charts for line in chart.series if line.name == "learning_rate"]
     rates = {line.run: [rate for _, rate in line.points if rate is not None] for line in lines}
     items = []
     for i, run in enumerate(runs):
-        said = verdict(run, rates.get(i, []))
-        warnings = "".join(f'<p class="warning">Warning: {escaped(text)}</p>' for text in said.warnings)
+        run_verdict = verdict(run, rates.get(i, []))
+        warnings = "".join(f'<p class="warning">Warning: {escaped(text)}</p>' for text in run_verdict.warnings)
         heading = f"<h2>{escaped(names[i])}</h2>"
-        items.append(f'<li class="{colour_class(i)}">{heading}<p>{escaped(said.text, 600)}</p>{warnings}</li>\n')
+        items.append(f'<li class="{colour_class(i)}">{heading}<p>{escaped(run_verdict.text, 600)}</p>{warnings}</li>\n')
     return f'<ul class="runs" aria-label="Runs">\n{"".join(items)}</ul>\n'
 
 
@@ -94,7 +94,7 @@ def _figure(chart: Chart, drawing: str, names: Sequence[str]) -> str:
 
 
 def _legend(lines: Sequence[Series], names: Sequence[str]) -> str:
-    """Which colour is which run, where there are several, and what dashes are."""
+    """The legend: the colours of the runs, if there are several, and the meaning of dashes."""
     keys = []
     if len(names) > 1:
         keys = [

@@ -25,16 +25,16 @@ def draw(path: str | os.PathLike[str], runs: Sequence[Run]) -> None:
         ConfigurationError: matplotlib is not installed.
         OSError: the file cannot be written there.
     """
-    found = [chart for chart in charts(runs) if _is_drawn(chart)]
-    decisions, names, epochs = marks(runs), labels(runs), span(found)
-    rows = max(1, len(found))
+    drawn_charts = [chart for chart in charts(runs) if _is_drawn(chart)]
+    decisions, names, epochs = marks(runs), labels(runs), span(drawn_charts)
+    rows = max(1, len(drawn_charts))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of a run's name: the font shows a box for it
+        warnings.filterwarnings("ignore", message="Glyph")  # for a character in a run's name: the font shows a box
         with picture(path, rows=rows, size=(8, 1 + 2.6 * rows)) as all_axes:
-            for each, chart in zip(all_axes, found, strict=False):
+            for each, chart in zip(all_axes, drawn_charts, strict=False):
                 _chart(each, chart, [mark for mark in decisions if mark.is_on(epochs)])
             all_axes[-1].set(xlabel="epochs", xlim=(epochs.low, epochs.high))
-            _legend(all_axes[0], names, any(line.dashed for chart in found for line in chart.series))
+            _legend(all_axes[0], names, any(line.dashed for chart in drawn_charts for line in chart.series))
 
 
 def _is_drawn(chart: Chart) -> bool:
@@ -59,7 +59,7 @@ def _chart(axes: Any, chart: Chart, decisions: Sequence[Mark]) -> None:
 def _legend(axes: Any, names: Sequence[str], dashed: bool) -> None:
     from matplotlib.lines import Line2D
 
-    # matplotlib leaves out labels that begin with "_", and reads what is between dollars as a formula.
+    # matplotlib leaves out labels that begin with "_", and reads text between dollars as a formula.
     lines = [Line2D([], [], color=_colour(i), label=f"run {plain(name, 40)}") for i, name in enumerate(names)]
     kinds = [Line2D([], [], color="0.4", linestyle="--", label="validation")] if dashed else []
     for text in axes.legend(handles=[*lines, *kinds], frameon=False, fontsize="small").get_texts():

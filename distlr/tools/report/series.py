@@ -1,4 +1,4 @@
-"""What is drawn, from runs: lines over epochs, and decisions as numbered marks."""
+"""The content of charts, from runs: lines over epochs, and decisions as numbered marks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Chart:
     """Lines that share their axes.
 
     Attributes:
-        title: what is shown.
+        title: the title of the chart.
         axis: the title of the vertical axis, with its unit; short, since it stands along the axis.
         series: the lines, at least one.
         from_zero: whether the vertical axis has to show 0.
@@ -89,29 +89,29 @@ class Mark:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """A name for each run, all different."""
-    found: list[str] = []
+    unique_labels: list[str] = []
     for run in runs:
         name = label = plain(run.name or "run", 60)
         count = 1
-        while label in found:
+        while label in unique_labels:
             count += 1
             label = f"{name} ({count})"
-        found.append(label)
-    return found
+        unique_labels.append(label)
+    return unique_labels
 
 
 def marks(runs: Sequence[Run]) -> list[Mark]:
     """The decisions of all runs, numbered."""
-    found = [(_at(decision), run, decision) for run, one in enumerate(runs) for decision in one.decisions]
-    found.sort(key=lambda each: (each[0] is None, each[0] or 0.0, each[1]))  # stable: else as they were made
-    return [Mark(i + 1, run, at, decision) for i, (at, run, decision) in enumerate(found)]
+    entries = [(_at(decision), run, decision) for run, one in enumerate(runs) for decision in one.decisions]
+    entries.sort(key=lambda each: (each[0] is None, each[0] or 0.0, each[1]))  # stable: else as they were made
+    return [Mark(i + 1, run, at, decision) for i, (at, run, decision) in enumerate(entries)]
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
-    """Rate, multiplier and loss, then each other metric with its validation; what no run has is left out."""
+    """Rate, multiplier and loss, then each other metric with its validation; those that no run has are left out."""
     rates = [_rates(run, index) for index, run in enumerate(runs)]
     multipliers = [_multipliers(run, index) for index, run in enumerate(runs)]
-    found = [
+    all_charts = [
         Chart("Learning rate", "learning rate", rates, from_zero=True),
         Chart("Multiplier", f"multiplier ({TIMES})", multipliers, from_zero=True),
     ]
@@ -121,40 +121,40 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
             pairs.setdefault(_trained(name), []).append(name)
     for metric, pair in pairs.items():
         lines = [_metric(run, index, name) for index, run in enumerate(runs) for name in sorted(pair, key=len)]
-        found.append(Chart(_heading(plain(metric, 60)), plain(metric, 20), lines))
-    shown = [dataclasses.replace(chart, series=_visible(chart.series)) for chart in found]
+        all_charts.append(Chart(_heading(plain(metric, 60)), plain(metric, 20), lines))
+    shown = [dataclasses.replace(chart, series=_visible(chart.series)) for chart in all_charts]
     return [chart for chart in shown if chart.series]
 
 
-def span(found: Iterable[Chart]) -> Axis:
+def span(shown_charts: Iterable[Chart]) -> Axis:
     """The axis of epochs, which all charts share."""
-    ends = [at for chart in found for series in chart.series for at, _ in series.points]
+    ends = [at for chart in shown_charts for series in chart.series for at, _ in series.points]
     return Axis.over([0.0, *ends], most=6, to_ticks=False)
 
 
 def epoch_of(record: dict[str, Any], index: int) -> float:
     """The number of an epoch, from 0, of the record at `index`."""
-    found = number(record.get("epoch"))
-    return float(index) if found is None else found
+    epoch = number(record.get("epoch"))
+    return float(index) if epoch is None else epoch
 
 
 def thinned(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
-    """At most about `most` of the points: of each stretch the least, the greatest, and one gap if it has any."""
+    """At most about `most` of the points: the least, the greatest and one gap, if any, of each stretch."""
     if len(points) <= most:
         return list(points)
     parts = max(1, most // 3)
-    kept = {0, len(points) - 1}
+    indices = {0, len(points) - 1}
     for part in range(parts):
         stretch = range(part * len(points) // parts, (part + 1) * len(points) // parts)
         values = [(value, i) for i in stretch if (value := points[i][1]) is not None]
         if values:
-            kept |= {min(values)[1], max(values)[1]}
-        kept.update([i for i in stretch if points[i][1] is None][:1])
-    return [points[i] for i in sorted(kept)]
+            indices |= {min(values)[1], max(values)[1]}
+        indices.update([i for i in stretch if points[i][1] is None][:1])
+    return [points[i] for i in sorted(indices)]
 
 
 def _visible(lines: Iterable[Series]) -> list[Series]:
-    """The lines of which there is something to see, thinned."""
+    """The lines that have something to show, thinned."""
     seen = (line for line in lines if any(value is not None for _, value in line.points))
     return [dataclasses.replace(line, points=thinned(line.points)) for line in seen]
 

@@ -21,7 +21,7 @@ PALETTE = (
 
 
 def colour_class(run: int | None) -> str:
-    """The class that gives what belongs to a run its colour; for None, to several."""
+    """The class with the colour of a run; None is for several runs."""
     return "mixed" if run is None else f"run-{run % len(PALETTE)}"
 
 

@@ -26,7 +26,7 @@ def chart_svg(chart: Chart, epochs: Axis, marks: Sequence[Mark], names: Sequence
     """One chart.
 
     Args:
-        chart: what is drawn.
+        chart: the chart to draw.
         epochs: the horizontal axis.
         marks: the decisions; those beyond the axis are left out.
         names: a label for each run.
@@ -42,7 +42,7 @@ def key_svg(run: int | None, dashed: bool = False) -> str:
 
 
 class _Drawing:
-    """Where things stand in one chart."""
+    """The layout of one chart."""
 
     def __init__(self, vertical: Axis, epochs: Axis) -> None:
         self._vertical, self._epochs = vertical, epochs
@@ -51,7 +51,7 @@ class _Drawing:
 
     def svg(self, chart: Chart, marks: Sequence[Mark], names: Sequence[str]) -> str:
         lines = "".join(self._series(series, names[series.run]) for series in chart.series)
-        about = f"{chart.title} over epochs. " + " ".join(_said(series, names) for series in chart.series[:8])
+        about = f"{chart.title} over epochs. " + " ".join(_series_summary(series, names) for series in chart.series[:8])
         return (
             f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
             f'aria-label="{escaped(about, 1000)}">{self._axes(chart.axis)}{self._marks(marks, names)}{lines}</svg>'
@@ -98,8 +98,8 @@ class _Drawing:
         colour = colour_class(group[0][1].run if of_one else None)
         lined = group if len(group) <= _MOST_LINES else [group[0], group[-1]]
         lines = "".join(f"M{x}V{self._bottom}" for x in dict.fromkeys(f"{x:.1f},{_TOP - 6}" for x, _ in lined))
-        said = (f"{mark.number}: {names[mark.run]}: {described(mark.decision)}" for _, mark in group[:5])
-        title = "\n".join(map(escaped, said))
+        descriptions = (f"{mark.number}: {names[mark.run]}: {described(mark.decision)}" for _, mark in group[:5])
+        title = "\n".join(map(escaped, descriptions))
         return (
             f'<g class="mark {colour}"><title>{title}</title><path d="{lines}"/>'
             f'<rect x="{left:.1f}" y="{_MARKS - 9}" width="{width:.1f}" height="18" rx="9"/>'
@@ -153,7 +153,7 @@ def _box(group: _Group) -> tuple[str, float, float]:
     return label, min(max(group[0][0] - 9, 1), _WIDTH - width - 1), width
 
 
-def _said(series: Series, names: Sequence[str]) -> str:
+def _series_summary(series: Series, names: Sequence[str]) -> str:
     values = [value for _, value in series.points if value is not None]
     first, last, least, greatest = (short(value) for value in (values[0], values[-1], min(values), max(values)))
     return f"{names[series.run]}: {series.name} from {first} to {last}, between {least} and {greatest}."

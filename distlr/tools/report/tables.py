@@ -45,12 +45,12 @@ def decisions_table(marks: Sequence[Mark], names: Sequence[str]) -> str:
 
 
 def agreement_table(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """A row for epochs in a row of which the same is known."""
+    """A row for each stretch of epochs with the same agreement."""
     several = len(names) > 1
     head = [*(["run"] if several else []), "epochs", "ranks", "replicas", "the same rates on all"]
-    found = [(run, one) for run, each in enumerate(runs) for one in stretches(each)]
+    entries = [(run, one) for run, each in enumerate(runs) for one in stretches(each)]
     rows = []
-    for run, one in found[:_MOST_ROWS]:
+    for run, one in entries[:_MOST_ROWS]:
         answer = {True: "yes", None: "not recorded"}.get(one.equal, f"NO: {one.rates_in_words()}")
         rows.append(
             ('<tr class="apart">' if one.equal is False else "<tr>")
@@ -60,7 +60,7 @@ def agreement_table(runs: Sequence[Run], names: Sequence[str]) -> str:
             + _number(one.replicas)
             + f'<td class="wide">{escaped(answer, 600)}</td></tr>'
         )
-    return _table("Agreement", head, rows, numeric=("ranks", "replicas")) + _more(len(found), "rows")
+    return _table("Agreement", head, rows, numeric=("ranks", "replicas")) + _more(len(entries), "rows")
 
 
 def configuration_table(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -71,12 +71,12 @@ def configuration_table(runs: Sequence[Run], names: Sequence[str]) -> str:
         ("Formula and job", [mapping(run.run.get("job")) for run in runs]),
         ("Versions", [mapping(run.run.get("versions")) for run in runs]),
     ):
-        flat = [dict(_flat(column)) for column in columns]
-        keys = list(dict.fromkeys(key for column in flat for key in column))
+        flat_columns = [dict(_flattened(column)) for column in columns]
+        keys = list(dict.fromkeys(key for column in flat_columns for key in column))
         if keys:
             rows.append(f'<tr class="part"><th scope="rowgroup" colspan="{len(runs) + 1}">{part}</th></tr>')
         for key in keys:
-            cells = [_cell(key, column.get(key, _MISSING)) for column in flat]
+            cells = [_cell(key, column.get(key, _MISSING)) for column in flat_columns]
             differs = ' class="differs"' if len(set(cells)) > 1 and key != "started" else ""
             rows.append(f'<tr{differs}><th scope="row">{escaped(key.replace("_", " "), 60)}</th>{"".join(cells)}</tr>')
     head = [_run(i, names) for i in range(len(runs))]
@@ -108,7 +108,7 @@ def _number(value: Any) -> str:
 
 
 def _time(value: Any) -> str:
-    """A time as people read it; what is none, as it is."""
+    """A time in readable form; any other text unchanged."""
     try:
         time = datetime.datetime.fromisoformat(value)
     except (TypeError, ValueError):
@@ -117,11 +117,11 @@ def _time(value: Any) -> str:
     return f'<time datetime="{escaped(value, 40)}">{time:%Y-%m-%d %H:%M:%S}{zone}</time>'
 
 
-def _flat(value: dict[str, Any], before: str = "", deep: int = 1) -> Iterator[tuple[str, Any]]:
+def _flattened(value: dict[str, Any], before: str = "", deep: int = 1) -> Iterator[tuple[str, Any]]:
     for key, part in value.items():
         name = f"{before}{key}"
         if isinstance(part, dict) and part:
-            yield from _flat(part, f"{name}: ", deep + 1) if deep < _DEEPEST else [(name, "...")]
+            yield from _flattened(part, f"{name}: ", deep + 1) if deep < _DEEPEST else [(name, "...")]
         else:
             yield name, part
 

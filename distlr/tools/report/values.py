@@ -11,7 +11,7 @@ __all__ = ["DASH", "TIMES", "escaped", "mapping", "named", "number", "plain", "s
 
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
-# What XML forbids, half of a surrogate pair, and marks that turn the direction of the text around them.
+# Characters that XML forbids, half of a surrogate pair, and marks that turn the direction of the text around them.
 _NOT_SHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _LARGEST = 1e300  # the difference of two numbers is finite, too
 
@@ -21,12 +21,12 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
-        found = float(value)
+        result = float(value)
     except OverflowError:
         return None
-    if not abs(found) <= _LARGEST:
+    if not abs(result) <= _LARGEST:
         return None
-    return found if abs(found) >= 1 / _LARGEST else 0.0
+    return result if abs(result) >= 1 / _LARGEST else 0.0
 
 
 def whole(value: Any) -> int | None:
@@ -63,11 +63,11 @@ def short(value: float) -> str:
     ('0.4', '0.001235', '120000', '2e-6')
     """
     text = f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
-    return re.sub(r"e([+-])0*(\d)", lambda found: f"e{found[1].strip('+')}{found[2]}", text)
+    return re.sub(r"e([+-])0*(\d)", lambda match: f"e{match[1].strip('+')}{match[2]}", text)
 
 
 def named(value: Any) -> str:
-    """A value of JSON in words, for a cell of a table; what is nested in a list is left out.
+    """A value of JSON in words, for a cell of a table; nested values in a list are left out.
 
     >>> named(None), named(True), named(0.1), named(["a", 1, []])
     ('none', 'yes', '0.1', 'a 1 ...')

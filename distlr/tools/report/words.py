@@ -28,11 +28,11 @@ _OTHER = ("other decision", "other decisions")
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What to know of a run first.
+    """The most important facts about a run.
 
     Attributes:
         text: one line.
-        warnings: what is wrong, a sentence each.
+        warnings: the problems, a sentence each.
     """
 
     text: str
@@ -52,7 +52,7 @@ def verdict(run: Run, rates: list[float]) -> Verdict:
 
 
 def title_of(decision: dict[str, Any]) -> str:
-    """What was decided, and the factor: `cut on a plateau, x0.1`."""
+    """The decision and its factor: `cut on a plateau, x0.1`."""
     kind = decision.get("kind")
     what = _KINDS[kind][0] if isinstance(kind, str) and kind in _KINDS else plain(kind or "decision", 40)
     factor = number(decision.get("multiplier"))
@@ -60,7 +60,7 @@ def title_of(decision: dict[str, Any]) -> str:
 
 
 def described(decision: dict[str, Any]) -> str:
-    """The title, and why."""
+    """The title and the reason."""
     reason = decision.get("reason")
     return title_of(decision) + (f": {plain(reason, 200)}" if reason else "")
 
@@ -110,19 +110,19 @@ def _agreement(known: list[Stretch]) -> list[str]:
 
 
 def _warnings(run: Run, known: list[Stretch]) -> list[str]:
-    found = list(run.damage)
+    warnings = list(run.damage)
     apart = [one for one in known if one.equal is False]
     if apart:
-        found.append(f"The replicas did not apply the same rates in {_epochs(apart)}.")
+        warnings.append(f"The replicas did not apply the same rates in {_epochs(apart)}.")
     bad = [
         int(epoch_of(epoch, i)) + 1
         for i, epoch in enumerate(run.epochs)
         if "loss" in (logs := mapping(epoch.get("logs"))) and number(logs["loss"]) is None
     ]
     if bad:
-        found.append(f"The loss was not a finite number in {epochs_in_words(bad)}.")
-    return found
+        warnings.append(f"The loss was not a finite number in {epochs_in_words(bad)}.")
+    return warnings
 
 
-def _epochs(found: list[Stretch]) -> str:
-    return epochs_in_words(number for one in found for number in one.epochs)
+def _epochs(spans: list[Stretch]) -> str:
+    return epochs_in_words(number for one in spans for number in one.epochs)

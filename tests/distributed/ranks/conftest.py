@@ -20,8 +20,8 @@ def spans(job) -> bool:
 
 
 @pytest.fixture(scope="session")
-def own():
-    """Makes a data set of this rank's own samples: `own(arrays, batch)`."""
+def local_data():
+    """Makes a data set of this rank's own samples: `local_data(arrays, batch)`."""
     import tensorflow as tf
 
     from distlr.data.sharding import own_share
@@ -52,8 +52,8 @@ def same_on_all(job):
     """Asserts that a JSON value is equal on every rank; collective."""
 
     def check(value, tag="test"):
-        said = job.communicator.gather_json(value, tag=tag)
-        assert all(other == said[0] for other in said), said
-        return said[0]
+        values = job.communicator.gather_json(value, tag=tag)
+        assert all(other == values[0] for other in values), values
+        return values[0]
 
     return check

@@ -1,4 +1,4 @@
-"""What the ranks agree on around the steps: state, divergence, stops, files; and half of distlr on several ranks."""
+"""The agreement of the ranks around the steps: state, divergence, stops, files; and half of distlr on several ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distlr.errors import ConfigurationError, DistributionError, ReplicaDivergen
 EPOCHS = 3
 
 
-def made(job, *, adopt: bool = True, rate=0.1, dropout: float = 0.0, **options):
+def build_model(job, *, adopt: bool = True, rate=0.1, dropout: float = 0.0, **options):
     """A small compiled model, different on each rank until rank 0's state is broadcast."""
     keras.utils.set_random_seed(job.rank)
     layers = [keras.layers.Dropout(dropout)] if dropout else []
@@ -38,8 +38,8 @@ def data(job, batches: int = 3):
 
 
 def fit(job, model, callbacks=(), epochs: int = EPOCHS, **options):
-    given = job.callbacks(list(callbacks)) if callbacks is not None else None
-    return model.fit(data(job), epochs=epochs, verbose=0, shuffle=False, callbacks=given, **options)
+    all_callbacks = job.callbacks(list(callbacks)) if callbacks is not None else None
+    return model.fit(data(job), epochs=epochs, verbose=0, shuffle=False, callbacks=all_callbacks, **options)
 
 
 class At(keras.callbacks.Callback):
@@ -59,7 +59,7 @@ class At(keras.callbacks.Callback):
 
 
 def test_every_rank_begins_with_rank_0s_state(job, same_on_all) -> None:
-    model = made(job)
+    model = build_model(job)
     with job.scope():
         model.optimizer.build(model.trainable_variables)
     if job.rank == 0:
@@ -81,15 +81,15 @@ def test_every_rank_begins_with_rank_0s_state(job, same_on_all) -> None:
 
 
 def test_ranks_draw_different_dropout_masks(job) -> None:
-    model = made(job, dropout=0.5)
+    model = build_model(job, dropout=0.5)
     fit(job, model, epochs=1)
     masks = [layer(np.ones((1, 64)), training=True).numpy().tolist() for layer in [model.layers[0]]]
-    said = job.communicator.gather_json(masks, tag="masks")
-    assert len({json.dumps(mask) for mask in said}) == job.size
+    all_masks = job.communicator.gather_json(masks, tag="masks")
+    assert len({json.dumps(mask) for mask in all_masks}) == job.size
 
 
 def test_different_scaling_is_refused_on_every_rank(job) -> None:
-    model = made(job, rule="linear" if job.rank else "sqrt")
+    model = build_model(job, rule="linear" if job.rank else "sqrt")
     with pytest.raises(DistributionError, match=r'formula: .*"rule": "sqrt"'):
         fit(job, model, epochs=1)
 
@@ -124,7 +124,7 @@ DIVERGENCES = {
 def test_a_rank_that_diverges_is_found_and_named_on_every_rank(job, what, every) -> None:
     act, field = DIVERGENCES[what]
     last = job.size - 1
-    model = made(job)
+    model = build_model(job)
     strange = At(3, act if job.rank == last else lambda model: None)
     guard = distlr.callbacks.ReplicaGuard(every=every)
     with pytest.raises(ReplicaDivergenceError) as info:
@@ -141,7 +141,7 @@ def test_a_rank_that_diverges_is_found_and_named_on_every_rank(job, what, every)
 
 
 def test_a_skipped_step_is_found(job) -> None:
-    model = made(job)
+    model = build_model(job)
     core = model.optimizer
 
     def skip(model) -> None:
@@ -164,7 +164,7 @@ def test_a_skipped_step_is_found(job) -> None:
 
 
 def test_a_stop_of_one_rank_stops_all_at_the_same_step(job, same_on_all) -> None:
-    model = made(job)
+    model = build_model(job)
     stop = At(3, (lambda model: setattr(model, "stop_training", True)) if job.rank == 1 else lambda model: None)
     history = fit(job, model, [stop])
     # Asked for after the 4th step, it travels with the 5th.
@@ -175,7 +175,7 @@ def test_a_stop_of_one_rank_stops_all_at_the_same_step(job, same_on_all) -> None
 
 
 def test_a_stop_after_an_epochs_last_step(job, same_on_all) -> None:
-    model = made(job)
+    model = build_model(job)
     stop = At(2, (lambda model: setattr(model, "stop_training", True)) if job.rank == 1 else lambda model: None)
     history = fit(job, model, [stop])
     assert same_on_all([int(model.optimizer.iterations.numpy()), len(history.history["loss"])]) == [3, 1]
@@ -187,24 +187,26 @@ def test_a_stop_at_an_epochs_end_on_one_rank(job, same_on_all) -> None:
             if epoch == 1 and job.rank == job.size - 1:
                 self.model.stop_training = True
 
-    model = made(job)
+    model = build_model(job)
     history = fit(job, model, [StopHere()])
     assert same_on_all(len(history.history["loss"])) == 2
 
 
-def test_terminate_on_nan_of_one_rank_ends_all(job, own, simple, same_on_all) -> None:
+def test_terminate_on_nan_of_one_rank_ends_all(job, local_data, simple, same_on_all) -> None:
     x = np.ones((10, 2), "float32")
     if job.rank == 1:
         x[2:4] = math.nan  # its second batch of five
     model = simple()
     stop = keras.callbacks.TerminateOnNaN()
-    history = model.fit(own((x, x[:, :1]), 2), verbose=0, epochs=3, shuffle=False, callbacks=job.callbacks([stop]))
+    history = model.fit(
+        local_data((x, x[:, :1]), 2), verbose=0, epochs=3, shuffle=False, callbacks=job.callbacks([stop])
+    )
     # Rank 1 asks after its second step; the others' losses are NaN in the third, which is the last for all.
     assert same_on_all([int(model.optimizer.iterations.numpy()), len(history.history["loss"])]) == [3, 1]
 
 
 def test_early_stopping_acts_on_the_metric_of_all(job, same_on_all) -> None:
-    model = made(job, rate=0.0)
+    model = build_model(job, rate=0.0)
     stop = keras.callbacks.EarlyStopping("loss", patience=1, min_delta=1e-3)
     history = fit(job, model, [stop], epochs=6)
     assert same_on_all(history.history["loss"])
@@ -213,29 +215,29 @@ def test_early_stopping_acts_on_the_metric_of_all(job, same_on_all) -> None:
 
 def test_files_are_written_by_rank_0_alone(job, tmp_path_factory) -> None:
     shared = pathlib.Path(job.communicator.broadcast_json(str(tmp_path_factory.mktemp("run")), tag="folder"))
-    own = shared / f"rank{job.rank}"
-    model = made(job)
+    folder = shared / f"rank{job.rank}"
+    model = build_model(job)
     writers = [
-        keras.callbacks.ModelCheckpoint(own / "model.keras"),
-        keras.callbacks.BackupAndRestore(own / "backup", delete_checkpoint=False),
-        keras.callbacks.CSVLogger(own / "log.csv"),
-        distlr.callbacks.RunRecorder(own),
-        distlr.callbacks.TensorBoardScalars(own / "scalars"),
+        keras.callbacks.ModelCheckpoint(folder / "model.keras"),
+        keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False),
+        keras.callbacks.CSVLogger(folder / "log.csv"),
+        distlr.callbacks.RunRecorder(folder),
+        distlr.callbacks.TensorBoardScalars(folder / "scalars"),
     ]
-    own.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     fit(job, model, writers)
     job.communicator.barrier(tag="written")
-    found = sorted(path.name for path in own.iterdir())
-    assert found == (["backup", "epochs.jsonl", "log.csv", "model.keras", "run.json", "scalars"] if job.is_root else [])
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == (["backup", "epochs.jsonl", "log.csv", "model.keras", "run.json", "scalars"] if job.is_root else [])
     # Rank 0 reads its backup, and every rank goes on at its epoch with its state.
-    again = made(job)
-    history = fit(job, again, [keras.callbacks.BackupAndRestore(own / "backup")], epochs=EPOCHS + 1)
+    again = build_model(job)
+    history = fit(job, again, [keras.callbacks.BackupAndRestore(folder / "backup")], epochs=EPOCHS + 1)
     assert len(history.history["loss"]) == 1
     assert again.optimizer.samples_seen == 6 * job.size * (EPOCHS + 1)
 
 
 def test_a_model_that_was_loaded_is_connected(job, same_on_all, tmp_path_factory) -> None:
-    model = made(job)
+    model = build_model(job)
     fit(job, model, epochs=1)
     path = tmp_path_factory.mktemp("own") / "model.keras"
     model.save(path)
@@ -262,15 +264,15 @@ DECIDERS = {
 
 @pytest.mark.parametrize("name", DECIDERS)
 def test_a_decider_on_one_rank_alone_is_refused_before_training_on_every_rank(job, name) -> None:
-    model = made(job)
-    given = [DECIDERS[name]()] if job.rank == job.size - 1 else []
+    model = build_model(job)
+    local_callbacks = [DECIDERS[name]()] if job.rank == job.size - 1 else []
     with pytest.raises(DistributionError, match=rf'rank {job.size - 1} with .*"{name.split()[0]}"'):
-        fit(job, model, given)
+        fit(job, model, local_callbacks)
     assert model.optimizer.samples_seen == 0
 
 
 def test_deciders_of_other_patience_are_refused_with_both_numbers(job) -> None:
-    model = made(job)
+    model = build_model(job)
     patience = 5 if job.rank == 0 else 3
     with pytest.raises(DistributionError, match=r'"patience": 5.*"patience": 3'):
         fit(job, model, [K.EarlyStopping("loss", patience=patience)])
@@ -280,7 +282,7 @@ def test_deciders_of_other_patience_are_refused_with_both_numbers(job) -> None:
 def test_a_logger_on_rank_0_alone_that_looks_at_batches_trains(job, same_on_all) -> None:
     seen = []
     logger = K.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))
-    model = made(job)
+    model = build_model(job)
     fit(job, model, [logger] if job.is_root else [])
     assert same_on_all(int(model.optimizer.iterations.numpy())) == 3 * EPOCHS
     assert len(seen) == (3 * EPOCHS if job.is_root else 0)
@@ -288,7 +290,7 @@ def test_a_logger_on_rank_0_alone_that_looks_at_batches_trains(job, same_on_all)
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stop_by_a_callback_that_one_rank_alone_has_stops_all_at_the_same_step(job, same_on_all, rank) -> None:
-    model = made(job)
+    model = build_model(job)
     stop = At(3, lambda model: setattr(model, "stop_training", True))
     history = fit(job, model, [stop] if job.rank == rank else [])
     # Asked for after the 4th step, it travels with the 5th.
@@ -302,14 +304,14 @@ def test_a_stop_as_an_epoch_begins_on_one_rank_alone_stops_all(job, same_on_all)
         if epoch == 1:
             model.stop_training = True
 
-    model = made(job)
+    model = build_model(job)
     history = fit(job, model, [K.LambdaCallback(on_epoch_begin=stop)] if job.is_root else [])
     # No rank looks at its batches, so nothing tells the others before the epoch's end.
     assert same_on_all([int(model.optimizer.iterations.numpy()), len(history.history["loss"])]) == [6, 2]
 
 
 def test_weights_that_one_rank_restores_as_the_training_ends_are_found(job) -> None:
-    model = made(job)
+    model = build_model(job)
     first = model.get_weights()
     restore = K.LambdaCallback(on_train_end=lambda logs: model.set_weights(first))
     with pytest.raises(ReplicaDivergenceError, match=r"(?s)end of fit.*weights: rank.*kernel"):
@@ -317,7 +319,7 @@ def test_weights_that_one_rank_restores_as_the_training_ends_are_found(job) -> N
 
 
 def test_evaluate_refuses_two_models(job) -> None:
-    model = made(job)
+    model = build_model(job)
     fit(job, model, epochs=1)
     same = job.evaluate(model, data(job))["loss"]
     if job.rank == 1:
@@ -350,9 +352,9 @@ def test_each_part_alone_is_right_or_refused(job, spans, same_on_all, part, kind
     rate = 0.1 if kind == "float" else keras.optimizers.schedules.CosineDecay(0.1, 100)
     if part == "scale":  # a plain optimizer: nothing averages
         batch = distlr.GlobalBatch(2, replicas=job.size, base_batch=2, samples_per_epoch=6 * job.size)
-        model = made(job, adopt=False, rate=distlr.scale(rate, batch))
+        model = build_model(job, adopt=False, rate=distlr.scale(rate, batch))
     else:
-        model = made(job, adopt=part != "callbacks", rate=rate)
+        model = build_model(job, adopt=part != "callbacks", rate=rate)
     plateau = distlr.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9)
     if part in ("scale", "callbacks") and not spans:
         with pytest.raises(DistributionError, match="Nothing averages the gradients"):
@@ -389,14 +391,14 @@ def test_each_part_alone_is_right_or_refused(job, spans, same_on_all, part, kind
 
 
 def test_a_callback_of_distlr_past_job_callbacks_is_refused(job) -> None:
-    model = made(job)
+    model = build_model(job)
     job.broadcast(model, model.optimizer)
     with pytest.raises(DistributionError, match=r"without knowing them.*job\.callbacks"):
         model.fit(data(job), verbose=0, shuffle=False, callbacks=[distlr.callbacks.ReduceLROnPlateau("loss")])
 
 
 def test_a_plateau_that_knows_no_ranks_is_refused(job, same_on_all) -> None:
-    model = made(job)
+    model = build_model(job)
     with pytest.raises(DistributionError, match=r"Plateau runs on \d ranks.*communicator=job\.communicator"):
         distlr.Plateau(model.optimizer, "loss")
     plateau = distlr.Plateau(model.optimizer, "loss", patience=1, factor=0.5, communicator=job.communicator)

@@ -51,7 +51,7 @@ def test_gradients_are_averaged_or_summed(op) -> None:
 
 
 @pytest.mark.parametrize("mean", [False, True])
-def test_accumulated_gradients_are_summed_unless_their_mean_is_asked_for(mean) -> None:
+def test_accumulated_gradients_are_summed_unless_their_mean_is_requested(mean) -> None:
     variable, optimizer = adopted([0.0], backward_passes_per_step=2, average_aggregated_gradients=mean)
     for value in (1.0, 2.0):
         optimizer.apply([tf.constant([value])], [variable])
@@ -152,22 +152,22 @@ def test_a_loaded_optimizer_that_averages_otherwise_is_refused(tmp_path) -> None
         model.fit(x, x, verbose=0, callbacks=[hvd.callbacks.BroadcastGlobalVariablesCallback(0)])
 
 
-@pytest.mark.parametrize("given", [{}, {"op": hvd.Average}, {"average_aggregated_gradients": True}])
-def test_what_the_reduction_was_told_comes_back_with_the_model(tmp_path, given) -> None:
+@pytest.mark.parametrize("options", [{}, {"op": hvd.Average}, {"average_aggregated_gradients": True}])
+def test_what_the_reduction_was_told_comes_back_with_the_model(tmp_path, options) -> None:
     """Two passes, of the gradients 1 + rank and twice that: their sum over passes and ranks, unless told otherwise."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
     plain = keras.optimizers.SGD(1.0)
     model.compile(hvd.DistributedOptimizer(plain, op=hvd.Sum, backward_passes_per_step=2), "mse")
     model.save(tmp_path / "model.keras")
-    loaded = hvd.load_model(tmp_path / "model.keras", **given)
+    loaded = hvd.load_model(tmp_path / "model.keras", **options)
     variables = loaded.trainable_variables
     loaded.optimizer.distlr.gradients.has_rank_zero_state = True
     for passes in (1.0, 2.0):
         loaded.optimizer.apply([tf.constant([[passes * (1.0 + hvd.rank())]])], variables)
     expected = 3.0 * sum(1.0 + rank for rank in range(hvd.size()))
-    if "op" in given:
+    if "op" in options:
         expected /= hvd.size()
-    if "average_aggregated_gradients" in given:
+    if "average_aggregated_gradients" in options:
         expected /= 2
     np.testing.assert_allclose(loaded.get_weights()[0].item(), -expected, rtol=1e-6)
 

@@ -60,7 +60,7 @@ def test_dense_gradients_are_averaged(job, in_graph) -> None:
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_the_updates_of_one_graph_are_exchanged_one_after_the_other(job, gated) -> None:
-    """Also where no gradient depends on the update before: a critic's by its last bias is a constant."""
+    """This holds even if no gradient depends on the update before: a critic's by its last bias is a constant."""
     many = 8
     model, optimizer = adopted(job, np.zeros(100_000, "float32"), [0.0])
     if gated:
@@ -123,11 +123,11 @@ def test_fp16_compression(job, same_on_all) -> None:
     model, optimizer = adopted(job, [0.0, 0.0, 0.0], compression="fp16")
     optimizer.apply([tf.constant([1 / 3, 1e-3, 100.0]) * (1 + job.rank)], model.trainable_variables)
     expected = -np.array([1 / 3, 1e-3, 100.0]) * (1 + ranks_mean(job))
-    found = model.kept[0].numpy()
-    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    gradient = model.kept[0].numpy()
+    np.testing.assert_allclose(gradient, expected, rtol=2e-3)
     assert model.kept[0].dtype == "float32"
-    assert (found != expected.astype("float32")).any(), "nothing was compressed"
-    same_on_all(found.tolist())
+    assert (gradient != expected.astype("float32")).any(), "nothing was compressed"
+    same_on_all(gradient.tolist())
 
 
 def test_unknown_compression_is_refused(job) -> None:
@@ -234,9 +234,9 @@ def test_ranks_together_equal_one_process_on_the_whole_batch(job, kind, accumula
     shared = model()
     shared.compile(job.optimizer(sgd()), "mse")
     whole.fit(x.reshape(-1, features), y.reshape(-1, 1), batch_size=size, shuffle=False, verbose=0)
-    own = slice(job.rank * 6, job.rank * 6 + 6)
-    mine = x[:, own].reshape(-1, features), y[:, own].reshape(-1, 1)
-    shared.fit(*mine, batch_size=6, shuffle=False, verbose=0, callbacks=job.callbacks())
+    columns = slice(job.rank * 6, job.rank * 6 + 6)
+    local_samples = x[:, columns].reshape(-1, features), y[:, columns].reshape(-1, 1)
+    shared.fit(*local_samples, batch_size=6, shuffle=False, verbose=0, callbacks=job.callbacks())
     assert int(shared.optimizer.iterations.numpy()) == updates
     for a, b in zip(whole.weights, shared.weights, strict=True):
         error = np.linalg.norm(a.numpy() - b.numpy()) / np.linalg.norm(a.numpy())
@@ -269,9 +269,9 @@ def test_data_of_unknown_length_is_compared_at_the_epochs_end(job, simple, every
         return model.fit(stream, epochs=2, verbose=0, shuffle=False, callbacks=callbacks)
 
     assert len(run(3).history["loss"]) == 2
-    told = 3 if every else 0
-    said = f"after {3 - told} updates; .* after {5 - told} updates"
-    with pytest.raises(DistributionError, match=rf"ended at different batches before .* of epoch 1.*{said}"):
+    counted = 3 if every else 0
+    pattern = f"after {3 - counted} updates; .* after {5 - counted} updates"
+    with pytest.raises(DistributionError, match=rf"ended at different batches before .* of epoch 1.*{pattern}"):
         run(3 + 2 * (job.rank == job.size - 1))
 
 
@@ -319,7 +319,7 @@ def test_a_rank_waits_for_all_optimizers_at_once(job) -> None:
         np.testing.assert_allclose(model.kept[0].numpy(), [expected], rtol=1e-6)
 
 
-def test_an_optimizer_that_is_gone_is_asked_no_more(job) -> None:
+def test_an_optimizer_that_is_gone_is_used_no_more(job) -> None:
     def exchanges() -> int:
         gc.collect()
         job.communicator.barrier(tag="who is gone goes")
@@ -336,17 +336,17 @@ def test_an_optimizer_that_is_gone_is_asked_no_more(job) -> None:
     assert exchanges() == before
 
 
-def test_updates_of_an_optimizer_that_is_gone_on_one_rank_alone_are_told(job) -> None:
+def test_updates_of_an_optimizer_that_is_gone_on_one_rank_alone_are_reported(job) -> None:
     def train():
         model, optimizer = adopted(job, [0.0])
         stepper(optimizer, model, True)([tf.ones(1)])
         return optimizer if job.is_root else None  # Python collects on each rank when it likes
 
     adopted(job, [0.0])  # the job keeps its first optimizer, to explain it
-    kept = train()
+    kept_optimizer = train()
     gc.collect()
     job.communicator.barrier(tag="with the updates of both")
-    assert (kept is not None) == job.is_root
+    assert (kept_optimizer is not None) == job.is_root
     job.communicator.barrier(tag="and all go on")
 
 

@@ -30,7 +30,7 @@ class Watch(keras.callbacks.Callback):
 
 
 @pytest.fixture
-def steered(job, tmp_path_factory, own):
+def steered(job, tmp_path_factory, local_data):
     """Fits on every rank, with requests by the number of batches; gives the rates, the run and the collectives."""
 
     def fit(requests, epochs: int = 2):
@@ -45,7 +45,7 @@ def steered(job, tmp_path_factory, own):
         for callback in callbacks:
             callback.every = EVERY if hasattr(callback, "bind_plateau") else getattr(callback, "every", None)
         before = job.communicator.log.total
-        data = own(([[1.0, 2.0]] * STEPS, [[0.5]] * STEPS), 1)
+        data = local_data(([[1.0, 2.0]] * STEPS, [[0.5]] * STEPS), 1)
         model.fit(data, epochs=epochs, verbose=0, shuffle=False, callbacks=callbacks)
         collectives = job.communicator.log.total - before
         job.communicator.barrier(tag="the run is written")
@@ -75,5 +75,5 @@ def test_nothing_is_exchanged_while_nobody_asks(steered) -> None:
     _, _, four = steered({}, epochs=4)
     _, _, two = steered({}, epochs=2)
     assert (four - two) / 2 <= 4
-    _, _, asked = steered({3: Request("set-lr", multiply=0.5)}, epochs=2)
-    assert asked == two + 1
+    _, _, with_request = steered({3: Request("set-lr", multiply=0.5)}, epochs=2)
+    assert with_request == two + 1

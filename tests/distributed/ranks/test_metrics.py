@@ -38,10 +38,10 @@ def compiled(job, *, normalized: bool = False):
 
 
 def in_one_process(model, arrays, normalized: bool = False):
-    """What a model with these weights gives on all data, without any other rank."""
-    alone = build("sgd", normalized)
-    alone.set_weights([weight.numpy() for weight in model.weights])
-    return alone.evaluate(*arrays, batch_size=len(arrays[0]), verbose=0, return_dict=True)
+    """The result of a model with these weights on all data, without any other rank."""
+    single = build("sgd", normalized)
+    single.set_weights([weight.numpy() for weight in model.weights])
+    return single.evaluate(*arrays, batch_size=len(arrays[0]), verbose=0, return_dict=True)
 
 
 def shard_sizes(job, case: str) -> list[int]:
@@ -62,21 +62,21 @@ def shard_sizes(job, case: str) -> list[int]:
         *((case, n, False) for case in ("one empty", "one without", "root without") for n in (True, False)),
     ],
 )
-def test_the_metrics_are_those_of_one_process_on_all_data(job, own, same_on_all, case, normalized, eagerly) -> None:
+def test_the_metrics_are_those_of_one_process_on_all_data(job, local_data, same_on_all, case, normalized, eagerly):
     sizes = shard_sizes(job, case)
     absent = {"one without": job.size - 1, "root without": 0}.get(case)
     shards = [samples(count, seed=10 + rank) for rank, count in enumerate(sizes)]
     model = compiled(job, normalized=normalized)
     model.run_eagerly = eagerly
     plateau = distlr.callbacks.ReduceLROnPlateau("val_auc", factor=0.5, patience=1, min_delta=10.0)
-    options = {} if job.rank == absent else {"validation_data": own(shards[job.rank], 4)}
+    options = {} if job.rank == absent else {"validation_data": local_data(shards[job.rank], 4)}
     train = samples(8, seed=job.rank)
     history = model.fit(
-        own(train, 4), epochs=3, verbose=0, shuffle=False, callbacks=job.callbacks([plateau]), **options
+        local_data(train, 4), epochs=3, verbose=0, shuffle=False, callbacks=job.callbacks([plateau]), **options
     ).history
     # One process, all data, the weights that every rank has now; the last epoch's validation came after its last step.
-    kept = [shard for rank, shard in enumerate(shards) if rank != absent]
-    whole = tuple(np.concatenate(parts) for parts in zip(*kept, strict=True))
+    present_shards = [shard for rank, shard in enumerate(shards) if rank != absent]
+    whole = tuple(np.concatenate(parts) for parts in zip(*present_shards, strict=True))
     expected = in_one_process(model, whole, normalized)
     for name, value in expected.items():
         assert history[f"val_{name}"][-1] == pytest.approx(value, abs=1e-6), name
@@ -86,13 +86,13 @@ def test_the_metrics_are_those_of_one_process_on_all_data(job, own, same_on_all,
     same_on_all([history, plateau.decisions, model.optimizer.rate_digests()])
 
 
-def test_training_metrics_are_over_all_ranks_and_statistics_are_their_mean(job, own, same_on_all) -> None:
+def test_training_metrics_are_over_all_ranks_and_statistics_are_their_mean(job, local_data, same_on_all) -> None:
     keras.utils.set_random_seed(0)
     with job.scope():
         layers = [keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(1)]
         model = keras.Sequential([keras.Input((1,)), *layers])
         model.compile(job.optimizer(keras.optimizers.SGD(0.0)), "mse", metrics=["mae"])
-    data = own((np.full((4, 1), float(job.rank), "float32"), np.ones((4, 1), "float32")), 4)
+    data = local_data((np.full((4, 1), float(job.rank), "float32"), np.ones((4, 1), "float32")), 4)
     history = model.fit(data, verbose=0, shuffle=False, callbacks=job.callbacks()).history
     same_on_all([history["loss"], history["mae"]])
     # One step: each rank's moving mean is 0.5 * rank, and the mean over the ranks is the same on each.
@@ -101,7 +101,7 @@ def test_training_metrics_are_over_all_ranks_and_statistics_are_their_mean(job, 
 
 
 @pytest.mark.parametrize(("ignore", "error"), [([], "NonFiniteError"), (["val_loss"], "NonFiniteMetricError")])
-def test_a_nan_metric_on_one_rank_is_every_ranks(job, own, same_on_all, ignore, error) -> None:
+def test_a_nan_metric_on_one_rank_is_every_ranks(job, local_data, same_on_all, ignore, error) -> None:
     model = compiled(job)
     x, y = samples(8, seed=5)
     if job.rank == job.size - 1:
@@ -111,11 +111,11 @@ def test_a_nan_metric_on_one_rank_is_every_ranks(job, own, same_on_all, ignore, 
     raised = None
     try:
         model.fit(
-            own(samples(8, seed=job.rank), 4),
+            local_data(samples(8, seed=job.rank), 4),
             epochs=2,
             verbose=0,
             shuffle=False,
-            validation_data=own((x, y), 4),
+            validation_data=local_data((x, y), 4),
             callbacks=job.callbacks([plateau, numbers]),
         )
     except DistlrError as refused:
@@ -124,7 +124,7 @@ def test_a_nan_metric_on_one_rank_is_every_ranks(job, own, same_on_all, ignore, 
     same_on_all([raised, model.optimizer.multiplier])
 
 
-def test_the_decision_is_rank_0s_whatever_the_others_see(job, own, same_on_all) -> None:
+def test_the_decision_is_rank_0s_whatever_the_others_see(job, local_data, same_on_all) -> None:
     class Local(keras.callbacks.Callback):
         """A metric of the script's own, which nobody synchronizes."""
 
@@ -133,13 +133,13 @@ def test_the_decision_is_rank_0s_whatever_the_others_see(job, own, same_on_all) 
 
     model = compiled(job)
     plateau = distlr.callbacks.ReduceLROnPlateau("mine", factor=0.5, patience=1, mode="min")
-    train = own(samples(8, seed=job.rank), 4)
+    train = local_data(samples(8, seed=job.rank), 4)
     model.fit(train, epochs=4, verbose=0, shuffle=False, callbacks=job.callbacks([Local(), plateau]))
     assert plateau.decisions == []  # rank 0's improves every epoch
     same_on_all(model.optimizer.multiplier)
 
 
-def test_a_metric_that_is_no_sum_says_how_it_combines_or_is_refused(job, own, spans) -> None:
+def test_a_metric_that_is_no_sum_says_how_it_combines_or_is_refused(job, local_data, spans) -> None:
     class Largest(keras.metrics.Metric):
         def __init__(self) -> None:
             super().__init__(name="largest")
@@ -162,7 +162,7 @@ def test_a_metric_that_is_no_sum_says_how_it_combines_or_is_refused(job, own, sp
             model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
             model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse", metrics=[metric()])
         x = np.ones((4, 1), "float32")
-        return model.fit(own((x, x * job.rank), 2), verbose=0, shuffle=False, callbacks=job.callbacks())
+        return model.fit(local_data((x, x * job.rank), 2), verbose=0, shuffle=False, callbacks=job.callbacks())
 
     with pytest.raises(ConfigurationError, match=r"'largest' \(Largest\) cannot be computed over several ranks"):
         fit(Largest)
@@ -173,7 +173,7 @@ def test_a_metric_that_is_no_sum_says_how_it_combines_or_is_refused(job, own, sp
         assert fit(Declared).history["largest"] == [job.size - 1]
 
 
-def test_a_metric_that_begins_at_0_and_is_no_sum(job, own, spans) -> None:
+def test_a_metric_that_begins_at_0_and_is_no_sum(job, local_data, spans) -> None:
     class Largest(keras.metrics.Metric):
         def __init__(self) -> None:
             super().__init__(name="largest")
@@ -195,7 +195,7 @@ def test_a_metric_that_begins_at_0_and_is_no_sum(job, own, spans) -> None:
         return model
 
     x = np.ones((4, 1), "float32")
-    data = own((x, x * (job.rank + 1)), 2)
+    data = local_data((x, x * (job.rank + 1)), 2)
     model = built(Largest)
     with pytest.raises(ConfigurationError, match=r"'largest' \(Largest\) cannot be computed .* 'value' is no sum"):
         model.fit(data, verbose=0, shuffle=False, callbacks=job.callbacks())
@@ -213,9 +213,9 @@ def test_evaluate_and_result_are_over_all_ranks(job, same_on_all) -> None:
     model = compiled(job)
     batch = job.batch(per_replica=4, base_batch=4)
     whole = samples(4 * job.size + 3, seed=2)
-    found = job.evaluate(model, job.shard(whole, batch, training=False))
+    result = job.evaluate(model, job.shard(whole, batch, training=False))
     expected = in_one_process(model, whole)
-    assert found == pytest.approx(expected, abs=1e-6)
+    assert result == pytest.approx(expected, abs=1e-6)
     metric = keras.metrics.Mean(name="mean")
     metric.update_state([job.rank] * (job.rank + 1))
     expected_mean = sum(rank * (rank + 1) for rank in range(job.size)) / sum(rank + 1 for rank in range(job.size))
@@ -223,7 +223,7 @@ def test_evaluate_and_result_are_over_all_ranks(job, same_on_all) -> None:
     assert float(metric.result()) == job.rank  # its own again
 
 
-def test_a_metric_of_several_values_is_an_array(job, own, same_on_all) -> None:
+def test_a_metric_of_several_values_is_an_array(job, local_data, same_on_all) -> None:
     def build(optimizer):
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(2, "sigmoid")])
@@ -239,29 +239,29 @@ def test_a_metric_of_several_values_is_an_array(job, own, same_on_all) -> None:
         batch = job.batch(per_replica=4, base_batch=4, samples_per_epoch=8 * job.size)
         model = build(job.optimizer(keras.optimizers.SGD(0.1), batch))
     shards = [of_two_classes(12, seed=10 + rank) for rank in range(job.size)]
-    options = {"validation_data": own(shards[job.rank], 4), "callbacks": job.callbacks()}
-    history = model.fit(own(of_two_classes(8, job.rank), 4), verbose=0, shuffle=False, **options).history
+    options = {"validation_data": local_data(shards[job.rank], 4), "callbacks": job.callbacks()}
+    history = model.fit(local_data(of_two_classes(8, job.rank), 4), verbose=0, shuffle=False, **options).history
     whole = tuple(np.concatenate(parts) for parts in zip(*shards, strict=True))
-    alone = build("sgd")
-    alone.set_weights([weight.numpy() for weight in model.weights])
-    expected = alone.evaluate(*whole, batch_size=len(whole[0]), verbose=0, return_dict=True)["f1"]
+    single = build("sgd")
+    single.set_weights([weight.numpy() for weight in model.weights])
+    expected = single.evaluate(*whole, batch_size=len(whole[0]), verbose=0, return_dict=True)["f1"]
     assert expected.shape == (2,)
     np.testing.assert_allclose(history["val_f1"][-1], expected, atol=1e-6)
-    found = job.evaluate(model, job.shard(whole, batch, training=False))
-    np.testing.assert_allclose(found["f1"], expected, atol=1e-6)
-    same_on_all([found["loss"], found["f1"].tolist()])
+    result = job.evaluate(model, job.shard(whole, batch, training=False))
+    np.testing.assert_allclose(result["f1"], expected, atol=1e-6)
+    same_on_all([result["loss"], result["f1"].tolist()])
 
 
 @pytest.mark.parametrize("metrics", [1, 20])
 @pytest.mark.parametrize("statistics", [True, False])
-def test_at_most_four_collectives_at_an_epochs_end(job, own, metrics, statistics) -> None:
+def test_at_most_four_collectives_at_an_epochs_end(job, local_data, metrics, statistics) -> None:
     with job.scope():
         inner = keras.layers.BatchNormalization() if statistics else keras.layers.Identity()
         model = keras.Sequential([keras.Input((1,)), inner, keras.layers.Dense(1)])
-        given = [keras.metrics.MeanAbsoluteError(name=f"mae{i}") for i in range(metrics)]
-        model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse", metrics=given)
+        metric_list = [keras.metrics.MeanAbsoluteError(name=f"mae{i}") for i in range(metrics)]
+        model.compile(job.optimizer(keras.optimizers.SGD(0.01)), "mse", metrics=metric_list)
     x = np.ones((4, 1), "float32")
-    data = own((x, x), 2)
+    data = local_data((x, x), 2)
     totals: list[int] = []
 
     class Count(keras.callbacks.Callback):

@@ -15,7 +15,7 @@ from distlr.optimizer import unwrap_loss_scale
 SHORT = {"low": 1e-4, "high": 1.0, "steps": 10}
 
 
-def made(job, *, adopt=True, accumulation=1, **options):
+def build(job, *, adopt=True, accumulation=1, **options):
     """A small model with all kinds of state, other weights on each rank, and the job's data."""
     keras.utils.set_random_seed(job.rank)
     batch = job.batch(
@@ -40,8 +40,8 @@ def made(job, *, adopt=True, accumulation=1, **options):
 
 def everything(model) -> list[str]:
     """The bits of this rank's variables, of the metrics too, and its digests."""
-    found = [variable.numpy().tobytes().hex() for variable in [*model.variables, *model.optimizer.variables]]
-    return found + unwrap_loss_scale(model.optimizer).rate_digests()
+    bits = [variable.numpy().tobytes().hex() for variable in [*model.variables, *model.optimizer.variables]]
+    return bits + unwrap_loss_scale(model.optimizer).rate_digests()
 
 
 def fit(job, model, data, epochs=2):
@@ -52,12 +52,12 @@ def fit(job, model, data, epochs=2):
 def test_a_fit_after_it_is_the_fit_without_it(job, same_on_all, accumulation) -> None:
     runs = []
     for search in (False, True):
-        model, data = made(job, warmup="1ep", accumulation=accumulation)
+        model, data = build(job, warmup="1ep", accumulation=accumulation)
         if search:
-            found = distlr.find_lr(job, model, data, **SHORT)
-            assert len(found.rates) > 5
-            assert found.factor == job.size * accumulation
-            same_on_all(found.to_json())
+            result = distlr.find_lr(job, model, data, **SHORT)
+            assert len(result.rates) > 5
+            assert result.factor == job.size * accumulation
+            same_on_all(result.to_json())
         history = fit(job, model, data)
         runs.append((history, everything(model)))
     assert runs[0] == runs[1]
@@ -65,7 +65,7 @@ def test_a_fit_after_it_is_the_fit_without_it(job, same_on_all, accumulation) ->
 
 
 def test_everything_is_put_back_on_each_rank(job, same_on_all) -> None:
-    model, data = made(job)
+    model, data = build(job)
     fit(job, model, data, 1)
     model.reset_metrics()
     before = everything(model)
@@ -73,29 +73,31 @@ def test_everything_is_put_back_on_each_rank(job, same_on_all) -> None:
     assert everything(model) == before
 
 
-def test_ranks_with_other_data_see_one_loss_and_stop_together(job, same_on_all, own, simple) -> None:
+def test_ranks_with_other_data_see_one_loss_and_stop_together(job, same_on_all, local_data, simple) -> None:
     """One rank's data alone diverges, and the ranks' data have different lengths."""
     last = job.rank == job.size - 1
     x = np.random.default_rng(job.rank).normal(size=(6 + 2 * job.rank, 2)).astype("float32")
     model = simple()
-    found = distlr.find_lr(job, model, own((x, x[:, :1]), 2), low=1e-30, high=1e-29, steps=9, smoothing=0.0, stop_at=99)
+    result = distlr.find_lr(
+        job, model, local_data((x, x[:, :1]), 2), low=1e-30, high=1e-29, steps=9, smoothing=0.0, stop_at=99
+    )
     # Every rank's loss at the weights, which do not change, over its own batches.
     losses = [float(np.mean((model(x[i : i + 2]).numpy() - x[i : i + 2, :1]) ** 2)) for i in range(0, len(x), 2)]
-    everyone = job.communicator.gather_json([losses[i % len(losses)] for i in range(9)], tag="losses")
-    np.testing.assert_allclose(found.losses, np.mean(everyone, axis=0), rtol=1e-5)
-    same_on_all(found.to_json())
+    all_ranks = job.communicator.gather_json([losses[i % len(losses)] for i in range(9)], tag="losses")
+    np.testing.assert_allclose(result.losses, np.mean(all_ranks, axis=0), rtol=1e-5)
+    same_on_all(result.to_json())
 
     bad = x.copy()
     bad[4:6] = np.nan if last else 1
-    found = distlr.find_lr(job, model, own((bad, x[:, :1]), 2), low=1e-4, high=1.0, steps=9)
-    assert len(same_on_all(found.losses)) == 2
-    assert "the loss was nan" in same_on_all(found.stopped)
+    result = distlr.find_lr(job, model, local_data((bad, x[:, :1]), 2), low=1e-4, high=1.0, steps=9)
+    assert len(same_on_all(result.losses)) == 2
+    assert "the loss was nan" in same_on_all(result.stopped)
     assert int(model.optimizer.iterations.numpy()) == 0
     job.check(model)
 
 
 def test_an_error_on_every_rank_puts_everything_back(job) -> None:
-    model, data = made(job)
+    model, data = build(job)
     fit(job, model, data, 1)
     model.reset_metrics()
     before = everything(model)
@@ -111,8 +113,8 @@ def test_an_error_on_every_rank_puts_everything_back(job) -> None:
     job.check(model)
 
 
-def test_arguments_that_differ_are_refused_on_every_rank(job, simple, own) -> None:
-    model, data = simple(), own((np.ones((4, 2)), np.ones((4, 1))), 2)
+def test_arguments_that_differ_are_refused_on_every_rank(job, simple, local_data) -> None:
+    model, data = simple(), local_data((np.ones((4, 2)), np.ones((4, 1))), 2)
     with pytest.raises(DistributionError, match=r"differ in the range test's arguments: .*\"steps\": 5"):
         distlr.find_lr(job, model, data, steps=5 + job.rank)
     with pytest.raises(DistributionError, match="differ in having a batch: rank 0 with true"):
@@ -120,14 +122,14 @@ def test_arguments_that_differ_are_refused_on_every_rank(job, simple, own) -> No
 
 
 def test_a_plain_optimizer_is_averaged_by_the_strategy_or_refused(job, spans, same_on_all) -> None:
-    model, data = made(job, adopt=False)
+    model, data = build(job, adopt=False)
     if not spans:
         with pytest.raises(DistributionError, match="Nothing averages the gradients"):
             distlr.find_lr(job, model, data, **SHORT)
         return
-    found = distlr.find_lr(job, model, data, **SHORT)
-    assert found.factor == 1
-    same_on_all(found.to_json())
+    result = distlr.find_lr(job, model, data, **SHORT)
+    assert result.factor == 1
+    same_on_all(result.to_json())
     assert model.optimizer.learning_rate.numpy() == np.float32(0.05)
 
 

@@ -31,7 +31,7 @@ class Pair(keras.Model):
         return {"loss": loss}
 
 
-def made(job, adopted=2, mean=False):
+def build(job, adopted=2, mean=False):
     batch = job.batch(per_replica=2, base_batch=2 * job.replicas, samples_per_epoch=8 * job.size)
     with job.scope():
         optimizers = [keras.optimizers.SGD(0.1, momentum=0.9) for _ in "ab"]
@@ -43,8 +43,8 @@ def made(job, adopted=2, mean=False):
 
 
 def test_two_optimizers_train_one_model_on_all_ranks(job, same_on_all) -> None:
-    """As one device does with the batch of all ranks, from rank 0's weights."""
-    model, data, x = made(job)
+    """The result is that of one device with the batch of all ranks, from rank 0's weights."""
+    model, data, x = build(job)
     model.fit(data, epochs=2, shuffle=False, callbacks=job.callbacks(), verbose=0)
     same_on_all([weight.numpy().tolist() for weight in model.weights])
     assert [optimizer.samples_seen for optimizer in model.optimizers] == [16 * job.size] * 2
@@ -52,9 +52,9 @@ def test_two_optimizers_train_one_model_on_all_ranks(job, same_on_all) -> None:
     for _ in range(2):
         for step in range(4):
             # Each rank has every size-th sample, so a step has the next ones in order.
-            own = x[step * 2 * job.size : (step + 1) * 2 * job.size].astype("float64")
-            error = own @ kernel + bias - own[:, :1]
-            for slot, gradient in zip(slots, (2 * own.T @ error / len(own), 2 * error.mean(axis=0)), strict=True):
+            part = x[step * 2 * job.size : (step + 1) * 2 * job.size].astype("float64")
+            error = part @ kernel + bias - part[:, :1]
+            for slot, gradient in zip(slots, (2 * part.T @ error / len(part), 2 * error.mean(axis=0)), strict=True):
                 slot[...] = 0.9 * slot - 0.1 * gradient
             kernel, bias = kernel + slots[0], bias + slots[1]
     for part in model.parts:
@@ -62,7 +62,7 @@ def test_two_optimizers_train_one_model_on_all_ranks(job, same_on_all) -> None:
 
 
 def test_a_plain_one_among_them_is_refused_as_it_is_applied(job, spans) -> None:
-    model, data, _ = made(job, adopted=1)
+    model, data, _ = build(job, adopted=1)
     if spans:
         model.fit(data, shuffle=False, callbacks=job.callbacks(), verbose=0)  # the strategy averages
         return
@@ -71,7 +71,7 @@ def test_a_plain_one_among_them_is_refused_as_it_is_applied(job, spans) -> None:
 
 
 def test_a_mean_of_one_s_own_is_right_over_horovod_and_refused_on_one_strategy(job, spans) -> None:
-    model, data, _ = made(job, mean=True)
+    model, data, _ = build(job, mean=True)
     if spans:
         with pytest.raises(ConfigurationError, match=rf"each update is {job.size} times as large"):
             model.fit(data, shuffle=False, callbacks=job.callbacks(), verbose=0)

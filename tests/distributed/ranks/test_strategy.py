@@ -1,4 +1,4 @@
-"""What only a strategy that spans the ranks has: its mends of Keras, and TensorFlow's own ways to use it."""
+"""Features of a strategy that spans the ranks: its adaptation to Keras, and TensorFlow's own ways to use it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from distlr.errors import ConfigurationError
 from distlr.strategies.workers import MultiWorker
 
 
-def test_keras_still_needs_the_mend(job, simple, own) -> None:
+def test_keras_still_needs_the_adapted_strategy(job, simple, local_data) -> None:
     """The day this fails, `MultiWorker.reduce` can go."""
     model = simple(0.1)
     job.strategy.__class__ = tf.distribute.MultiWorkerMirroredStrategy
     try:
         with pytest.raises((TypeError, ValueError)):
-            model.fit(own((np.ones((4, 2), "float32"), np.ones((4, 1), "float32")), 2), verbose=0, shuffle=False)
+            model.fit(local_data((np.ones((4, 2), "float32"), np.ones((4, 1), "float32")), 2), verbose=0, shuffle=False)
     finally:
         job.strategy.__class__ = MultiWorker
 
 
-def test_a_strategy_of_ones_own_is_mended_and_connected(job, same_on_all) -> None:
+def test_a_strategy_of_ones_own_is_adapted_and_connected(job, same_on_all) -> None:
     job.strategy.__class__ = tf.distribute.MultiWorkerMirroredStrategy
-    given = distlr.init(strategy=job.strategy)
+    again = distlr.init(strategy=job.strategy)
     assert type(job.strategy) is MultiWorker
-    assert (given.backend, given.rank, given.size, given.replicas) == ("multi-worker", job.rank, job.size, job.size)
-    assert given.communicator.gather_json(job.rank, tag="ranks") == list(range(job.size))
+    assert (again.backend, again.rank, again.size, again.replicas) == ("multi-worker", job.rank, job.size, job.size)
+    assert again.communicator.gather_json(job.rank, tag="ranks") == list(range(job.size))
 
 
 def test_data_that_is_not_sharded_yet_is_by_tensorflow(job, simple, same_on_all) -> None:
@@ -42,7 +42,7 @@ def test_data_that_is_not_sharded_yet_is_by_tensorflow(job, simple, same_on_all)
 
 
 def test_whole_arrays_are_fed_by_the_whole_batch_as_the_message_says(job, same_on_all) -> None:
-    """The strategy divides the data of `fit`, so `batch_size=batch.local_batch` would be a part of each batch."""
+    """The strategy divides the data of `fit`, so that `batch_size=batch.local_batch` would be a part of each batch."""
     x = np.arange(48, dtype="float32").reshape(24, 2) / 48
     batch = job.batch(per_replica=2, base_batch=2, samples_per_epoch=24)
     with job.scope():
@@ -60,14 +60,14 @@ def test_whole_arrays_are_fed_by_the_whole_batch_as_the_message_says(job, same_o
     fit(2 * job.size)
     assert model.optimizer.samples_seen == 48
     weights = same_on_all([weight.numpy().tolist() for weight in model.weights])
-    alone = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
-    alone.compile(keras.optimizers.SGD(0.01 * job.size), "mse")
-    alone.fit(x, x[:, :1], batch_size=2 * job.size, epochs=2, verbose=0, shuffle=False)
-    for weight, expected in zip(weights, alone.get_weights(), strict=True):
+    single = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    single.compile(keras.optimizers.SGD(0.01 * job.size), "mse")
+    single.fit(x, x[:, :1], batch_size=2 * job.size, epochs=2, verbose=0, shuffle=False)
+    for weight, expected in zip(weights, single.get_weights(), strict=True):
         np.testing.assert_allclose(weight, expected, rtol=1e-5)
 
 
-def test_a_stop_of_one_worker_with_a_plain_optimizer_stops_all_at_the_epochs_end(job, own, same_on_all) -> None:
+def test_a_stop_of_one_worker_with_a_plain_optimizer_stops_all_at_the_epochs_end(job, local_data, same_on_all) -> None:
     class StopAtOnce(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             self.model.stop_training = True
@@ -77,18 +77,18 @@ def test_a_stop_of_one_worker_with_a_plain_optimizer_stops_all_at_the_epochs_end
         model.compile("sgd", "mse")
     callbacks = job.callbacks([StopAtOnce()] if job.is_root else [])
     ones = np.ones((4, 2), "float32")
-    history = model.fit(own((ones, ones[:, :1]), 2), epochs=3, verbose=0, shuffle=False, callbacks=callbacks)
+    history = model.fit(local_data((ones, ones[:, :1]), 2), epochs=3, verbose=0, shuffle=False, callbacks=callbacks)
     # Nothing tells the others before the end of the first epoch, of two steps.
     assert same_on_all([int(model.optimizer.iterations.numpy()), len(history.epoch)]) == [2, 1]
 
 
-def test_predictions_are_those_of_all_workers_batch_by_batch(job, simple, own) -> None:
+def test_predictions_are_those_of_all_workers_batch_by_batch(job, simple, local_data) -> None:
     model = simple(0.1)
-    mine = np.full((4, 2), job.rank + 1.0, "float32")
-    found = model.predict(own(mine, 2), verbose=0)
+    local_samples = np.full((4, 2), job.rank + 1.0, "float32")
+    predictions = model.predict(local_data(local_samples, 2), verbose=0)
     kernel = model.get_weights()[0].sum()
     expected = np.tile(np.repeat(np.arange(job.size) + 1.0, 2), 2) * kernel
-    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(predictions[:, 0], expected, rtol=1e-5)
 
 
 def test_the_strategys_own_reduction_is_over_all_workers(job) -> None:
@@ -131,7 +131,7 @@ def test_a_step_leaves_no_threads_behind(job) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_workers_train_as_one_device_with_the_whole_batch(job, own, accumulation) -> None:
+def test_workers_train_as_one_device_with_the_whole_batch(job, local_data, accumulation) -> None:
     updates, share = 20, 6
     steps = None if accumulation == 1 else accumulation
     x = np.random.default_rng(1).normal(size=(updates * accumulation, job.size * share, 5)).astype("float32")
@@ -150,8 +150,8 @@ def test_workers_train_as_one_device_with_the_whole_batch(job, own, accumulation
     with job.scope():
         shared = build()
         shared.compile(job.optimizer(sgd()), "mse")
-    mine = slice(job.rank * share, (job.rank + 1) * share)
-    data = own((x[:, mine].reshape(-1, 5), y[:, mine].reshape(-1, 1)), share)
+    columns = slice(job.rank * share, (job.rank + 1) * share)
+    data = local_data((x[:, columns].reshape(-1, 5), y[:, columns].reshape(-1, 1)), share)
     shared.fit(data, shuffle=False, verbose=0, callbacks=job.callbacks())
     for a, b in zip(whole.weights, shared.weights, strict=True):
         assert np.linalg.norm(a.numpy() - b.numpy()) / np.linalg.norm(a.numpy()) < 1e-5

@@ -85,12 +85,12 @@ history = model.fit(
 )
 
 weights = np.concatenate([weight.numpy().ravel() for weight in model.weights]).astype("float64")
-everyone = hvd.allgather(np.array([[weights.sum(), (weights**2).sum()]]))
+all_ranks = hvd.allgather(np.array([[weights.sum(), (weights**2).sum()]]))
 if hvd.rank() == 0:
     result = {
         "lr": history.history["lr"],
         "val_accuracy": history.history["val_accuracy"][-1],
-        "sums": everyone.tolist(),
+        "sums": all_ranks.tolist(),
     }
     with open(os.path.join(out, "result.json"), "w") as file:
         json.dump(result, file)

@@ -15,8 +15,8 @@ if __name__ == "__main__":
     os.environ["DISTLR_TEST_IN_RANKS"] = "1"
     options = ["-x", "-q", "-p", "no:cacheprovider", "--override-ini=addopts=--import-mode=importlib --strict-markers"]
     # A directory of its own: what pytest keeps of earlier runs it removes when it ends, and ranks would do it together.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
-        code = int(pytest.main([*options, f"--basetemp={own}/pytest", *sys.argv[1:]]))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        code = int(pytest.main([*options, f"--basetemp={folder}/pytest", *sys.argv[1:]]))
     print(f"in-ranks: exit {code}", flush=True)
     sys.stderr.flush()
     if code:

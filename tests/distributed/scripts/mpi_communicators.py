@@ -16,9 +16,9 @@ from distlr.plateau.policy import PlateauPolicy
 world = connect("mpi", detect(os.environ))
 assert (world.size, world.local_size) == (3, 3)
 
-own = MpiCommunicator(MPI.COMM_SELF)
-assert (own.rank, own.size) == (0, 1)
-assert own.allreduce(world.rank, tag="self").item() == world.rank
+single = MpiCommunicator(MPI.COMM_SELF)
+assert (single.rank, single.size) == (0, 1)
+assert single.allreduce(world.rank, tag="self").item() == world.rank
 
 # Ranks 0 and 2 in one part, 1 in the other; in the first one the order is turned round.
 part = MpiCommunicator(MPI.COMM_WORLD.Split(color=world.rank % 2, key=-world.rank))
@@ -29,8 +29,8 @@ assert part.rank == expected.index(world.rank)
 # A decision of rank 0, as a plateau makes it.
 policy = PlateauPolicy("val_loss")
 state, decision = policy.step(policy.initial_state(), 1.0, rate=0.1, in_warmup=False)
-said = world.broadcast_json(decision.to_dict() if world.is_root else None, tag="decision")
-assert said == decision.to_dict()
+reply = world.broadcast_json(decision.to_dict() if world.is_root else None, tag="decision")
+assert reply == decision.to_dict()
 
 # Messages of another library on the same communicator do not get in between.
 other = MPI.COMM_WORLD.isend("not distlr's", dest=(world.rank + 1) % 3)

@@ -1,4 +1,4 @@
-"""What is found on a machine, as functions of what was asked: the statuses, and what is said to do."""
+"""The findings on a machine, as functions of the answers: their statuses and their advice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distlr.tools.doctor import machine, two_ranks
 from distlr.tools.doctor.processes import Ended, run, without_launcher
 
 
-def said(text: str, code: int | None = 0) -> Ended:
+def exited(text: str, code: int | None = 0) -> Ended:
     return Ended(code, text, "")
 
 
@@ -28,7 +28,7 @@ def test_python(version, status) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "found", "to_do"),
+    ("probed", "status", "words", "to_do"),
     [
         ({}, "error", "not installed", "distlr[cpu]"),
         ({"error": "ImportError: libx.so"}, "error", "ImportError: libx.so", "distlr[cpu]"),
@@ -39,15 +39,15 @@ def test_python(version, status) -> None:
         ({"version": "3.0", "cuda": False}, "warning", "newer", "<2.22"),
     ],
 )
-def test_tensorflow(asked, status, found, to_do) -> None:
-    finding = machine.tensorflow(asked)
+def test_tensorflow(probed, status, words, to_do) -> None:
+    finding = machine.tensorflow(probed)
     assert finding.status == status
-    assert found in finding.found
+    assert words in finding.found
     assert to_do in finding.to_do
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "found", "to_do"),
+    ("probed", "status", "words", "to_do"),
     [
         ({}, "error", "not installed", "keras>=3"),
         ({"error": "No module named 'jax'"}, "error", "No module named 'jax'", "KERAS_BACKEND=tensorflow"),
@@ -56,10 +56,10 @@ def test_tensorflow(asked, status, found, to_do) -> None:
         ({"version": "3.0.0", "backend": "tensorflow"}, "OK", "3.0.0", ""),
     ],
 )
-def test_keras(asked, status, found, to_do) -> None:
-    finding = machine.keras(asked)
+def test_keras(probed, status, words, to_do) -> None:
+    finding = machine.keras(probed)
     assert finding.status == status
-    assert found in finding.found
+    assert words in finding.found
     assert to_do in finding.to_do
 
 
@@ -76,7 +76,7 @@ WITH_CUDA, WITHOUT = {"version": "2.21.0", "cuda": True}, {"version": "2.21.0", 
 
 
 @pytest.mark.parametrize(
-    ("asked", "driver", "hidden", "status", "found"),
+    ("probed", "driver", "hidden", "status", "words"),
     [
         (WITHOUT, 0, None, "OK", "No GPU"),
         ({**WITH_CUDA, "gpus": 1}, 1, None, "OK", "1 GPU"),
@@ -87,11 +87,11 @@ WITH_CUDA, WITHOUT = {"version": "2.21.0", "cuda": True}, {"version": "2.21.0", 
         (WITH_CUDA, 1, "", "OK", "hidden by CUDA_VISIBLE_DEVICES="),
     ],
 )
-def test_devices(asked, driver, hidden, status, found) -> None:
+def test_devices(probed, driver, hidden, status, words) -> None:
     environ = {} if hidden is None else {"CUDA_VISIBLE_DEVICES": hidden}
-    finding = machine.devices({"gpus": 0, **asked}, driver, environ)
+    finding = machine.devices({"gpus": 0, **probed}, driver, environ)
     assert finding.status == status
-    assert found in finding.found
+    assert words in finding.found
 
 
 def test_of_the_environment_only_what_launchers_distlr_and_keras_read_is_shown() -> None:
@@ -118,27 +118,27 @@ def test_of_the_environment_only_what_launchers_distlr_and_keras_read_is_shown()
 
 
 @pytest.mark.parametrize(
-    ("program", "path", "version", "status", "found"),
+    ("program", "path", "version", "status", "words"),
     [
         ("srun", None, None, "OK", "needed only for ranks under Slurm"),
-        ("srun", "/a/srun", said("slurm 22.05\n"), "OK", "slurm 22.05, /a/srun"),
-        ("mpirun", "/a/mpirun", said("no", 1), "warning", "ended with status 1: no"),
-        ("mpirun", "/a/mpirun", said("", None), "warning", "did not end in time"),
-        ("mpirun", "/a/mpirun", said("", -11), "warning", "ended by SIGSEGV"),
-        ("horovodrun", "/a/horovodrun", said("0.28.1"), "OK", "0.28.1"),
+        ("srun", "/a/srun", exited("slurm 22.05\n"), "OK", "slurm 22.05, /a/srun"),
+        ("mpirun", "/a/mpirun", exited("no", 1), "warning", "ended with status 1: no"),
+        ("mpirun", "/a/mpirun", exited("", None), "warning", "did not end in time"),
+        ("mpirun", "/a/mpirun", exited("", -11), "warning", "ended by SIGSEGV"),
+        ("horovodrun", "/a/horovodrun", exited("0.28.1"), "OK", "0.28.1"),
         (
             "horovodrun",
             "/a/horovodrun",
-            said("0.27.0"),
+            exited("0.27.0"),
             "warning",
             "is of Horovod 0.27.0, and this Python imports 0.28.1",
         ),
     ],
 )
-def test_launchers(program, path, version, status, found) -> None:
+def test_launchers(program, path, version, status, words) -> None:
     finding = engines.launcher(program, path, version, "0.28.1")
     assert (finding.name, finding.status) == (program, status)
-    assert found in finding.found
+    assert words in finding.found
 
 
 OPEN_MPI = {"version": "4.1.2", "library": "Open MPI v5.0.11, package: Open MPI user@localhost, ident: 5.0.11"}
@@ -148,31 +148,31 @@ OTHER = {"version": "4.1.2", "library": "Mine 1.0"}
 
 
 @pytest.mark.parametrize(
-    ("asked", "mpirun", "status", "found"),
+    ("probed", "mpirun", "status", "words"),
     [
         ({}, None, "OK", "not installed"),
         ({"version": "4.1.2", "error": "libmpi.so.40"}, None, "warning", "libmpi.so.40"),
         (OPEN_MPI, None, "OK", "no mpirun"),
-        (OPEN_MPI, said("bad", 1), "OK", "no mpirun"),
-        (OPEN_MPI, said("mpirun (Open MPI) 5.0.11\n\nReport bugs"), "OK", "of the same"),
-        (OPEN_MPI, said("mpirun (Open MPI) 4.1.4"), "warning", "mpirun is that of Open MPI 4"),
-        (OPEN_MPI, said("HYDRA build details:\n    Version:          4.2.0"), "warning", "mpirun is that of MPICH 4"),
-        (MPICH, said("HYDRA build details:\n    Version:          4.2.1"), "OK", "MPICH Version:      4.2.0; mpirun"),
-        (INTEL, said("Intel(R) MPI Library for Linux* OS, Version 2021.9 Build 20230307"), "OK", "of the same"),
-        (OTHER, said("mpirun (Open MPI) 5.0.11"), "OK", "mpirun says 'mpirun (Open MPI) 5.0.11'"),
+        (OPEN_MPI, exited("bad", 1), "OK", "no mpirun"),
+        (OPEN_MPI, exited("mpirun (Open MPI) 5.0.11\n\nReport bugs"), "OK", "of the same"),
+        (OPEN_MPI, exited("mpirun (Open MPI) 4.1.4"), "warning", "mpirun is that of Open MPI 4"),
+        (OPEN_MPI, exited("HYDRA build details:\n    Version:          4.2.0"), "warning", "mpirun is that of MPICH 4"),
+        (MPICH, exited("HYDRA build details:\n    Version:          4.2.1"), "OK", "MPICH Version:      4.2.0; mpirun"),
+        (INTEL, exited("Intel(R) MPI Library for Linux* OS, Version 2021.9 Build 20230307"), "OK", "of the same"),
+        (OTHER, exited("mpirun (Open MPI) 5.0.11"), "OK", "mpirun says 'mpirun (Open MPI) 5.0.11'"),
     ],
 )
-def test_mpi(asked, mpirun, status, found) -> None:
-    finding = engines.mpi(asked, mpirun)
+def test_mpi(probed, mpirun, status, words) -> None:
+    finding = engines.mpi(probed, mpirun)
     assert finding.status == status
-    assert found in finding.found
+    assert words in finding.found
 
 
 BUILT = {"version": "0.28.1", "gloo": True, "mpi": True, "nccl": False}
 
 
 @pytest.mark.parametrize(
-    ("asked", "gpus", "status", "found"),
+    ("probed", "gpus", "status", "words"),
     [
         ({}, 0, "OK", "Not installed"),
         (BUILT, 0, "OK", "0.28.1, built with gloo, MPI; it loads with this TensorFlow"),
@@ -189,10 +189,10 @@ BUILT = {"version": "0.28.1", "gloo": True, "mpi": True, "nccl": False}
         ({"error": "the process that imports it was ended by SIGSEGV"}, 0, "error", "cannot be loaded. the process"),
     ],
 )
-def test_horovod(asked, gpus, status, found) -> None:
-    finding = engines.horovod(asked, gpus)
+def test_horovod(probed, gpus, status, words) -> None:
+    finding = engines.horovod(probed, gpus)
     assert finding.status == status
-    assert found.split(" .* ")[0] in finding.found
+    assert words.split(" .* ")[0] in finding.found
     assert ("docker/build-horovod.sh" in finding.to_do) == (status != "OK")
 
 
@@ -232,25 +232,25 @@ AVERAGED = [rank(0, 0.375), rank(1, 0.375)]
 
 
 @pytest.mark.parametrize(
-    ("found", "ended", "status", "words"),
+    ("results", "ended", "status", "words"),
     [
-        (AVERAGED, said(""), "OK", "equal, and those of the mean gradient"),
+        (AVERAGED, exited(""), "OK", "equal, and those of the mean gradient"),
         (
             [rank(0, 0.875), rank(1, -0.125)],
-            said(""),
+            exited(""),
             "error",
             "not averaged. The weights after one update are 0.875 and -",
         ),
-        ([rank(0, 0.875), rank(1, 0.875)], said(""), "error", "with the mean gradient they are 0.375 on both"),
-        ([rank(0, float("nan")), rank(1, float("nan"))], said(""), "error", "not averaged"),
-        (AVERAGED, said("", None), "error", "did not end in time"),
-        ([], said("ssh: no", 255), "error", "ended with status 255: ssh: no"),
-        ([{"error": "DistributionError: no"}, rank(1, 0.375)], said("", 1), "error", "failed: DistributionError: no"),
+        ([rank(0, 0.875), rank(1, 0.875)], exited(""), "error", "with the mean gradient they are 0.375 on both"),
+        ([rank(0, float("nan")), rank(1, float("nan"))], exited(""), "error", "not averaged"),
+        (AVERAGED, exited("", None), "error", "did not end in time"),
+        ([], exited("ssh: no", 255), "error", "ended with status 255: ssh: no"),
+        ([{"error": "DistributionError: no"}, rank(1, 0.375)], exited("", 1), "error", "failed: DistributionError: no"),
     ],
 )
 @pytest.mark.parametrize("engine", ["horovod", "multi-worker"])
-def test_whether_gradients_are_averaged(engine, found, ended, status, words) -> None:
-    finding = two_ranks.averaged(engine, "CPU", found, ended)
+def test_whether_gradients_are_averaged(engine, results, ended, status, words) -> None:
+    finding = two_ranks.averaged(engine, "CPU", results, ended)
     assert (finding.name, finding.status) == (f"averaging ({engine})", status)
     assert words in finding.found
     assert bool(finding.to_do) == (status == "error")
@@ -281,12 +281,12 @@ def test_without_horovodrun_it_says_how_to_build_it(monkeypatch, tmp_path) -> No
 
 def test_a_launch_of_its_own_inherits_no_launcher() -> None:
     launchers = ["HOROVOD_RANK", "_HOROVOD_SECRET_KEY", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"]
-    given = dict.fromkeys([*launchers, "TF_CONFIG", "DISTLR_ENGINE", "PATH", "SLURM_CONF", "TF_CONFIGURED"], "1")
-    assert without_launcher(given).keys() == {"PATH", "SLURM_CONF", "TF_CONFIGURED"}
+    environ = dict.fromkeys([*launchers, "TF_CONFIG", "DISTLR_ENGINE", "PATH", "SLURM_CONF", "TF_CONFIGURED"], "1")
+    assert without_launcher(environ).keys() == {"PATH", "SLURM_CONF", "TF_CONFIGURED"}
 
 
 def test_a_command_ends_within_its_limit_with_all_that_it_started(tmp_path) -> None:
-    """Also where what it started holds its output open."""
+    """This holds even if a process that it started keeps its output open."""
     pid = tmp_path / "pid"
     start = time.monotonic()
     ended = run(["sh", "-c", f"sleep 60 & echo $! > {pid}; echo begun; sleep 60"], os.environ, limit=1)
@@ -299,13 +299,13 @@ def test_what_cannot_be_started_has_ended(tmp_path) -> None:
     program = tmp_path / "mpirun"
     program.write_bytes(b"\x7fELF for another machine")
     program.chmod(0o755)
-    for path, said in ((program, "Exec format error"), (tmp_path / "nothing", "No such file")):
+    for path, message in ((program, "Exec format error"), (tmp_path / "nothing", "No such file")):
         how = run([str(path)], os.environ, 10).how
         assert how.startswith("ended with status 126: ")
-        assert said in how
+        assert message in how
 
 
-def test_a_signal_without_a_name_is_said_all_the_same() -> None:
+def test_a_signal_without_a_name_is_reported_too() -> None:
     ended = run([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 1)"], os.environ, 30)
     assert ended.how == "was ended by SIGRTMIN+1"
 

@@ -332,9 +332,9 @@ def remarks(tmp_path):
         if [finding.name for finding in findings] == [str(path)]:
             assert findings[0].status == "OK"
             return {}
-        found = {int(f.name.removeprefix(f"{path}:")): (f.status, f.found, f.to_do) for f in findings}
-        assert len(found) == len(findings), "two findings on one line"
-        return found
+        by_line = {int(f.name.removeprefix(f"{path}:")): (f.status, f.found, f.to_do) for f in findings}
+        assert len(by_line) == len(findings), "two findings on one line"
+        return by_line
 
     return reading
 
@@ -342,12 +342,12 @@ def remarks(tmp_path):
 @pytest.mark.parametrize("text", snippets(WRONG).values(), ids=snippets(WRONG))
 def test_what_is_wrong_is_found_on_its_line(remarks, text) -> None:
     marks = {i: line.split("#!")[1].split("|") for i, line in enumerate(text.splitlines(), 1) if "#!" in line}
-    found = remarks(text)
-    assert found.keys() == marks.keys()
+    actual = remarks(text)
+    assert actual.keys() == marks.keys()
     for line, (status, words, to_do) in marks.items():
-        assert found[line][0] == status.strip()
-        assert words.strip() in found[line][1]
-        assert to_do.strip() in found[line][2]
+        assert actual[line][0] == status.strip()
+        assert words.strip() in actual[line][1]
+        assert to_do.strip() in actual[line][2]
 
 
 @pytest.mark.parametrize("text", snippets(RIGHT).values(), ids=snippets(RIGHT))
@@ -384,7 +384,7 @@ def test_no_false_alarm_on_scripts_that_run(path) -> None:
 
 
 @pytest.mark.parametrize("text", ["import tf_keras as keras", 'import os\nos.environ["TF_USE_LEGACY_KERAS"] = "1"'])
-def test_legacy_keras_is_said_and_nothing_else(tmp_path, text) -> None:
+def test_legacy_keras_is_reported_and_nothing_else(tmp_path, text) -> None:
     path = tmp_path / "old.py"
     path.write_text(f"{text}\nimport horovod.tensorflow.keras as hvd\nhvd.DistributedOptimizer(o)")
     (finding,) = read(path)
@@ -415,7 +415,7 @@ def test_what_python_cannot_read_is_an_error(tmp_path, content) -> None:
     assert "no Python" in finding.found
 
 
-def test_what_is_nested_too_deeply_is_said(tmp_path) -> None:
+def test_code_that_is_nested_too_deeply_is_reported(tmp_path) -> None:
     path = tmp_path / "deep.py"
     path.write_text("x = 1" + " + 1" * 5000)
     (finding,) = read(path)
@@ -440,7 +440,7 @@ CHAINS = {
 
 @pytest.mark.parametrize("line", CHAINS.values(), ids=CHAINS)
 def test_a_long_script_costs_as_much_a_line_as_a_short_one(tmp_path, load_helper, line) -> None:
-    operations_of = load_helper(Path(__file__).parents[2] / "_operations.py").operations_of
+    operations_of = load_helper(Path(__file__).parents[2] / "_operation_count.py").operations_of
     costs = []
     for count in (200, 800):
         script = tmp_path / f"{count}.py"

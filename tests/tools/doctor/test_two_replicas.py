@@ -72,10 +72,10 @@ def test_the_update_of_two_replicas_is_measured(tmp_path, monkeypatch, four_cpus
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "argv", [*sys.argv])
     monkeypatch.setattr(sys, "modules", {**sys.modules})
-    found = splitting._compared(written(tmp_path, loss, size))
-    assert found["factor"] == pytest.approx(LOSSES[loss], rel=1e-5)
-    assert found["left"] < 1e-5
-    assert not found["noisy"]
+    result = splitting._compared(written(tmp_path, loss, size))
+    assert result["factor"] == pytest.approx(LOSSES[loss], rel=1e-5)
+    assert result["left"] < 1e-5
+    assert not result["noisy"]
 
 
 @pytest.mark.processes
@@ -90,9 +90,9 @@ def test_a_mean_loss_is_found_by_a_process_that_ends(tmp_path) -> None:
 def test_a_script_without_setup_is_not_run(tmp_path, text) -> None:
     path = tmp_path / "train.py"
     path.write_text(text)
-    assert not two_replicas.can_be_asked(path)
+    assert not two_replicas.has_setup(path)
     path.write_text("def setup(job): ...")
-    assert two_replicas.can_be_asked(path)
+    assert two_replicas.has_setup(path)
 
 
 def measured(factor: float, left: float = 1e-7, noisy: bool = False) -> dict[str, object]:
@@ -100,7 +100,7 @@ def measured(factor: float, left: float = 1e-7, noisy: bool = False) -> dict[str
 
 
 @pytest.mark.parametrize(
-    ("found", "status", "words"),
+    ("result", "status", "words"),
     [
         (measured(1.00001), "OK", "It is that on one replica, of the same samples."),
         (measured(2.0), "error", "2 times that on one replica"),
@@ -120,8 +120,8 @@ def measured(factor: float, left: float = 1e-7, noisy: bool = False) -> dict[str
         ),
     ],
 )
-def test_what_is_said_of_it(found, status, words) -> None:
-    finding = two_replicas.compared("train.py", found, Ended(None, "", ""))
+def test_the_finding_on_an_update(result, status, words) -> None:
+    finding = two_replicas.compared("train.py", result, Ended(None, "", ""))
     assert (finding.name, finding.status) == ("train.py: one update on two replicas", status)
     assert words in finding.found
     assert bool(finding.to_do) == (status != "OK")

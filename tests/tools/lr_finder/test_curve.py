@@ -57,16 +57,16 @@ def test_the_longest_fall_is_the_longest() -> None:
     """Beside all subsequences, one by one."""
     for seed in range(30):
         values = np.random.default_rng(seed).integers(0, 6, size=9).tolist()
-        found = _longest_fall(values)
-        assert found == sorted(found)
-        assert all(values[a] > values[b] for a, b in itertools.pairwise(found))
+        indices = _longest_fall(values)
+        assert indices == sorted(indices)
+        assert all(values[a] > values[b] for a, b in itertools.pairwise(indices))
         falls = (
             len(places)
             for size in range(1, 10)
             for places in itertools.combinations(range(9), size)
             if all(values[a] > values[b] for a, b in itertools.pairwise(places))
         )
-        assert len(found) == max(falls)
+        assert len(indices) == max(falls)
 
 
 def swept(losses, *, smoothing=0.0, stop_at=4.0):
@@ -78,7 +78,7 @@ def swept(losses, *, smoothing=0.0, stop_at=4.0):
 
 
 @pytest.mark.parametrize(
-    ("losses", "ends_at", "said"),
+    ("losses", "ends_at", "text"),
     [
         ([2, 1, 3.9, 1], 4, "all rates up to 1 were tried"),
         ([2, 1, 4.1, 1], 3, "over 4 times its best, 1"),
@@ -88,16 +88,16 @@ def swept(losses, *, smoothing=0.0, stop_at=4.0):
         ([-2, -1, 4.1, 1], 3, "over 4 times its best, -2"),
     ],
 )
-def test_where_it_ends(losses, ends_at, said) -> None:
+def test_where_it_ends(losses, ends_at, text) -> None:
     count, sweep = swept(losses)
     assert count == ends_at
-    assert said in sweep.stopped
-    found = sweep.result(2.0)
-    assert len(found.rates) == len(found.losses) == len(found.smoothed) == count - ("loss was" in said)
-    assert said in found.explain()
+    assert text in sweep.stopped
+    result = sweep.result(2.0)
+    assert len(result.rates) == len(result.losses) == len(result.smoothed) == count - ("loss was" in text)
+    assert text in result.explain()
 
 
-def test_it_goes_on_to_the_end_where_asked_to() -> None:
+def test_it_goes_on_to_the_end_if_requested() -> None:
     assert swept([1, 2, 1e30, 3], stop_at=math.inf)[0] == 4
 
 
@@ -114,23 +114,24 @@ def test_rates_are_a_geometric_sequence_of_float32() -> None:
 
 def test_the_result_in_other_forms(tmp_path) -> None:
     _, sweep = swept([4, 4, 3, 1, 0.5, 1, 2.1])
-    found = sweep.result(8.0)
-    assert found.suggestion == found.valley
-    assert found.base(found.valley) == found.valley / 8
-    values = found.to_json()
+    result = sweep.result(8.0)
+    assert result.suggestion == result.valley
+    assert result.base(result.valley) == result.valley / 8
+    values = result.to_json()
     assert values["base"]["valley"] == values["valley"] / 8
     assert "over 4 times" in values["stopped"]
     assert (
-        f"valley: {found.valley:.3g} at the global batch, {found.valley / 8:.3g} at the base batch" in found.explain()
+        f"valley: {result.valley:.3g} at the global batch, {result.valley / 8:.3g} at the base batch"
+        in result.explain()
     )
-    found.draw(tmp_path / "curve.png")
+    result.draw(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("losses", [[1, 2, 3], [math.nan]])
 def test_a_result_without_a_suggestion_says_so(tmp_path, losses) -> None:
-    found = swept(losses)[1].result(1.0)
-    assert found.suggestion is None
-    assert "falls nowhere" in found.explain()
-    assert found.to_json()["base"] == {"steepest": None, "valley": None, "suggestion": None}
-    found.draw(tmp_path / "curve.png")
+    result = swept(losses)[1].result(1.0)
+    assert result.suggestion is None
+    assert "falls nowhere" in result.explain()
+    assert result.to_json()["base"] == {"steepest": None, "valley": None, "suggestion": None}
+    result.draw(tmp_path / "curve.png")

@@ -33,7 +33,7 @@ def job(request, four_cpus):
 SAMPLES = 40
 
 
-def made(job, optimizer=None, *, adopt=True, dropout=0.3, **options):
+def build(job, optimizer=None, *, adopt=True, dropout=0.3, **options):
     """A small model with all kinds of state, from the same weights each time, and its data, of five batches of 8."""
     keras.utils.set_random_seed(3)
     batch = job.batch(per_replica=8 // job.replicas, base_batch=4, samples_per_epoch=SAMPLES)
@@ -57,15 +57,15 @@ def made(job, optimizer=None, *, adopt=True, dropout=0.3, **options):
 
 def everything(job, model) -> dict[str, list]:
     """The bits of each variable on each replica, and the digests; not of metrics."""
-    found = {}
+    bits = {}
     metrics = {id(v) for metric in model.metrics for v in metric.variables}
     for i, variable in enumerate([*model.variables, *model.optimizer.variables]):
         if id(variable) not in metrics:
             copies = job.strategy.experimental_local_results(variable.value)
-            found[str(i)] = [copy.numpy().tobytes() for copy in copies]
+            bits[str(i)] = [copy.numpy().tobytes() for copy in copies]
     if hasattr(unwrap_loss_scale(model.optimizer), "rate_digests"):
-        found["digests"] = unwrap_loss_scale(model.optimizer).rate_digests()
-    return found
+        bits["digests"] = unwrap_loss_scale(model.optimizer).rate_digests()
+    return bits
 
 
 def fit(job, model, data, epochs=2):
@@ -79,13 +79,13 @@ SHORT = {"low": 1e-4, "high": 10.0, "steps": 12}
 def test_a_fit_after_it_is_the_fit_without_it(job, before) -> None:
     runs = []
     for search in (False, True):
-        model, data = made(job, warmup="1ep")
+        model, data = build(job, warmup="1ep")
         if before:
             fit(job, model, data, before)
             unwrap_loss_scale(model.optimizer).multiply_rate(0.5)
         if search:
-            found = distlr.find_lr(job, model, data, **SHORT)
-            assert len(found.rates) > 8
+            result = distlr.find_lr(job, model, data, **SHORT)
+            assert len(result.rates) > 8
             assert all(float(np.max(np.abs(v.numpy()))) == 0.0 for metric in model.metrics for v in metric.variables)
         history = fit(job, model, data)
         runs.append((history, everything(job, model)))
@@ -93,7 +93,7 @@ def test_a_fit_after_it_is_the_fit_without_it(job, before) -> None:
 
 
 def test_everything_is_put_back(job) -> None:
-    model, data = made(job, lambda: keras.optimizers.Adam(0.01, use_ema=True))
+    model, data = build(job, lambda: keras.optimizers.Adam(0.01, use_ema=True))
     fit(job, model, data, 1)
     unwrap_loss_scale(model.optimizer).distlr.state("plateau/loss/min", [1.0, 2.0])
     before = everything(job, model)
@@ -102,7 +102,7 @@ def test_everything_is_put_back(job) -> None:
 
 
 def test_everything_is_put_back_after_an_interrupt(job) -> None:
-    model, data = made(job)
+    model, data = build(job)
     fit(job, model, data, 1)
     before, place = everything(job, model), job._positions[-1]._variable.numpy().tolist()
     seen = []
@@ -121,14 +121,14 @@ def test_everything_is_put_back_after_an_interrupt(job) -> None:
 
 def test_the_data_is_where_it_was_for_a_loop_of_ones_own(job) -> None:
     """Each iteration is the next epoch there, in another order."""
-    model, data = made(job)
+    model, data = build(job)
 
     def order():
         return np.concatenate([x.numpy() for x, _ in data])
 
     first = order()
     expected = [order(), order()]
-    model, data = made(job)
+    model, data = build(job)
     np.testing.assert_array_equal(order(), first)
     distlr.find_lr(job, model, data, **SHORT)
     np.testing.assert_array_equal([order(), order()], expected)
@@ -147,10 +147,10 @@ def test_the_data_is_where_it_was_for_a_loop_of_ones_own(job) -> None:
         (2, "plain", 1),
     ],
 )
-def test_the_rates_that_are_applied(recording, caplog, replicas, kind, accumulation) -> None:
+def test_the_rates_that_are_applied(rate_bench, caplog, replicas, kind, accumulation) -> None:
     options = {"gradient_accumulation_steps": accumulation} if accumulation > 1 else {}
     rate = keras.optimizers.schedules.CosineDecay(0.1, 30, alpha=0.01) if kind == "schedule" else 0.1
-    bench = recording.Bench(replicas, rate, **options)
+    bench = rate_bench.Bench(replicas, rate, **options)
     batch = bench.batch(
         8 // replicas // accumulation, base_batch=4, accumulation=accumulation, samples_per_epoch=SAMPLES
     )
@@ -161,52 +161,52 @@ def test_the_rates_that_are_applied(recording, caplog, replicas, kind, accumulat
         bench.optimizer.distlr.formula.climb(0.25, 60)
     before = np.float32(bench.optimizer.learning_rate.numpy())
     bench.compile()
-    data = bench.job.shard(recording.samples(SAMPLES), batch, seed=0)
+    data = bench.job.shard(rate_bench.samples(SAMPLES), batch, seed=0)
     with caplog.at_level(logging.INFO, logger="distlr"):
-        found = distlr.find_lr(bench.job, bench.model, data, low=1e-4, high=1.0, steps=14)
+        result = distlr.find_lr(bench.job, bench.model, data, low=1e-4, high=1.0, steps=14)
         assert "during warmup" not in caplog.text
-    assert bench.rates() == found.rates  # of updates alone, equal on all replicas, each once
-    assert found.factor == pytest.approx(math.sqrt(2) if scaling else 2.0 if kind == "climb" else 1.0)
+    assert bench.rates() == result.rates  # of updates alone, equal on all replicas, each once
+    assert result.factor == pytest.approx(math.sqrt(2) if scaling else 2.0 if kind == "climb" else 1.0)
     assert bench.log.traces <= 3 * replicas
     assert bench.optimizer.learning_rate.numpy() == before
 
 
 def test_the_loss_is_each_steps_own(job) -> None:
     """At rates that change nothing it is the loss of the batch, and not the mean of those so far."""
-    model, data = made(job, dropout=0.0)
+    model, data = build(job, dropout=0.0)
     batches = [(x.numpy(), y.numpy()) for x, y in data]
     job._positions[-1]._set(1, 0, 0)
-    found = distlr.find_lr(job, model, data, low=1e-30, high=1e-29, steps=8, smoothing=0.0, stop_at=99)
+    result = distlr.find_lr(job, model, data, low=1e-30, high=1e-29, steps=8, smoothing=0.0, stop_at=99)
     expected = []
     for x, y in batches:
         parts = zip(np.split(x, job.replicas), np.split(y, job.replicas), strict=True)
         values = [float(model.compute_loss(a, b, model(a, training=True), training=True)) for a, b in parts]
         expected.append(np.mean(values))
     # The data is read again from the start after five batches.
-    np.testing.assert_allclose(found.losses, [*expected, *expected[:3]], rtol=1e-5)
-    assert found.smoothed == found.losses
+    np.testing.assert_allclose(result.losses, [*expected, *expected[:3]], rtol=1e-5)
+    assert result.smoothed == result.losses
 
 
-def test_an_update_that_was_begun_is_ended_first(recording) -> None:
-    bench = recording.Bench(1, 0.1, gradient_accumulation_steps=3)
+def test_an_update_that_was_begun_is_ended_first(rate_bench) -> None:
+    bench = rate_bench.Bench(1, 0.1, gradient_accumulation_steps=3)
     batch = bench.batch(4, base_batch=4, accumulation=3, samples_per_epoch=48)
     bench.adopt(batch)
     bench.compile()
-    data = bench.job.shard(recording.samples(48), batch, seed=0)
+    data = bench.job.shard(rate_bench.samples(48), batch, seed=0)
     bench.fit(data.take(2))
-    found = distlr.find_lr(bench.job, bench.model, data, low=1e-4, high=1.0, steps=5)
-    assert bench.rates() == found.rates
+    result = distlr.find_lr(bench.job, bench.model, data, low=1e-4, high=1.0, steps=5)
+    assert bench.rates() == result.rates
 
 
-def test_several_steps_an_execution_are_still_one_rate_each(recording) -> None:
-    bench = recording.Bench(1, 0.1)
+def test_several_steps_an_execution_are_still_one_rate_each(rate_bench) -> None:
+    bench = rate_bench.Bench(1, 0.1)
     batch = bench.batch(8, base_batch=4, samples_per_epoch=SAMPLES)
     bench.adopt(batch)
     bench.compile(steps_per_execution=3)
-    found = distlr.find_lr(
-        bench.job, bench.model, bench.job.shard(recording.samples(SAMPLES), batch), low=1e-4, steps=7
+    result = distlr.find_lr(
+        bench.job, bench.model, bench.job.shard(rate_bench.samples(SAMPLES), batch), low=1e-4, steps=7
     )
-    assert bench.rates() == found.rates
+    assert bench.rates() == result.rates
     assert bench.model.steps_per_execution == 3
 
 
@@ -215,32 +215,32 @@ def test_loss_scaling(job) -> None:
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        model, data = made(job, lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05), 2.0**40))
+        model, data = build(job, lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05), 2.0**40))
     finally:
         keras.config.set_dtype_policy(policy)
     fit(job, model, data, 1)
     before, scale, seen = everything(job, model), model.optimizer.dynamic_scale, []
-    found = distlr.find_lr(job, model, data, progress=lambda *_: seen.append(float(scale.numpy())), **SHORT)
+    result = distlr.find_lr(job, model, data, progress=lambda *_: seen.append(float(scale.numpy())), **SHORT)
     assert everything(job, model) == before
     assert seen[0] < 2.0**35
-    assert len(found.rates) >= 3
+    assert len(result.rates) >= 3
 
 
 def test_divergence_ends_it(job) -> None:
-    model, data = made(job, lambda: keras.optimizers.SGD(0.1, momentum=0.9))
-    found = distlr.find_lr(job, model, data, low=1e-4, high=1e6, steps=40)
-    assert "loss" in found.stopped
-    assert len(found.rates) < 40
-    assert 1e-4 < found.suggestion < 10
-    assert found.factor == 2
+    model, data = build(job, lambda: keras.optimizers.SGD(0.1, momentum=0.9))
+    result = distlr.find_lr(job, model, data, low=1e-4, high=1e6, steps=40)
+    assert "loss" in result.stopped
+    assert len(result.rates) < 40
+    assert 1e-4 < result.suggestion < 10
+    assert result.factor == 2
 
 
 def test_the_data_may_be_of_unknown_length_and_no_shards(job) -> None:
-    model, _ = made(job)
+    model, _ = build(job)
     x = np.ones((24, 2), "float32")
     data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).filter(lambda x, y: True).batch(8)
-    found = distlr.find_lr(job, model, data, low=1e-4, high=1e-2, steps=10)
-    assert len(found.rates) == 10
+    result = distlr.find_lr(job, model, data, low=1e-4, high=1e-2, steps=10)
+    assert len(result.rates) == 10
     assert int(model.optimizer.iterations.numpy()) == 0
 
 
@@ -251,16 +251,16 @@ def test_a_model_that_is_not_built(job) -> None:
         model.compile(job.optimizer(keras.optimizers.SGD(0.1)), "mse", metrics=["mae"])
     x = np.random.default_rng(0).normal(size=(16, 2)).astype("float32")
     data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(8)
-    found = distlr.find_lr(job, model, data, low=1e-4, high=1e-2, steps=3)
+    result = distlr.find_lr(job, model, data, low=1e-4, high=1e-2, steps=3)
     assert model.built
-    assert len(found.rates) == 3
+    assert len(result.rates) == 3
 
 
 # -- what is refused -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"low": 0.0}, "`low` must be a finite number above 0"),
         ({"low": 1e-50}, "`low` must be at least"),
@@ -275,17 +275,17 @@ def test_a_model_that_is_not_built(job) -> None:
         ({"stop_at": math.nan}, "`stop_at` must be above 1"),
     ],
 )
-def test_arguments_that_cannot_be(options, said) -> None:
+def test_arguments_that_cannot_be(options, message) -> None:
     job = job_of(1)
-    model, data = made(job)
-    with pytest.raises(ConfigurationError, match=said):
+    model, data = build(job)
+    with pytest.raises(ConfigurationError, match=message):
         distlr.find_lr(job, model, data, **options)
     assert not model.optimizer.built  # nothing was begun
 
 
 def test_objects_that_cannot_be() -> None:
     job = job_of(1)
-    model, data = made(job)
+    model, data = build(job)
     with pytest.raises(ConfigurationTypeError, match="`job` must be a Job"):
         distlr.find_lr(job.strategy, model, data)
     with pytest.raises(ConfigurationTypeError, match="`model` must be a Keras model"):
@@ -296,13 +296,13 @@ def test_objects_that_cannot_be() -> None:
         distlr.find_lr(job, model, data.filter(lambda x, y: False))
     with pytest.raises(ConfigurationError, match="`model` must be compiled"):
         distlr.find_lr(job, keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), data)
-    plain, data = made(job, lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 9)), adopt=False)
+    plain, data = build(job, lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 9)), adopt=False)
     with pytest.raises(ConfigurationError, match="`learning_rate` must be a float where"):
         distlr.find_lr(job, plain, data)
 
 
 def test_what_fit_refuses_is_refused(four_cpus) -> None:
-    model, data = made(job_of(1))
+    model, data = build(job_of(1))
     with pytest.raises(DistributionError, match="model was built under"):
         distlr.find_lr(job_of(2), model, data)
 
@@ -312,7 +312,7 @@ def test_where_the_schedule_is_0(case) -> None:
     job = job_of(1)
     schedule = keras.optimizers.schedules.CosineDecay(0.1, 3 * 2)
     options = {"warmup": "1ep", "warmup_from": 0.0} if case == "from the start" else {}
-    model, data = made(job, lambda: keras.optimizers.SGD(schedule), **options)
+    model, data = build(job, lambda: keras.optimizers.SGD(schedule), **options)
     with job.scope():
         model.optimizer.build(model.trainable_variables)
     before = everything(job, model)

@@ -74,15 +74,15 @@ def drawings(page: str) -> list[ET.Element]:
 
 def lines(page: str) -> dict[tuple[str, str], str]:
     """The paths of all series, by run and name."""
-    found = {}
+    paths = {}
     for drawing in drawings(page):
         for path in drawing.iter(f"{SVG}path"):
             if "series" in path.get("class", "").split():
                 key = (path.get("data-run"), path.get("data-series"))
-                assert key not in found
+                assert key not in paths
                 assert path.find(f"{SVG}title").text == ": ".join(key)
-                found[key] = path.get("d")
-    return found
+                paths[key] = path.get("d")
+    return paths
 
 
 def numbers(path: str) -> list[tuple[float, float]]:
@@ -91,10 +91,10 @@ def numbers(path: str) -> list[tuple[float, float]]:
 
 def test_all_series_of_two_runs(sample) -> None:
     page = html_page(sample.two(), "Linear and square root")
-    found = lines(page)
+    paths = lines(page)
     names = ("learning_rate", "lr_multiplier", *sample.METRICS)
-    assert set(found) == set(itertools.product(("linear", "sqrt"), names))
-    for key, path in found.items():
+    assert set(paths) == set(itertools.product(("linear", "sqrt"), names))
+    for key, path in paths.items():
         points = numbers(path)
         assert all(0 <= x <= 440 and 0 <= y <= 280 for x, y in points), key
         assert [x for x, _ in points] == sorted(x for x, _ in points), key
@@ -274,10 +274,10 @@ def test_what_is_not_a_number_is_a_gap(sample) -> None:
 
     run = sample.with_epochs(sample.cosine(), broken)
     page = html_page([run])
-    found = lines(page)
-    assert ("linear", "val_loss") not in found
-    assert found["linear", "loss"].count("M") == 2
-    assert len(numbers(found["linear", "loss"])) == 10
+    paths = lines(page)
+    assert ("linear", "val_loss") not in paths
+    assert paths["linear", "loss"].count("M") == 2
+    assert len(numbers(paths["linear", "loss"])) == 10
     assert "The loss was not a finite number in epochs 5\N{EN DASH}6." in Parser(page).text
 
 

@@ -1,4 +1,4 @@
-"""What the report is made of: axes, lines, words, colours and the picture."""
+"""The parts of the report: axes, lines, words, colours and the picture."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_the_verdict(sample) -> None:
     assert re.match(r"7 of 12 epochs; rate 0.3414 at its peak, [\d.]+ at the end; all", _verdict(stopped))
     one = Run("r", {}, [{"epoch": 0, "learning_rate": 0.1}], [])
     assert _verdict(one) == "1 epoch; rate 0.1 throughout; whether the replicas agreed was not recorded."
-    alone = sample.with_epochs(sample.cosine(), lambda epoch: {**epoch, "agreement": {"replicas": 1, "equal": True}})
-    assert _verdict(alone).endswith("; one replica.")
+    single = sample.with_epochs(sample.cosine(), lambda epoch: {**epoch, "agreement": {"replicas": 1, "equal": True}})
+    assert _verdict(single).endswith("; one replica.")
     half = sample.with_epochs(
         sample.cosine(), lambda epoch: epoch if epoch["epoch"] < 6 else {**epoch, "agreement": None}
     )
@@ -68,17 +68,17 @@ def test_the_verdict(sample) -> None:
 
 def test_names_of_runs_are_all_different() -> None:
     runs = [Run(name, {}, [], []) for name in ("a", "a", "a (2)", "", "x" * 100, "x" * 100)]
-    found = labels(runs)
-    assert found[:4] == ["a", "a (2)", "a (2) (2)", "run"]
-    assert len(set(found)) == 6
-    assert max(map(len, found)) <= 64
+    names = labels(runs)
+    assert names[:4] == ["a", "a (2)", "a (2) (2)", "run"]
+    assert len(set(names)) == 6
+    assert max(map(len, names)) <= 64
 
 
 def test_decisions_are_numbered_by_their_positions(sample) -> None:
     runs = sample.two()
     runs[0].decisions.append({"kind": "resume"})
-    found = marks(runs)
-    assert [(mark.number, mark.run, mark.at) for mark in found] == [(1, 1, 4.5), (2, 1, 6.2), (3, 0, 8.0), (4, 0, None)]
+    drawn = marks(runs)
+    assert [(mark.number, mark.run, mark.at) for mark in drawn] == [(1, 1, 4.5), (2, 1, 6.2), (3, 0, 8.0), (4, 0, None)]
 
 
 def test_thinning_keeps_extremes_ends_and_gaps() -> None:
@@ -86,15 +86,15 @@ def test_thinning_keeps_extremes_ends_and_gaps() -> None:
     points[12_345] = (12_345.0, 9.0)
     points[33_333] = (33_333.0, -9.0)
     points[40_000] = (40_000.0, None)
-    found = thinned(points)
-    assert 500 <= len(found) <= 1002
-    assert found == sorted(found, key=lambda point: point[0])
-    for kept in (points[0], points[-1], points[12_345], points[33_333], points[40_000]):
-        assert kept in found
-    # What is drawn is nowhere far from what was thrown away: each of the 333 stretches keeps its range.
+    thin = thinned(points)
+    assert 500 <= len(thin) <= 1002
+    assert thin == sorted(thin, key=lambda point: point[0])
+    for each in (points[0], points[-1], points[12_345], points[33_333], points[40_000]):
+        assert each in thin
+    # The drawn points are nowhere far from those that were left out: each of the 333 stretches keeps its range.
     for begin in range(0, 50_000, 5_000):
         part = [value for at, value in points if begin <= at < begin + 5_000 and value is not None]
-        left = [value for at, value in found if begin <= at < begin + 5_000 and value is not None]
+        left = [value for at, value in thin if begin <= at < begin + 5_000 and value is not None]
         assert max(left) == pytest.approx(max(part), abs=0.02)
         assert min(left) == pytest.approx(min(part), abs=0.02)
     assert thinned(points[:1000]) == points[:1000]
@@ -196,7 +196,7 @@ def test_colours_differ_for_all_readers(scheme, page) -> None:
 
 
 def test_many_decisions_cost_as_much_each_as_few(load_helper, sample) -> None:
-    operations_of = load_helper(pathlib.Path(__file__).parents[2] / "_operations.py").operations_of
+    operations_of = load_helper(pathlib.Path(__file__).parents[2] / "_operation_count.py").operations_of
     costs = []
     for count in (100, 400):
         epochs = [{"epoch": i, "lr_multiplier": 0.5**i, "learning_rate": 0.1} for i in range(count)]

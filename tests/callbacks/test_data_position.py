@@ -8,6 +8,7 @@ import logging
 import keras
 import numpy as np
 import pytest
+from restarts import Killed
 
 import distlr
 from distlr.callbacks import Checkpoint, NonFiniteGuard
@@ -20,10 +21,6 @@ SAMPLES = 64
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(SAMPLES, 4)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
 
 
 class Watch(keras.callbacks.Callback):
@@ -77,12 +74,12 @@ def run(
     x = X.copy()
     x[list(bad)] = np.nan
     watch = Watch(die_after)
-    own = [Checkpoint(directory, every, keep=100)] if directory is not None else []
-    own += [NonFiniteGuard("skip", limit=100)] if bad else []
+    callback_list = [Checkpoint(directory, every, keep=100)] if directory is not None else []
+    callback_list += [NonFiniteGuard("skip", limit=100)] if bad else []
     data = job.shard((x, Y), batch, shuffle=False)
     options = {"epochs": epochs, "shuffle": False, "verbose": 0, **fit}
     with contextlib.suppress(Killed):
-        model.fit(data, callbacks=job.callbacks([watch, *own], run_dir=run_dir), **options)
+        model.fit(data, callbacks=job.callbacks([watch, *callback_list], run_dir=run_dir), **options)
     return model, watch
 
 
@@ -104,12 +101,12 @@ def test_a_run_that_lost_steps_goes_on_where_it_stood(tmp_path, caplog, kind, cl
     run(tmp_path / "cut", **kind, die_after=13)
     last, rest = run(tmp_path / "cut", **kind)
     assert rest.seen == seen.seen[12:]
-    for found, expected in zip(last.get_weights(), whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(last.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_each_checkpoint_has_a_number_of_its_own(tmp_path) -> None:
-    """Also where the first steps all overflow, and Keras' count of updates stands still."""
+    """This holds even if the first steps all overflow, and Keras' count of updates does not change."""
     _, seen = run(tmp_path, scale=True, epochs=1)
     assert seen.seen[0] == (0, 0)
     assert [int(path.stem[5:]) for path in CheckpointDirectory(tmp_path, 1).files()] == [8, 7, 6, 5, 4, 3, 2, 1]
@@ -131,14 +128,14 @@ def test_a_checkpoint_of_before_is_continued(tmp_path) -> None:
     whole, _ = run(tmp_path / "whole", bad=(3, 12))
     run(tmp_path / "cut", bad=(3, 12), die_after=6, every="5ba")
     (path,) = CheckpointDirectory(tmp_path / "cut", 1).files()
-    arrays, said = read_checkpoint(path)
+    arrays, note = read_checkpoint(path)
     for name in ("began", "place", "updates", "accumulation"):
-        said.pop(name)
-    write_checkpoint(path, arrays, said)
+        note.pop(name)
+    write_checkpoint(path, arrays, note)
     last, rest = run(tmp_path / "cut", bad=(3, 12))
     assert rest.lengths == [3, 8]
-    for found, expected in zip(last.get_weights(), whole.get_weights(), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(last.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.replicas
@@ -160,23 +157,23 @@ def test_an_epoch_that_ends_within_an_update_is_continued_on_replicas(four_cpus,
     run(tmp_path, **options, die_after=10)
     last, rest = run(tmp_path, **options)
     assert rest.seen == seen.seen[8:]
-    for found, expected in zip(last.get_weights(), whole.get_weights(), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    for actual, expected in zip(last.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_decisions_are_taken_back_by_the_data_and_not_by_the_clock(tmp_path) -> None:
+def test_decisions_are_withdrawn_by_the_data_and_not_by_the_clock(tmp_path) -> None:
     """The steps 2, 3 and 4 are left out, and the checkpoint is of the second: the clock stands where it stood."""
     bad = (8, 16, 24)
     options = {"bad": bad, "epochs": 1, "every": "2ba"}
     run(tmp_path / "cut", **options, die_after=3, run_dir=tmp_path / "run")
     run(tmp_path / "cut", **options, run_dir=tmp_path / "run")
-    found = RunDirectory(tmp_path / "run").read().decisions
-    assert [(entry["clock"], entry["drawn"]) for entry in found if entry["kind"] == "bad-numbers"] == [
+    decisions = RunDirectory(tmp_path / "run").read().decisions
+    assert [(entry["clock"], entry["drawn"]) for entry in decisions if entry["kind"] == "bad-numbers"] == [
         (8, 16),
         (8, 24),
         (8, 32),
     ]
-    assert [entry["reason"] for entry in found if entry["kind"] == "left-out"] == [
+    assert [entry["reason"] for entry in decisions if entry["kind"] == "left-out"] == [
         "2 of 6 updates left out, for gradients that were not finite; the clock moved on by 32 samples, the data by 48"
     ]
 

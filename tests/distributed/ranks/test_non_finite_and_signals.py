@@ -46,8 +46,8 @@ def test_all_ranks_leave_out_the_step_in_which_one_has_a_nan(job, same_on_all) -
     assert same_on_all([int(optimizer.iterations.numpy()), optimizer.distlr.gradients.bad_steps]) == [STEPS - 1, 1]
     left = [i for i in range(len(arrays[0])) if i // (PER_RANK * job.size) != 3]
     expected = fit(job, tuple(array[left] for array in arrays))
-    for found, other in zip(model.get_weights(), expected.get_weights(), strict=True):
-        np.testing.assert_allclose(found, other, rtol=1e-5)
+    for actual, other in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(actual, other, rtol=1e-5)
 
 
 def test_all_ranks_go_back_together(job, same_on_all) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint of several ranks has while the averages are in the model, and what callbacks of each rank count."""
+"""Checkpoints of several ranks while the averages are in the model, and the counters of each rank's callbacks."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def train(job, folder, dies_before=None):
     stop = K.EarlyStopping("score", mode="min", patience=3, restore_best_weights=True)
     best = K.ModelCheckpoint(folder / "best.keras", monitor="score", mode="min", save_best_only=True)
     watch = Watch(dies_before)
-    given = [watch, K.SwapEMAWeights(swap_on_epoch=True), stop, best, distlr.callbacks.Checkpoint(folder / "ck")]
+    callbacks = [watch, K.SwapEMAWeights(swap_on_epoch=True), stop, best, distlr.callbacks.Checkpoint(folder / "ck")]
     with contextlib.suppress(Killed):
         model.fit(
             job.shard((x, y), batch, shuffle=False),
             epochs=EPOCHS,
             validation_data=job.shard((x, y), batch, training=False),
-            callbacks=job.callbacks(given),
+            callbacks=job.callbacks(callbacks),
             shuffle=False,
             verbose=0,
         )
@@ -74,5 +74,5 @@ def test_every_rank_goes_on_from_the_weights_and_decides_as_before(job, same_on_
     assert resumed[2] == stopped == [1.0, 1, 4]
     same_on_all([begins, end, *resumed])
     if job.is_root:
-        kept = keras.saving.load_model(shared / "resumed" / "best.keras").get_weights()[0].ravel().tolist()
-        assert kept == end  # the averages after the second epoch, with which it was judged
+        best = keras.saving.load_model(shared / "resumed" / "best.keras").get_weights()[0].ravel().tolist()
+        assert best == end  # the averages after the second epoch, with which it was judged

@@ -165,13 +165,16 @@ def refused(kind: type[Exception], text: str) -> Iterator[None]:
     assert re.search(text, message), message
 
 
-Law = Callable[[float], float]
-
-
 def by_hand(
-    law: Law, *, updates: int, batch: int, base: int, epoch: int | None = None, warmup: float = 0.0
+    rate_at: Callable[[float], float],
+    *,
+    updates: int,
+    batch: int,
+    base: int,
+    epoch: int | None = None,
+    warmup: float = 0.0,
 ) -> list[float]:
-    """The rates of a linearly scaled run in float64: `law(t)`, t in base steps, with a linear warmup of samples.
+    """The rates of a linearly scaled run in float64: `rate_at(t)`, t in base steps, with a linear warmup of samples.
 
     The clock: after n updates of U an epoch of S samples, floor(n * S / U) samples have been seen.
     """
@@ -183,5 +186,5 @@ def by_hand(
         if warmup and k > 1:
             progress = min(1.0, seen / warmup)
             climb = 1 / k + (1 - 1 / k) * progress
-        rates.append(law(seen / base) * k * climb)
+        rates.append(rate_at(seen / base) * k * climb)
     return rates
