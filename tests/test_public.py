@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import pytest
 
 import distlr
@@ -99,9 +100,10 @@ def test_each_name_has_a_docstring_and_an_example():
     assert [path for path, text in names.items() if ">>> " not in text] == []
 
 
-def test_each_method_has_a_docstring():
+def test_each_method_but_a_hook_of_keras_has_a_docstring():
     assert len(METHODS) > 150, "the methods are not found"
-    assert [path for path, function in METHODS.items() if not (function.__doc__ or "").strip()] == []
+    bare = [path for path, function in METHODS.items() if not (function.__doc__ or "").strip()]
+    assert [path for path in bare if not hasattr(keras.callbacks.Callback, path.rpartition(".")[2])] == []
 
 
 def test_each_method_that_is_called_by_hand_has_an_example():

@@ -80,9 +80,9 @@ class BaseRates(JobCallback):
             return
         for scheduler in self._schedulers:
             scheduler.schedule = _InBaseRates(scheduler, self, speaks=self.communicator.is_root)
-        if core.distlr.formula.scaled is None:
+        if core.distlr.formula.batch_schedule is None:
             return
-        factor = core.distlr.formula.scaled.factor
+        factor = core.distlr.formula.batch_schedule.factor
         if factor != 1.0 and self.communicator.is_root:
             for name, min_lr in self._plateaus:
                 if min_lr:
@@ -123,7 +123,7 @@ class _InBaseRates:
         core = unwrap_loss_scale(self._scheduler.model.optimizer)
         if self._rates.is_resumed(epoch):  # `lr * 0.5` would halve it twice
             return core.learning_rate
-        if core.distlr.formula.scaled is None:
+        if core.distlr.formula.batch_schedule is None:
             return self.function(epoch) if lr is None else self.function(epoch, lr)
         before = core.distlr.formula.base_rate
         rate = self.function(epoch) if lr is None else self.function(epoch, before)
@@ -135,7 +135,7 @@ class _InBaseRates:
         return core.learning_rate
 
     def _log_factor(self, core: Any, rate: float) -> None:
-        factor = core.distlr.formula.scaled.factor
+        factor = core.distlr.formula.batch_schedule.factor
         if not self._speaks or factor == 1.0:
             return
         self._speaks = False
@@ -145,7 +145,7 @@ class _InBaseRates:
             rate,
             rate * factor,
             factor,
-            rule_name(core.distlr.formula.scaled.rule),
+            rule_name(core.distlr.formula.batch_schedule.rule),
             ", once the warmup is over" if core.distlr.formula.in_warmup else "",
         )
 

@@ -242,7 +242,7 @@ class Checkpoint(JobCallback):
             what="continue",
             raised=(ConfigurationError, StateError),
         )
-        if reply.fields is None:
+        if reply.note is None:
             return
         state = RunState.from_json(reply.fields)
         self._ranks = rank_arrays(reply.arrays, state.ranks)

@@ -28,10 +28,10 @@ class JobCallback(keras.callbacks.Callback):
     **Writing a callback.** Rank 0 decides, and all ranks apply the decision: use `compute_on_root` of
     `distlr.communicators.rank_zero`, or a collective with the epoch in its tag, called by every rank or by none. A
     state that must survive a restart is in `self.core.distlr.state(name, initial)`, requested in `on_train_begin` on
-    every rank. `self.core.multiply_rate` changes the rate, and `decided` writes that to the run's journal, with the clock and
-    the rate. A change of the graph of a step (`watch_norm`) comes in `set_model`, with `model.train_function = None`
-    after it. Keras waits for the device after each batch if a callback has batch hooks and not `async_safe = True`. If
-    it stops the training in such a hook, all ranks stop at the next batch.
+    every rank. `self.core.multiply_rate` changes the rate, and `decided` writes that to the run's journal, with the
+    clock and the rate. A change of the graph of a step (`watch_norm`) comes in `set_model`, with
+    `model.train_function = None` after it. Keras waits for the device after each batch if a callback has batch hooks
+    and not `async_safe = True`. If it stops the training in such a hook, all ranks stop at the next batch.
 
     >>> import distlr, keras, numpy as np
     >>> class Halve(JobCallback):

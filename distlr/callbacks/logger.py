@@ -41,11 +41,11 @@ class LearningRateLogger(JobCallback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Compares the schedule's length with that of the run."""
-        scaled = self.core.distlr.formula.scaled if is_adopted(self.core) else None
+        batch_schedule = self.core.distlr.formula.batch_schedule if is_adopted(self.core) else None
         epochs = (self.params or {}).get("epochs")
-        if scaled is None or not epochs or not self.communicator.is_root:
+        if batch_schedule is None or not epochs or not self.communicator.is_root:
             return
-        warning = wrong_steps(scaled, float(epochs))
+        warning = wrong_steps(batch_schedule, float(epochs))
         if warning is not None:
             _log.warning(
                 "%s Fix: write the schedule as in the one-GPU script, in steps of the base batch; or "

@@ -99,7 +99,7 @@ class RunState:
             ranks=topology.ranks,
             replicas=topology.replicas,
             global_batch=None if optimizer.distlr.batch is None else optimizer.distlr.batch.size,
-            factor=1.0 if optimizer.distlr.formula.scaled is None else float(optimizer.distlr.formula.scaled.factor),
+            factor=float(optimizer.distlr.formula.factor),
             versions={"distlr": __version__, "keras": keras.__version__, "tensorflow": tf.__version__},
             accumulation=optimizer.gradient_accumulation_steps or 1,
         )

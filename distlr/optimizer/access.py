@@ -10,7 +10,7 @@ import tensorflow as tf
 from distlr.batch.global_batch import GlobalBatch
 from distlr.optimizer.adopted import AdoptedOptimizer
 from distlr.optimizer.training_values import TrainingValues
-from distlr.schedules.scaled import Scaled
+from distlr.schedules.global_batch_schedule import GlobalBatchSchedule
 
 __all__ = [
     "adopted_by",
@@ -71,7 +71,7 @@ def batch_of(optimizer: Any) -> GlobalBatch | None:
     core = unwrap_loss_scale(optimizer)
     if isinstance(core, AdoptedOptimizer) and core.distlr.batch is not None:
         return core.distlr.batch
-    return core._learning_rate.batch if isinstance(core._learning_rate, Scaled) else None
+    return core._learning_rate.batch if isinstance(core._learning_rate, GlobalBatchSchedule) else None
 
 
 def samples_of(optimizer: Any) -> int:

@@ -344,11 +344,11 @@ class AdoptedOptimizer:
     def get_config(self) -> dict[str, Any]:
         """The plain optimizer, as Keras serializes it, the arguments of its scaling, and how gradients are reduced."""
         extension = self._distlr
-        scaled, options = extension.formula.scaled, extension.hyperparameters.options
+        batch_schedule, options = extension.formula.batch_schedule, extension.hyperparameters.options
         follows = extension.hyperparameters.follows
         return {
             "optimizer": keras.saving.serialize_keras_object(extension.plain(self)),
-            "scaling": None if scaled is None else scaled.options(),
+            "scaling": None if batch_schedule is None else batch_schedule.options(),
             "scale": list(options.scale),
             "momentum_correction": options.momentum_correction,
             "follows": {name: keras.saving.serialize_keras_object(schedule) for name, schedule in follows.items()},

@@ -23,9 +23,9 @@ def formula_of(optimizer: Any) -> dict[str, Any]:
     try:
         config = optimizer.get_config()
     except (TypeError, ValueError, NotImplementedError):  # a schedule of the user's own that cannot be serialized
-        scaled = optimizer.distlr.formula.scaled
+        batch_schedule = optimizer.distlr.formula.batch_schedule
         name, schedule = optimizer.distlr.base_class.__name__, type(optimizer._learning_rate).__name__
-        scaling = None if scaled is None else scaled.options()
+        scaling = None if batch_schedule is None else batch_schedule.options()
         config = {"optimizer": {"class_name": name, "schedule": schedule}, "scaling": scaling}
     config.pop("reduction", None)  # earlier files do not have it
     return {name: value for name, value in _flattened(config) if name not in _SIZES}
@@ -43,6 +43,9 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
 
 def _flattened(value: Any, path: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
+        registered = str(value.get("registered_name") or "")
+        if registered.startswith("distlr>"):  # a class that was renamed keeps this name
+            value = {**value, "class_name": registered.removeprefix("distlr>")}
         inside = [(key, part) for key, part in value.items() if key not in _NAMES]
         return [pair for key, part in inside for pair in _flattened(part, f"{path}.{key}" if path else str(key))]
     if isinstance(value, (list, tuple)):

@@ -12,7 +12,7 @@ import tensorflow as tf
 from distlr._utils.checks import counted
 from distlr.communicators.topology import Topology
 from distlr.errors import ConfigurationError, DistributionError
-from distlr.schedules import Scaled
+from distlr.schedules import GlobalBatchSchedule
 from distlr.startup.launcher import detect
 
 __all__ = ["connect", "fit_to_launcher", "warn_of_restored_schedule"]
@@ -89,7 +89,7 @@ def warn_of_restored_schedule(optimizer: Any, topology: Topology) -> None:
     Nothing is recomputed: its batch was written by hand, and what the model is fed with now may be of that size.
     """
     rate = getattr(optimizer, "_learning_rate", None)
-    if not isinstance(rate, Scaled) or not rate.restored or "total" in rate.batch.to_dict():
+    if not isinstance(rate, GlobalBatchSchedule) or not rate.restored or "total" in rate.batch.to_dict():
         return
     if rate.batch.replicas not in (1, topology.replicas):
         _log.warning(
@@ -108,7 +108,7 @@ def warn_of_restored_schedule(optimizer: Any, topology: Topology) -> None:
 def _fit(optimizer: Any, topology: Topology, *, is_root: bool) -> bool:
     """Recomputes the batch, and from the base all that is scaled for it; whether anything had to be."""
     extension = optimizer.distlr
-    batch, before = extension.batch, extension.formula.scaled
+    batch, before = extension.batch, extension.formula.batch_schedule
     if batch is None or (batch.replicas, batch.local_replicas) == (topology.replicas, topology.local_replicas):
         return False
     saved, here = counted(batch.replicas, "replica"), counted(topology.replicas, "replica")
@@ -119,19 +119,21 @@ def _fit(optimizer: Any, topology: Topology, *, is_root: bool) -> bool:
             "with the job that trains: job.optimizer(optimizer, job.batch(...))."
         )
     try:
-        scaled = before.for_batch(batch.replace(replicas=topology.replicas, local_replicas=topology.local_replicas))
-        values = extension.hyperparameters.options.checked(extension.plain(optimizer), scaled)
+        batch_schedule = before.for_batch(
+            batch.replace(replicas=topology.replicas, local_replicas=topology.local_replicas)
+        )
+        values = extension.hyperparameters.options.checked(extension.plain(optimizer), batch_schedule)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"The optimizer '{optimizer.name}' was saved on {saved}, as {batch!r}, and cannot train on {here}: {error}"
         ) from error
     changes = {
-        "per replica": (batch.per_replica, scaled.batch.per_replica),
-        "batch": (batch.size, scaled.batch.size),
-        "factor": (before.factor, scaled.factor),
+        "per replica": (batch.per_replica, batch_schedule.batch.per_replica),
+        "batch": (batch.size, batch_schedule.batch.size),
+        "factor": (before.factor, batch_schedule.factor),
         **{name: (getattr(optimizer, name), value) for name, value in values.items()},
     }
-    extension.use(optimizer, scaled, values)
+    extension.use(optimizer, batch_schedule, values)
     if is_root:
         different = [f"{name} {old:.6g} -> {new:.6g}" for name, (old, new) in changes.items() if old != new]
         _log.info("%s: saved for %s, here %s: %s.", optimizer.name, saved, here, ", ".join(different) or "no change")

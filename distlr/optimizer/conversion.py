@@ -25,7 +25,7 @@ from distlr.optimizer.loss_scale import AgreedLossScaleOptimizer, make_loss_scal
 from distlr.optimizer.rate_formula import RateFormula
 from distlr.optimizer.reduction import Reduction
 from distlr.optimizer.state_variables import StateVariables, saved_name
-from distlr.schedules.scaled import Scaled, options_from_config
+from distlr.schedules.global_batch_schedule import GlobalBatchSchedule, options_from_config
 from distlr.schedules.schedule import as_float64
 
 __all__ = ["adopt", "adopt_from_config", "strip"]
@@ -57,7 +57,7 @@ def adopt(
     Args:
         optimizer: a plain optimizer of Keras 3, or a `LossScaleOptimizer` around one.
         batch: the global batch.
-        scaling: the arguments of `schedules.Scaled`; None stands for one that was not given.
+        scaling: the arguments of `schedules.GlobalBatchSchedule`; None stands for one that was not given.
         reduction: what the gradients of several ranks become; see `connection.connect`.
         **extras: what `optimizer.hyperparameters.HyperparameterOptions` has.
 
@@ -76,20 +76,21 @@ def adopt(
     options = HyperparameterOptions(**extras)
     schedule = base_rate(optimizer)
     if batch is not None:
-        scaled = Scaled(schedule, batch, **arguments)
-        rate_at: Callable[[tf.Tensor], tf.Tensor] = scaled.at
+        batch_schedule = GlobalBatchSchedule(schedule, batch, **arguments)
+        rate_at: Callable[[tf.Tensor], tf.Tensor] = batch_schedule.at
     else:
         _check_unscaled({**arguments, **options.scaling()})
-        # A `Scaled` counts its base steps itself; its `at` would mistake Keras' steps for them.
-        scaled, rate_at = None, schedule.at_step if isinstance(schedule, Scaled) else as_float64(schedule)
-    values = options.checked(optimizer, scaled)
+        # A `GlobalBatchSchedule` counts its base steps itself; its `at` would mistake Keras' steps for them.
+        counts_base_steps = isinstance(schedule, GlobalBatchSchedule)
+        batch_schedule, rate_at = None, schedule.at_step if counts_base_steps else as_float64(schedule)
+    values = options.checked(optimizer, batch_schedule)
     strategy = tf.distribute.get_strategy()
     variables = StateVariables(strategy, _tracking(optimizer))
     base_values = {name: getattr(optimizer, name) for name in values}
     extension = OptimizerExtension(
         type(optimizer),
         strategy,
-        RateFormula(rate_at, scaled, variables, optimizer._iterations),
+        RateFormula(rate_at, batch_schedule, variables, optimizer._iterations),
         GradientPipeline(strategy, reduction or Reduction()),
         variables,
         HyperparameterValues(options, base_values, values, variables),
@@ -200,20 +201,20 @@ def strip(model: Any) -> Any:
 def _give_back(optimizer: Any) -> None:
     """Makes an adopted optimizer one of its own class again."""
     extension: OptimizerExtension = optimizer.distlr
-    scaled = extension.formula.scaled
+    batch_schedule = extension.formula.batch_schedule
     rate, samples = float(extension.formula.learning_rate), extension.formula.samples_seen
     if isinstance(optimizer._learning_rate, keras.Variable):
         optimizer._learning_rate.assign(rate)
-        if scaled is not None and scaled.factor != 1:
+        if batch_schedule is not None and batch_schedule.factor != 1:
             _log.info(
                 "The plain optimizer's rate, %g, is that of the batch of %d: %g times that of the base batch of %d.",
                 rate,
-                scaled.batch.size,
-                scaled.factor,
-                scaled.batch.base_batch,
+                batch_schedule.batch.size,
+                batch_schedule.factor,
+                batch_schedule.batch.base_batch,
             )
-    if scaled is not None and scaled.clock == "samples":
-        batch = scaled.batch
+    if batch_schedule is not None and batch_schedule.clock == "samples":
+        batch = batch_schedule.batch
         optimizer._iterations.assign(round(samples / batch.base_batch) * batch.accumulation)
     for name, value in extension.hyperparameters.base_values.items():
         setattr(optimizer, name, value)

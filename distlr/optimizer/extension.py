@@ -18,7 +18,7 @@ from distlr.optimizer.hyperparameter_values import HyperparameterValues
 from distlr.optimizer.rate_formula import RateFormula
 from distlr.optimizer.state_storage import StateStorage
 from distlr.optimizer.state_variables import StateVariables
-from distlr.schedules import Scaled
+from distlr.schedules import GlobalBatchSchedule
 
 __all__ = ["OptimizerExtension"]
 
@@ -103,11 +103,11 @@ class OptimizerExtension:
     @property
     def follows_clock(self) -> bool:
         """Whether the rate changes by itself as the clock in samples moves on: a schedule, a warmup."""
-        scaled = self.formula.scaled
-        if scaled is None or scaled.clock != "samples":
+        batch_schedule = self.formula.batch_schedule
+        if batch_schedule is None or batch_schedule.clock != "samples":
             return False
-        schedules = [scaled.schedule, *self.hyperparameters.follows.values()]
-        return scaled.has_warmup or any(getattr(schedule, "over_time", True) for schedule in schedules)
+        schedules = [batch_schedule.schedule, *self.hyperparameters.follows.values()]
+        return batch_schedule.has_warmup or any(getattr(schedule, "over_time", True) for schedule in schedules)
 
     @property
     def spans_processes(self) -> bool:
@@ -141,12 +141,12 @@ class OptimizerExtension:
             with formula.cache.holding(rate), hyperparameters.following(functools.partial(formula.time, samples)):
                 yield
         self.gradients.record(rate, updates)
-        hyperparameters.remember(rate, formula.time(samples), formula.scaled, updates)
+        hyperparameters.remember(rate, formula.time(samples), formula.batch_schedule, updates)
         formula.advance(samples, updates)
 
-    def use(self, optimizer: Any, scaled: Scaled, values: Mapping[str, float]) -> None:
+    def use(self, optimizer: Any, batch_schedule: GlobalBatchSchedule, values: Mapping[str, float]) -> None:
         """Replaces the formula by that of another batch, with what else is scaled, before the first step."""
-        self.formula.use(scaled)
+        self.formula.use(batch_schedule)
         self.hyperparameters.use(values)
         for name, value in values.items():
             setattr(optimizer, name, value)

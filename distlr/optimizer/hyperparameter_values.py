@@ -13,7 +13,7 @@ import tensorflow as tf
 from distlr.optimizer.hyperparameters import HyperparameterOptions, Multipliers
 from distlr.optimizer.learning_rate import RateCache
 from distlr.optimizer.state_variables import StateVariables
-from distlr.schedules import Scaled
+from distlr.schedules import GlobalBatchSchedule
 from distlr.schedules.schedule import as_float64
 
 __all__ = ["HyperparameterValues"]
@@ -91,11 +91,13 @@ class HyperparameterValues:
             factors.append(scheduled_momentum / momentum)
         return functools.reduce(tf.multiply, factors) if factors else None
 
-    def remember(self, rate: tf.Tensor, time: tf.Tensor, scaled: Scaled | None, updates: tf.Tensor | None) -> None:
+    def remember(
+        self, rate: tf.Tensor, time: tf.Tensor, batch_schedule: GlobalBatchSchedule | None, updates: tf.Tensor | None
+    ) -> None:
         """Keeps the rate of this update for the next one, while the warmup climbs; then 0."""
-        if self._previous_rate is None or scaled is None:
+        if self._previous_rate is None or batch_schedule is None:
             return
-        kept = tf.where(scaled.climbs(time), tf.cast(rate, tf.float64), 0.0)
+        kept = tf.where(batch_schedule.climbs(time), tf.cast(rate, tf.float64), 0.0)
         self._previous_rate.assign(kept if updates is None else tf.where(updates, kept, self._previous_rate))
 
     def _correction(self, rate: tf.Tensor) -> tf.Tensor:

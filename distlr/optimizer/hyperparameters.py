@@ -10,10 +10,9 @@ from typing import Any
 import keras
 
 from distlr._utils.checks import not_negative_real
-from distlr.batch.global_batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.scaling import rules
-from distlr.schedules import Scaled
+from distlr.schedules import GlobalBatchSchedule
 from distlr.schedules.schedule import check_is_schedule
 
 __all__ = ["SCALES", "HyperparameterOptions", "Multipliers"]
@@ -51,24 +50,22 @@ class HyperparameterOptions:
         schedules = {"weight_decay": self.weight_decay_schedule, "momentum": self.momentum_schedule}
         return {name: schedule for name, schedule in schedules.items() if schedule is not None}
 
-    def checked(self, optimizer: Any, scaled: Scaled | None) -> dict[str, float]:
+    def checked(self, optimizer: Any, batch_schedule: GlobalBatchSchedule | None) -> dict[str, float]:
         """The scaled value of each attribute of a plain optimizer, once nothing that is asked for is impossible.
 
         Raises:
             ConfigurationError, ConfigurationTypeError: the optimizer has no such thing, or it cannot be changed so.
         """
         values: dict[str, float] = {}
-        if scaled is not None:
-            values = _scaled_values(optimizer, self.scale, scaled.batch, scaled.rule, scaled.factor)
+        if batch_schedule is not None:
+            values = _scaled_values(optimizer, self.scale, batch_schedule)
             if self.momentum_correction:
-                _check_momentum_correction(optimizer, scaled.warmup)
+                _check_momentum_correction(optimizer, batch_schedule.warmup)
         _check_follows(optimizer, self.weight_decay_schedule, self.momentum_schedule)
         return values
 
 
-def _scaled_values(
-    optimizer: Any, scale: Sequence[str], batch: GlobalBatch, rule: Any, factor: float
-) -> dict[str, float]:
+def _scaled_values(optimizer: Any, scale: Sequence[str], batch_schedule: GlobalBatchSchedule) -> dict[str, float]:
     """The scaled value of each attribute of a plain optimizer.
 
     - betas: `beta_1`, `beta_2` and `epsilon` of the Adam family, under the sqrt rule (`rules.adam_beta`).
@@ -84,6 +81,7 @@ def _scaled_values(
     for name in scale:
         if name not in SCALES:
             raise ConfigurationError(received("scale", name, f"made of {', '.join(map(repr, SCALES))}"))
+    rule, batch = batch_schedule.rule, batch_schedule.batch
     k = batch.ratio
     values: dict[str, float] = {}
     if "betas" in scale:
@@ -98,7 +96,7 @@ def _scaled_values(
     if "weight_decay" in scale:
         if not optimizer.weight_decay:
             raise ConfigurationError(_lacks(optimizer, "weight_decay", "has no weight decay"))
-        values["weight_decay"] = rules.weight_decay(optimizer.weight_decay, k, factor)
+        values["weight_decay"] = rules.weight_decay(optimizer.weight_decay, k, batch_schedule.factor)
     if "ema" in scale:
         if not optimizer.use_ema:
             raise ConfigurationError(_lacks(optimizer, "ema", "has no moving average (use_ema=False)"))

@@ -17,7 +17,7 @@ from distlr.batch.global_batch import GlobalBatch
 from distlr.errors import ConfigurationError
 from distlr.optimizer.learning_rate import LearningRate, RateCache, check_rate
 from distlr.optimizer.state_variables import CLIMB, NO_CLIMB, StateVariables
-from distlr.schedules import Scaled
+from distlr.schedules import GlobalBatchSchedule
 from distlr.schedules.schedule import at_each
 
 __all__ = ["RateFormula", "Reading"]
@@ -59,7 +59,7 @@ class RateFormula:
 
     Args:
         rate_at: the function time -> rate, without the multiplier; float64 in and out.
-        scaled: the schedule that is scaled for the global batch, or None without a batch.
+        batch_schedule: the schedule for the global batch, or None without a batch.
         variables: hold the multiplier, the clock and the climb.
         iterations: Keras' own count of steps, an int variable.
 
@@ -72,8 +72,8 @@ class RateFormula:
 
     >>> from distlr.schedules import Cosine
     >>> variables = StateVariables(tf.distribute.get_strategy(), lambda variable, name: None)
-    >>> scaled = Scaled(Cosine(0.5, steps=100), GlobalBatch(8, replicas=1, base_batch=4))
-    >>> formula = RateFormula(scaled.at, scaled, variables, keras.Variable(0, dtype="int64"))
+    >>> batch_schedule = GlobalBatchSchedule(Cosine(0.5, steps=100), GlobalBatch(8, replicas=1, base_batch=4))
+    >>> formula = RateFormula(batch_schedule.at, batch_schedule, variables, keras.Variable(0, dtype="int64"))
     >>> formula.multiply_rate(0.5)
     >>> formula.reading()
     Reading(rate=0.5, multiplier=0.5, samples_seen=0, iterations=0, in_warmup=False)
@@ -82,12 +82,12 @@ class RateFormula:
     def __init__(
         self,
         rate_at: Callable[[tf.Tensor], tf.Tensor],
-        scaled: Scaled | None,
+        batch_schedule: GlobalBatchSchedule | None,
         variables: StateVariables,
         iterations: Any,
     ) -> None:
         self.rate_at = rate_at
-        self.scaled = scaled
+        self.batch_schedule = batch_schedule
         self.iterations = iterations
         self.cache = RateCache()
         self.in_graph = False
@@ -102,12 +102,12 @@ class RateFormula:
     @property
     def batch(self) -> GlobalBatch | None:
         """The global batch that the rate is scaled for, or None."""
-        return None if self.scaled is None else self.scaled.batch
+        return None if self.batch_schedule is None else self.batch_schedule.batch
 
     @property
     def factor(self) -> float:
         """The scaling rule's factor; 1 without a batch."""
-        return 1.0 if self.scaled is None else self.scaled.factor
+        return 1.0 if self.batch_schedule is None else self.batch_schedule.factor
 
     @property
     def multiplier(self) -> float:
@@ -178,7 +178,7 @@ class RateFormula:
 
     def explain(self) -> dict[str, Any]:
         """The parts of the formula as plain numbers."""
-        parts = {"factor": 1.0, "clock": "steps"} if self.scaled is None else self.scaled.explain()
+        parts = {"factor": 1.0, "clock": "steps"} if self.batch_schedule is None else self.batch_schedule.explain()
         climb = self._variables.find(CLIMB)
         names = ("from_sample", "samples", "share")
         reading = self.reading()
@@ -293,9 +293,9 @@ class RateFormula:
         start = [float(self.samples_seen), float(samples), float(share)]
         self._variables.get(CLIMB, NO_CLIMB).assign(start)
 
-    def use(self, scaled: Scaled) -> None:
-        """Replaces the scaled schedule by that of another batch, before the first step."""
-        self.scaled, self.rate_at = scaled, scaled.at
+    def use(self, batch_schedule: GlobalBatchSchedule) -> None:
+        """Replaces the schedule by that of another batch, before the first step."""
+        self.batch_schedule, self.rate_at = batch_schedule, batch_schedule.at
         self._reading_graphs.clear()
 
     # -- in a graph ------------------------------------------------------------------------------------
@@ -312,9 +312,9 @@ class RateFormula:
     def time(self, samples: tf.Tensor | None = None, step: tf.Tensor | None = None) -> tf.Tensor:
         """The time that the schedule is asked at, float64: at a clock and a step, by default those of now."""
         step = tf.convert_to_tensor(self.iterations) if step is None else step
-        if self.scaled is None:
+        if self.batch_schedule is None:
             return tf.cast(step, tf.float64)
-        return self.scaled.time(step, self.samples() if samples is None else samples)
+        return self.batch_schedule.time(step, self.samples() if samples is None else samples)
 
     def rate(self, samples: tf.Tensor | None = None, step: tf.Tensor | None = None) -> tf.Tensor:
         """The rate at a clock and a step, in Keras' float type."""
@@ -351,7 +351,7 @@ class RateFormula:
     def _reading_tensors(self, last: bool) -> tuple[tf.Tensor, ...]:
         """The tensors of a `Reading`, with the rate of the next update or of the last one."""
         samples = self.samples()
-        climbs = tf.constant(False) if self.scaled is None else self.scaled.climbs(self.time(samples))
+        climbs = tf.constant(False) if self.batch_schedule is None else self.batch_schedule.climbs(self.time(samples))
         values = (self.rate(*self._moment(last)), self._variables.multiplier, samples, self.iterations, climbs)
         return tuple(tf.identity(tf.convert_to_tensor(value)) for value in values)
 
@@ -387,9 +387,9 @@ class RateFormula:
 
         def compute(last: bool) -> float:
             moment = self._moment(last)
-            if self.scaled is None:
+            if self.batch_schedule is None:
                 return float(self.without_multiplier(*moment))
-            return float(self.scaled.base_at(self.time(*moment)))
+            return float(self.batch_schedule.base_at(self.time(*moment)))
 
         return self._next_or_last(compute)
 

@@ -4,11 +4,13 @@ Keras' own (`ExponentialDecay`, `PolynomialDecay`, `InverseTimeDecay`, ...) are 
 """
 
 import distlr._utils.keras_setup  # noqa: F401  (checks the installation first)
-from distlr.schedules.compose import Floor, Join, Repeat, Scale, Shift
+from distlr._utils.renamed import aliases
+from distlr.schedules.compose import Floor, Join, Multiply, Repeat, Shift
 from distlr.schedules.constant import Constant
 from distlr.schedules.cosine import Cosine
 from distlr.schedules.cosine_restarts import CosineRestarts
 from distlr.schedules.cyclic import Cyclic
+from distlr.schedules.global_batch_schedule import GlobalBatchSchedule, scale
 from distlr.schedules.interpolated import Interpolated
 from distlr.schedules.inverse_sqrt import InverseSqrt
 from distlr.schedules.multi_step import MultiStep
@@ -16,7 +18,6 @@ from distlr.schedules.of_progress import OfProgress
 from distlr.schedules.one_cycle import OneCycle
 from distlr.schedules.per_epoch import PerEpoch
 from distlr.schedules.registry import fill_names, get, to_dict
-from distlr.schedules.scaled import Scaled, scale
 from distlr.schedules.schedule import Schedule
 from distlr.schedules.tanh import Tanh
 from distlr.schedules.warmup import Warmup
@@ -28,16 +29,16 @@ __all__ = [
     "CosineRestarts",
     "Cyclic",
     "Floor",
+    "GlobalBatchSchedule",
     "Interpolated",
     "InverseSqrt",
     "Join",
     "MultiStep",
+    "Multiply",
     "OfProgress",
     "OneCycle",
     "PerEpoch",
     "Repeat",
-    "Scale",
-    "Scaled",
     "Schedule",
     "Shift",
     "Tanh",
@@ -49,3 +50,5 @@ __all__ = [
 ]
 
 fill_names(globals()[name] for name in __all__)
+
+__getattr__ = aliases(__name__, {"Scale": "Multiply", "Scaled": "GlobalBatchSchedule"})

@@ -15,7 +15,7 @@ from distlr._utils.checks import finite_real, not_negative_real, positive_real
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.schedules.schedule import Schedule, as_float64, check_is_schedule, divided, increasing, passed
 
-__all__ = ["Floor", "Join", "Repeat", "Scale", "Shift"]
+__all__ = ["Floor", "Join", "Multiply", "Repeat", "Shift"]
 
 
 def _checked(argument: str, schedule: Any) -> Any:
@@ -96,8 +96,8 @@ class Floor(_Around):
         return tf.maximum(self._inner(t), self.floor)
 
 
-@keras.saving.register_keras_serializable("distlr")
-class Scale(_Around):
+@keras.saving.register_keras_serializable("distlr", "Scale")  # the name in saved files
+class Multiply(_Around):
     """`lr(t) = factor * schedule(t)`. (For the global batch it is `distlr.scale` that knows the factor.)
 
     Args:
@@ -105,7 +105,7 @@ class Scale(_Around):
         factor: at least 0.
 
     >>> from distlr.schedules import Constant
-    >>> float(Scale(Constant(0.5), 3)(0))
+    >>> float(Multiply(Constant(0.5), 3)(0))
     1.5
     """
 

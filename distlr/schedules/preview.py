@@ -11,7 +11,7 @@ import numpy as np
 from distlr.batch.global_batch import GlobalBatch
 from distlr.errors import ConfigurationError, received
 from distlr.scaling.rules import Rule, rule_name
-from distlr.schedules import Constant, Scaled
+from distlr.schedules import Constant, GlobalBatchSchedule
 from distlr.schedules.schedule import at_each
 
 __all__ = ["Curve", "Mark", "plan", "wrong_steps"]
@@ -53,7 +53,7 @@ class Curve:
     """
 
     batch: GlobalBatch
-    schedule: Scaled
+    schedule: GlobalBatchSchedule
     epochs: np.ndarray
     rates: np.ndarray
     marks: list[Mark]
@@ -74,7 +74,7 @@ def plan(
 ) -> list[Curve]:
     """Evaluates the formula over a run, without training.
 
-    `lr(t) = schedule(t) * factor(k) * warmup(t)` with `t` in base steps; see `schedules.Scaled`.
+    `lr(t) = schedule(t) * factor(k) * warmup(t)` with `t` in base steps; see `schedules.GlobalBatchSchedule`.
 
     Args:
         schedule: the schedule for the base batch: a Keras schedule, or a number.
@@ -84,7 +84,7 @@ def plan(
         epochs: the length of the run; by default the batch's `duration`.
 
     Raises:
-        ConfigurationError: the length of the run or of an epoch is not known; or what `Scaled` refuses.
+        ConfigurationError: the length of the run or of an epoch is not known; or what `GlobalBatchSchedule` refuses.
 
     >>> from distlr.schedules import Cosine
     >>> batches = [GlobalBatch(64, replicas=n, base_batch=64, samples_per_epoch=6_400) for n in (1, 8)]
@@ -107,23 +107,23 @@ def _curve(schedule: Any, batch: GlobalBatch, rule: Rule, warmup: str | None, ep
     if not epochs > 0:
         raise ConfigurationError(received("epochs", epochs, "above 0"))
     schedule = Constant(schedule) if isinstance(schedule, (int, float)) else schedule
-    scaled = Scaled(schedule, batch, rule, warmup)
+    batch_schedule = GlobalBatchSchedule(schedule, batch, rule, warmup)
     times = np.linspace(0.0, epochs, _POINTS)
-    rates = _rates(scaled, batch, times)
-    marks = _jumps(scaled, batch, times, rates)
-    if scaled.warmup is not None and scaled.explain()["warmup"] is not None:
-        marks.append(Mark(float(batch.to_epochs(scaled.warmup)), "the warmup ends"))
+    rates = _rates(batch_schedule, batch, times)
+    marks = _jumps(batch_schedule, batch, times, rates)
+    if batch_schedule.warmup is not None and batch_schedule.explain()["warmup"] is not None:
+        marks.append(Mark(float(batch.to_epochs(batch_schedule.warmup)), "the warmup ends"))
     marks.sort(key=lambda mark: mark.epoch)
-    return Curve(batch, scaled, times, rates, marks, _warnings(scaled, batch, times, rates))
+    return Curve(batch, batch_schedule, times, rates, marks, _warnings(batch_schedule, batch, times, rates))
 
 
-def _rates(scaled: Scaled, batch: GlobalBatch, epochs: np.ndarray) -> np.ndarray:
+def _rates(batch_schedule: GlobalBatchSchedule, batch: GlobalBatch, epochs: np.ndarray) -> np.ndarray:
     samples = epochs * float(batch.samples_per_epoch or 0)
-    rates: np.ndarray = at_each(scaled.at, np.asarray(samples / batch.base_batch, np.float64))
+    rates: np.ndarray = at_each(batch_schedule.at, np.asarray(samples / batch.base_batch, np.float64))
     return rates
 
 
-def _jumps(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.ndarray) -> list[Mark]:
+def _jumps(batch_schedule: GlobalBatchSchedule, batch: GlobalBatch, times: np.ndarray, rates: np.ndarray) -> list[Mark]:
     """Where the rate changes in one step, to the step: boundaries, and restarts of a cycle."""
     marks = []
     changes = np.diff(rates)
@@ -131,15 +131,17 @@ def _jumps(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.ndar
         low, high = times[i], times[i + 1]
         while high - low > 1.0 / batch.updates_per_epoch / 64:
             middle = (low + high) / 2
-            half = _rates(scaled, batch, np.array([middle]))[0]
+            half = _rates(batch_schedule, batch, np.array([middle]))[0]
             low, high = (middle, high) if abs(half - rates[i]) < abs(half - rates[i + 1]) else (low, middle)
-        step = abs(np.diff(_rates(scaled, batch, np.array([low, high])))[0])
+        step = abs(np.diff(_rates(batch_schedule, batch, np.array([low, high])))[0])
         if step > 0.5 * abs(changes[i]):  # in one step, and not only steep
             marks.append(Mark(float(high), f"the rate {'falls' if changes[i] < 0 else 'rises'} in one step"))
     return marks
 
 
-def _warnings(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.ndarray) -> list[str]:
+def _warnings(
+    batch_schedule: GlobalBatchSchedule, batch: GlobalBatch, times: np.ndarray, rates: np.ndarray
+) -> list[str]:
     warnings, end = [], float(times[-1])
     peak = rates.max()
     stretches = _stretches(rates < _TINY)
@@ -149,22 +151,22 @@ def _warnings(scaled: Scaled, batch: GlobalBatch, times: np.ndarray, rates: np.n
         more = f", and in {len(stretches) - 1} stretches more" if len(stretches) > 1 else ""
         where = f"from epoch {times[start]:.4g} {until}{more}"
         warnings.append(f"The rate is under {_TINY:g} {where}: nothing is learned there.")
-    if scaled.warmup is not None and float(batch.to_epochs(scaled.warmup)) > end / 2:
-        warnings.append(f"The warmup of {scaled.warmup} is more than half of the run of {end:g} epochs.")
+    if batch_schedule.warmup is not None and float(batch.to_epochs(batch_schedule.warmup)) > end / 2:
+        warnings.append(f"The warmup of {batch_schedule.warmup} is more than half of the run of {end:g} epochs.")
     above_end = np.flatnonzero(rates > rates[-1] * (1 + 1e-9) + 1e-15)
     last = float(times[above_end[-1]]) if above_end.size else 0.0
     if peak > rates[-1] and last < 0.9 * end:
         warnings.append(f"The rate has reached its end, {rates[-1]:g}, at epoch {last:.4g} of {end:g}.")
-    later = _rates(scaled, batch, np.array([1.5 * end]))[0]
+    later = _rates(batch_schedule, batch, np.array([1.5 * end]))[0]
     if later < 0.5 * rates[-1] and rates[-1] > 0.05 * peak:
         warnings.append(
             f"The rate still falls after the run: {rates[-1]:.4g} at its end, {later:.4g} half a run later."
         )
-    wrong = wrong_steps(scaled, end)
+    wrong = wrong_steps(batch_schedule, end)
     warnings += [] if wrong is None else [wrong]
-    limit, source = _SUPPORTED.get(rule_name(scaled.rule), (None, ""))
+    limit, source = _SUPPORTED.get(rule_name(batch_schedule.rule), (None, ""))
     if limit is not None and batch.ratio > limit:
-        name = rule_name(scaled.rule)
+        name = rule_name(batch_schedule.rule)
         warnings.append(
             f"k = {batch.ratio:g} is beyond what is known to work with the {name} rule, {limit} ({source})."
         )
@@ -177,24 +179,25 @@ def _stretches(where: np.ndarray) -> list[tuple[int, int]]:
     return [(first, end - 1) for first, end in edges.reshape(-1, 2).tolist() if end - first > 1]
 
 
-def wrong_steps(scaled: Scaled, epochs: float) -> str | None:
+def wrong_steps(batch_schedule: GlobalBatchSchedule, epochs: float) -> str | None:
     """A warning about a schedule that seems to be written in steps of the global batch, although time is in base steps.
 
     Args:
-        scaled: the formula.
+        batch_schedule: the formula.
         epochs: the length of the run.
 
     >>> import keras
     >>> batch = GlobalBatch(64, replicas=8, base_batch=64, samples_per_epoch=6_400)
-    >>> wrong_steps(Scaled(keras.optimizers.schedules.CosineDecay(0.1, 1_125), batch), epochs=90).partition(";")[0]
+    >>> cosine = keras.optimizers.schedules.CosineDecay
+    >>> wrong_steps(GlobalBatchSchedule(cosine(0.1, 1_125), batch), epochs=90).partition(";")[0]
     'decay_steps=1125 is the run in steps of the batch of 512'
-    >>> wrong_steps(Scaled(keras.optimizers.schedules.CosineDecay(0.1, 9_000), batch), epochs=90)  # as it should be
+    >>> wrong_steps(GlobalBatchSchedule(cosine(0.1, 9_000), batch), epochs=90)  # as it should be
     """
-    batch, schedule = scaled.batch, scaled.schedule
+    batch, schedule = batch_schedule.batch, batch_schedule.schedule
     name = next((name for name in ("decay_steps", "steps") if hasattr(schedule, name)), "")
     steps = getattr(schedule, name, None)
     ratio = float(batch.ratio)
-    if batch.samples_per_epoch is None or scaled.clock != "samples" or abs(ratio - 1) < 0.01:
+    if batch.samples_per_epoch is None or batch_schedule.clock != "samples" or abs(ratio - 1) < 0.01:
         return None
     if not isinstance(steps, (int, float)):
         return None

@@ -107,9 +107,13 @@ def broadcast_optimizer(communicator: Communicator, optimizer: Any) -> None:
 
 def _formula(core: AdoptedOptimizer) -> dict[str, Any] | None:
     """The parts of the formula that must be equal on all ranks; None where nothing is scaled."""
-    if core.distlr.formula.scaled is None:
+    if core.distlr.formula.batch_schedule is None:
         return None
-    return {name: value for name, value in core.distlr.formula.scaled.explain().items() if not name.endswith("_rate")}
+    return {
+        name: value
+        for name, value in core.distlr.formula.batch_schedule.explain().items()
+        if not name.endswith("_rate")
+    }
 
 
 def broadcast_variables(communicator: Communicator, variables: Sequence[Any], *, tag: str) -> None:

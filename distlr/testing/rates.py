@@ -80,14 +80,14 @@ def _rate_of(target: Any, batch: GlobalBatch) -> Callable[[Duration, str], float
     import keras  # isort: skip
     import tensorflow as tf  # isort: skip
 
-    from distlr.schedules import Scaled
+    from distlr.schedules import GlobalBatchSchedule
     from distlr.schedules.schedule import as_float64, check_is_schedule
 
     multiplier = 1.0
     if is_adopted(target):
         optimizer = unwrap_loss_scale(target)
         formula = optimizer.distlr.formula
-        rate_at, scaled, multiplier = formula.rate_at, formula.scaled, formula.multiplier
+        rate_at, batch_schedule, multiplier = formula.rate_at, formula.batch_schedule, formula.multiplier
     elif isinstance(target, keras.optimizers.Optimizer):
         raise ConfigurationTypeError(
             received(
@@ -99,11 +99,13 @@ def _rate_of(target: Any, batch: GlobalBatch) -> Callable[[Duration, str], float
         )
     else:
         check_is_schedule(target, "target")
-        scaled = target if isinstance(target, Scaled) else None
+        batch_schedule = target if isinstance(target, GlobalBatchSchedule) else None
         rate_at = as_float64(target)
-    if scaled is not None and scaled.batch != batch:
+    if batch_schedule is not None and batch_schedule.batch != batch:
         raise ConfigurationError(
-            received("batch", batch, f"that of the target, {scaled.batch!r}", "pass the one that it was made with")
+            received(
+                "batch", batch, f"that of the target, {batch_schedule.batch!r}", "pass the one that it was made with"
+            )
         )
 
     def rate(duration: Duration, argument: str) -> float:
@@ -111,8 +113,8 @@ def _rate_of(target: Any, batch: GlobalBatch) -> Callable[[Duration, str], float
         updates = batch.to_updates(duration, argument=argument)
         samples = batch.samples_at(updates) if isinstance(updates, int) else batch.to_samples(duration)
         steps, samples = _float64(tf, updates * batch.accumulation), _float64(tf, samples)
-        if scaled is not None:
-            time = scaled.time(steps, samples)
+        if batch_schedule is not None:
+            time = batch_schedule.time(steps, samples)
         else:
             time = steps if is_adopted(target) else samples / batch.base_batch
         return float(rate_at(time)) * multiplier

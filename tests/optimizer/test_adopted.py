@@ -114,7 +114,7 @@ def test_a_users_getattr_is_asked_first():
 
 OLD_NAMES = {
     "batch": lambda extension: extension.batch,
-    "schedule": lambda extension: extension.formula.scaled,
+    "schedule": lambda extension: extension.formula.batch_schedule,
     "in_warmup": lambda extension: extension.formula.in_warmup,
     "gradient_norm": lambda extension: extension.gradients.norm,
     "gradient_reducer": lambda extension: extension.gradients.reducer,

@@ -11,7 +11,7 @@ from distlr.batch.global_batch import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError
 from distlr.optimizer.rate_formula import RateFormula
 from distlr.optimizer.state_variables import StateVariables
-from distlr.schedules import Constant, Cosine, Scaled
+from distlr.schedules import Constant, Cosine, GlobalBatchSchedule
 
 BATCH = GlobalBatch(8, replicas=2, base_batch=4)  # k = 4; an update passes 16 samples, which are 4 base steps
 
@@ -21,7 +21,7 @@ def variables() -> StateVariables:
 
 
 def formula(schedule=None, batch=BATCH, **options) -> RateFormula:
-    scaled = Scaled(schedule or Cosine(0.1, steps=100), batch, **options)
+    scaled = GlobalBatchSchedule(schedule or Cosine(0.1, steps=100), batch, **options)
     return RateFormula(scaled.at, scaled, variables(), keras.Variable(0, dtype="int64"))
 
 

@@ -14,7 +14,7 @@ from shapes import SHAPES, numbers, shares
 
 from distlr import GlobalBatch
 from distlr.errors import ConfigurationError, ConfigurationTypeError
-from distlr.schedules import Constant, Cosine, OfProgress, Scaled, Schedule, Warmup, get, scale, to_dict
+from distlr.schedules import Constant, Cosine, GlobalBatchSchedule, OfProgress, Schedule, Warmup, get, scale, to_dict
 from distlr.schedules.registry import NAMES, time_arguments
 from distlr.schedules.schedule import as_float64, has_warmup
 
@@ -215,7 +215,7 @@ def test_every_shape_is_scaled_for_the_batch(name, data) -> None:
     inner = get(data.draw(SPECS[name]))
     batch = GlobalBatch(4, base_batch=2, samples_per_epoch=1000)
     scaled = scale(inner, batch)
-    assert isinstance(scaled, Scaled)
+    assert isinstance(scaled, GlobalBatchSchedule)
     step = 7
     t = batch.samples_at(step) / 2
     assert float(scaled.at_step(step)) == pytest.approx(2 * float(as_float64(inner)(tf.constant(t, tf.float64))))

@@ -15,7 +15,7 @@ from distlr.checkpoint.snapshot import TrainingStateSnapshot
 from distlr.errors import ConfigurationError, ConfigurationTypeError, received
 from distlr.job import Job
 from distlr.optimizer import AdoptedOptimizer, schedule_of, strategy_of, unwrap_loss_scale
-from distlr.schedules import Scaled
+from distlr.schedules import GlobalBatchSchedule
 from distlr.sync.broadcast import broadcast_state
 from distlr.tools.lr_finder.curve import RangeTest, Sweep
 
@@ -210,7 +210,7 @@ def _update(model: Any, batches: Iterator[Any]) -> float:
 
 def _factor(optimizer: Any) -> float:
     core = unwrap_loss_scale(optimizer)
-    scaled = core.distlr.formula.scaled if isinstance(core, AdoptedOptimizer) else None
-    if scaled is None and isinstance(schedule_of(core), Scaled):
-        scaled = schedule_of(core)  # by distlr.scale
-    return 1.0 if scaled is None else float(scaled.factor)
+    batch_schedule = core.distlr.formula.batch_schedule if isinstance(core, AdoptedOptimizer) else None
+    if batch_schedule is None and isinstance(schedule_of(core), GlobalBatchSchedule):
+        batch_schedule = schedule_of(core)  # by distlr.scale
+    return 1.0 if batch_schedule is None else float(batch_schedule.factor)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from distlr import GlobalBatch, scale
 from distlr.errors import ConfigurationError, ConfigurationTypeError
 from distlr.scaling.rules import linear
-from distlr.schedules import Constant, PerEpoch, Scaled
+from distlr.schedules import Constant, GlobalBatchSchedule, PerEpoch
 
 SHAPES = keras.optimizers.schedules
 EXACT = {"rel": 3e-7, "abs": 0.0}  # one rounding to float32
@@ -189,7 +189,9 @@ def test_a_class_is_not_taken_for_a_function_of_the_epoch():
 
 
 def test_the_explanation_of_a_warmup():
-    parts = Scaled(SHAPES.CosineDecay(0.1, 100), BATCH, "sqrt", warmup="0.5ep", warmup_shape="cosine").explain()
+    parts = GlobalBatchSchedule(
+        SHAPES.CosineDecay(0.1, 100), BATCH, "sqrt", warmup="0.5ep", warmup_shape="cosine"
+    ).explain()
     assert parts == {
         "base_rate": pytest.approx(0.1),
         "peak_rate": pytest.approx(0.2),

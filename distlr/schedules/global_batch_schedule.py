@@ -21,15 +21,15 @@ from distlr.schedules.per_epoch import PerEpoch
 from distlr.schedules.schedule import Schedule, check_has_no_warmup, divided, resolve
 from distlr.schedules.warmup import Warmup, check_shape, check_start
 
-__all__ = ["CLOCKS", "Scaled", "as_schedule", "scale"]
+__all__ = ["CLOCKS", "GlobalBatchSchedule", "as_schedule", "scale"]
 
 CLOCKS = ("samples", "steps")
 
 _log = logging.getLogger("distlr")
 
 
-@keras.saving.register_keras_serializable("distlr")
-class Scaled(Schedule):
+@keras.saving.register_keras_serializable("distlr", "Scaled")  # the name in saved files
+class GlobalBatchSchedule(Schedule):
     """`lr(t) = schedule(t) * factor(k) * warmup(t)`, with k = global batch / base batch.
 
     The optimizer of `job.optimizer` calls `at` with the result of `time`. A plain Keras optimizer calls it with its own
@@ -37,7 +37,7 @@ class Scaled(Schedule):
 
     >>> from distlr.schedules import Cosine
     >>> batch = GlobalBatch(64, replicas=4, base_batch=64, samples_per_epoch=6_400)
-    >>> rate = Scaled(Cosine(0.1, 1_000), batch, warmup="1ep")
+    >>> rate = GlobalBatchSchedule(Cosine(0.1, 1_000), batch, warmup="1ep")
     >>> rate.factor, [float(rate.at(tf.constant(t, tf.float64))) for t in (0, 500)]
     (4.0, [0.1, 0.2])
 
@@ -68,7 +68,7 @@ class Scaled(Schedule):
         clock: str = "samples",
     ) -> None:
         check_batch(batch)
-        if isinstance(schedule, Scaled):
+        if isinstance(schedule, GlobalBatchSchedule):
             raise ConfigurationError(
                 "The schedule is scaled for the global batch already; scaling twice would multiply the rate by "
                 f"{schedule.factor:g} once more. Fix: hand over the schedule of the one-GPU script, and scale "
@@ -197,15 +197,15 @@ class Scaled(Schedule):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Scaled:
+    def from_config(cls, config: dict[str, Any]) -> GlobalBatchSchedule:
         """The schedule whose `get_config` this is."""
         config = dict(config)
         schedule = keras.saving.deserialize_keras_object(config.pop("schedule"))
-        scaled = cls(schedule, **options_from_config(config))
-        scaled.restored = True
-        return scaled
+        batch_schedule = cls(schedule, **options_from_config(config))
+        batch_schedule.restored = True
+        return batch_schedule
 
-    def for_batch(self, batch: GlobalBatch) -> Scaled:
+    def for_batch(self, batch: GlobalBatch) -> GlobalBatchSchedule:
         """The same for another batch.
 
         Raises:
@@ -216,7 +216,7 @@ class Scaled(Schedule):
         (4.0, 1.0)
         """
         again = (self.rule, self.warmup, self.warmup_from, self.warmup_shape, self.clock)
-        return Scaled(self.schedule, batch, *again)
+        return GlobalBatchSchedule(self.schedule, batch, *again)
 
     def _saved_rule(self) -> str | dict[str, Any]:
         name = rule_name(self.rule)
@@ -265,7 +265,7 @@ class Scaled(Schedule):
 
 
 def options_from_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Turns `Scaled.options()` back into arguments."""
+    """Turns `GlobalBatchSchedule.options()` back into arguments."""
     config = dict(config)
     batch = GlobalBatch.from_dict(config.pop("batch"))
     rule = config.pop("rule")
@@ -328,10 +328,11 @@ def scale(
     warmup_shape: str = "linear",
     clock: str = "samples",
     initial_learning_rate: float | None = None,
-) -> Scaled:
+) -> GlobalBatchSchedule:
     """Scales a rate for the global batch: a Keras schedule that takes real steps, for any Keras optimizer.
 
-    `lr(step) = schedule(t) * factor(k) * warmup(t)` with `t = samples_seen(step) / base_batch`; see `Scaled`.
+    `lr(step) = schedule(t) * factor(k) * warmup(t)` with `t = samples_seen(step) / base_batch`; see
+    `GlobalBatchSchedule`.
     It has no state: changes within a run (plateau cuts, changes by hand) need
     `job.optimizer` instead.
 
@@ -355,7 +356,7 @@ def scale(
     0.625
     """
     check_batch(batch, "write distlr.GlobalBatch(64, replicas=8, base_batch=128)")
-    return Scaled(
+    return GlobalBatchSchedule(
         as_schedule(schedule, batch, initial_learning_rate),
         batch,
         rule,
