@@ -79,7 +79,7 @@ class CutValidation(JobCallback):
         """Looks for the signal after each validation step of Keras: a callback of batches would delay the device."""
         self._without_warning.close()
         self._stop_looking()
-        if self._is_in_epoch and not self.communicator.strategy_spans_ranks and self._checkpoint.may_leave_unvalidated:
+        if self._is_in_epoch and not self.topology.strategy_spans_ranks and self._checkpoint.may_leave_unvalidated:
             self._seeds = seed_values(self.model)
             self.model.test_function = _WatchedStep(self.model.test_function, self._look)
 

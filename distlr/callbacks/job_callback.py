@@ -12,6 +12,7 @@ from distlr.callbacks.stage import Stage
 from distlr.communicators import Communicator, single_process_communicator
 from distlr.communicators.gradient_reducer import GradientReducer
 from distlr.communicators.step_signals import StepSignals
+from distlr.communicators.topology import Topology
 from distlr.errors import ConfigurationTypeError
 from distlr.optimizer import AdoptedOptimizer, rate_of, unwrap_loss_scale
 from distlr.runlog.directory import now
@@ -88,6 +89,11 @@ class JobCallback(keras.callbacks.Callback):
                 type(self).__name__, "model.fit(callbacks=job.callbacks([...]))"
             )
         return self._communicator
+
+    @property
+    def topology(self) -> Topology:
+        """The numbers of ranks and replicas, and whether the model's strategy spans the ranks."""
+        return Topology.of(self.communicator, self.model.distribute_strategy.num_replicas_in_sync)
 
     @property
     def core(self) -> Any:

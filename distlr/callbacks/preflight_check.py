@@ -160,7 +160,7 @@ class PreflightCheck(JobCallback):
         raise ConfigurationError(
             f"fit runs {steps}{' or more' if so_far else ''} steps an epoch and the batch says {expected}, so the "
             f"schedule would run {steps / expected:.4g} times as fast as the data. Found: {batch!r}. Fix: feed "
-            f"the model with {how_to_feed(batch, self.communicator)}; drop the remainder, check samples_per_epoch, "
+            f"the model with {how_to_feed(batch, self.topology)}; drop the remainder, check samples_per_epoch, "
             "and leave out fit(steps_per_epoch=)."
         )
 
@@ -241,7 +241,7 @@ class PreflightCheck(JobCallback):
         """Refuses an optimizer of Keras' own where ranks exchange gradients."""
         if not self.exchanges or isinstance(optimizer, AdoptedOptimizer):
             return
-        if self.communicator.size == 1 or self.communicator.strategy_spans_ranks:
+        if self.topology.ranks == 1 or self.topology.strategy_spans_ranks:
             return  # there is nothing to average, or the strategy does
         if type(optimizer).__module__.split(".")[0] == "keras":
             raise DistributionError(

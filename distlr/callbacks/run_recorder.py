@@ -19,7 +19,6 @@ from distlr._version import __version__
 from distlr.callbacks.job_callback import JobCallback
 from distlr.callbacks.stage import Stage
 from distlr.communicators.rank_zero import compute_on_root
-from distlr.communicators.topology import Topology
 from distlr.errors import ConfigurationError
 from distlr.optimizer import AdoptedOptimizer
 from distlr.runlog.directory import RunDirectory, now
@@ -114,10 +113,9 @@ class RunRecorder(JobCallback):
         if isinstance(optimizer, AdoptedOptimizer):
             record["curve"] = self._curve(optimizer, logs.get("lr_multiplier", optimizer.distlr.formula.multiplier))
             digests = optimizer.distlr.gradients.digests()
-            topology = Topology.of(self.communicator, self.model.distribute_strategy.num_replicas_in_sync)
             record["agreement"] = {
-                "ranks": topology.ranks,
-                "replicas": topology.replicas,
+                "ranks": self.topology.ranks,
+                "replicas": self.topology.replicas,
                 "equal": len(set(digests)) == 1,
                 "rates": digests,
             }

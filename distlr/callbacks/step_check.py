@@ -10,6 +10,7 @@ from distlr.batch.global_batch import GlobalBatch
 from distlr.callbacks.loss_check import LossCheck
 from distlr.callbacks.other_optimizers import OtherOptimizers
 from distlr.communicators import Communicator
+from distlr.communicators.topology import Topology
 from distlr.errors import ConfigurationError
 from distlr.optimizer import AdoptedOptimizer, batch_of, samples_of, unwrap_loss_scale
 from distlr.optimizer.hooks import missing
@@ -20,10 +21,10 @@ __all__ = ["StepCheck", "how_to_feed"]
 _log = logging.getLogger("distlr")
 
 
-def how_to_feed(batch: GlobalBatch, communicator: Communicator) -> str:
+def how_to_feed(batch: GlobalBatch, topology: Topology) -> str:
     """The data to feed a model with, for a message: "job.shard(data, batch), with ..."."""
-    if communicator.strategy_spans_ranks:  # TensorFlow divides its data among the workers
-        whole = batch.local_batch * communicator.size
+    if topology.strategy_spans_ranks:  # TensorFlow divides its data among the workers
+        whole = batch.local_batch * topology.ranks
         return f"job.shard(data, batch), or with fit(x, y, batch_size={whole}) of the whole data on every worker"
     return (
         "job.shard(data, batch), with fit(x, y, batch_size=batch.local_batch) or with .batch(batch.local_batch), "
@@ -191,11 +192,12 @@ class StepCheck:
         if times != 1 and samples == batch.per_replica * batch.accumulation:
             self._takes_whole_updates.add(id(core))
             return
+        topology = Topology.of(self.communicator, self.model.distribute_strategy.num_replicas_in_sync)
         raise ConfigurationError(
             f"[rank {self.communicator.rank}] A step of one replica takes {samples} samples and the batch of optimizer "
             f"'{core.name}' says per_replica={batch.per_replica}: the rate is scaled for, and the clock counts, "
             f"{batch.per_replica / samples:.4g} times what is trained on. Found: {batch!r}. Fix: feed the model with "
-            f"{how_to_feed(batch, self.communicator)}; or make the batch with per_replica={samples}."
+            f"{how_to_feed(batch, topology)}; or make the batch with per_replica={samples}."
         )
 
     def _refuse_times(self, core: AdoptedOptimizer, how_often: str, ratio: float) -> None:

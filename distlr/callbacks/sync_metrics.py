@@ -129,7 +129,7 @@ class SyncMetrics(JobCallback):
 
     @property
     def _spans(self) -> bool:
-        return self.communicator.strategy_spans_ranks
+        return self.topology.strategy_spans_ranks
 
     def _beside_metrics(self, logs: dict[str, Any]) -> dict[str, float]:
         """The numbers in this rank's logs that are no results of its metrics; a strategy's results are equal anyway."""
