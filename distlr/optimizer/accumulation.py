@@ -43,7 +43,13 @@ def apply_accumulated(
 
 
 def overwrite_with_averages(frequency: int, iterations: Any, overwrite: Callable[[], None]) -> None:
-    """Puts the moving averages into the model every `frequency` steps (`ema_overwrite_frequency`), on all replicas."""
+    """Puts the moving averages into the model every `frequency` updates (`ema_overwrite_frequency`), on all replicas.
+
+    Args:
+        frequency: in Keras' `iterations`, which count updates where an optimizer accumulates.
+        iterations: before this step.
+        overwrite: puts them in.
+    """
 
     def around_replicas(strategy: tf.distribute.Strategy) -> None:
         tf.cond(tf.equal((iterations + 1) % frequency, 0), overwrite, lambda: None)

@@ -79,6 +79,7 @@ class AdoptedOptimizer:
     built: bool
     ema_overwrite_frequency: int | None
     gradient_accumulation_steps: int | None
+    iterations: Any
     momentums: Any
     name: str
     use_ema: bool
@@ -227,7 +228,7 @@ class AdoptedOptimizer:
         if self.use_ema and self.ema_overwrite_frequency and on_replicas():
             overwrite = super()._overwrite_model_variables_with_average_value  # type: ignore[misc]
             overwrite_with_averages(
-                self.ema_overwrite_frequency, self._iterations, lambda: overwrite(self._trainable_variables)
+                self.ema_overwrite_frequency, self.iterations, lambda: overwrite(self._trainable_variables)
             )
 
     def __update_weights(self, variables: Sequence[Any], gradients: list[Any]) -> None:
