@@ -12,10 +12,10 @@ import keras
 import tensorflow as tf
 
 from distlr.optimizer.accumulation import apply_accumulated, overwrite_with_averages
+from distlr.optimizer.climb import CLIMB, NO_CLIMB
 from distlr.optimizer.extension import OptimizerExtension
 from distlr.optimizer.hooks import expected_hooks
 from distlr.optimizer.manual_control_state import MANUAL_CONTROL, ManualControlState
-from distlr.optimizer.state_variables import CLIMB, NO_CLIMB
 from distlr.strategies.replicas import on_replicas
 from distlr.strategies.step_record import applying
 

@@ -109,16 +109,16 @@ class RateCache:
     @contextlib.contextmanager
     def holding(self, rate: tf.Tensor) -> Iterator[None]:
         """Holds the rate of this thread's update."""
-        own = threading.get_ident()
-        before = self._rates.get(own)
-        self._rates[own] = rate
+        thread = threading.get_ident()
+        before = self._rates.get(thread)
+        self._rates[thread] = rate
         try:
             yield
         finally:
             if before is None:
-                del self._rates[own]
+                del self._rates[thread]
             else:
-                self._rates[own] = before
+                self._rates[thread] = before
 
 
 def check_rate(value: Any) -> None:

@@ -37,9 +37,9 @@ class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Sets all of `variables` (Keras' class leaves the inner optimizer's as they are)."""
-        own = len(self._variables)
-        super().set_weights(weights[:own])
-        self.inner_optimizer.set_weights(weights[own:])
+        own_count = len(self._variables)
+        super().set_weights(weights[:own_count])
+        self.inner_optimizer.set_weights(weights[own_count:])
 
     def save_own_variables(self, store: Any) -> None:
         """Saves the two that are its own; the inner optimizer saves its variables itself."""

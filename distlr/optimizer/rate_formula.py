@@ -15,8 +15,9 @@ import tensorflow as tf
 
 from distlr.batch.global_batch import GlobalBatch
 from distlr.errors import ConfigurationError
+from distlr.optimizer.climb import CLIMB, NO_CLIMB, climb_factor, explain_climb
 from distlr.optimizer.learning_rate import LearningRate, RateCache, check_rate
-from distlr.optimizer.state_variables import CLIMB, NO_CLIMB, StateVariables
+from distlr.optimizer.state_variables import StateVariables
 from distlr.schedules import GlobalBatchSchedule
 from distlr.schedules.schedule import at_each
 
@@ -179,13 +180,11 @@ class RateFormula:
     def explain(self) -> dict[str, Any]:
         """The parts of the formula as plain numbers."""
         parts = {"factor": 1.0, "clock": "steps"} if self.batch_schedule is None else self.batch_schedule.explain()
-        climb = self._variables.find(CLIMB)
-        names = ("from_sample", "samples", "share")
         reading = self.reading()
         return {
             **parts,
             "multiplier": reading.multiplier,
-            "climb": None if climb is None else dict(zip(names, climb.numpy().tolist(), strict=True)),
+            "climb": explain_climb(self._variables.find(CLIMB)),
             "samples_seen": reading.samples_seen,
             "learning_rate": reading.rate,
         }
@@ -326,9 +325,7 @@ class RateFormula:
         rate = self.rate_at(self.time(samples, step))
         climb = self._variables.find(CLIMB)
         if climb is not None:
-            start, length, share = tf.unstack(tf.cast(climb, tf.float64))
-            passed = tf.cast(self.samples() if samples is None else samples, tf.float64) - start
-            rate *= tf.where(passed < length, share + (1.0 - share) * passed / tf.maximum(length, 1.0), 1.0)
+            rate *= climb_factor(climb, self.samples() if samples is None else samples)
         return rate
 
     def advance(self, samples: tf.Tensor, updates: tf.Tensor | None) -> None:

@@ -14,16 +14,13 @@ import tensorflow as tf
 from distlr.errors import StateError
 from distlr.optimizer.training_values import TrainingValues
 
-__all__ = ["BAD_STEPS", "CLIMB", "NO_CLIMB", "PREFIX", "StateVariables", "name_of", "saved_name"]
+__all__ = ["BAD_STEPS", "PREFIX", "StateVariables", "name_of", "saved_name"]
 
 PREFIX = "distlr_"
 """The start of the name that each variable of distlr's has in a saved file and in a TensorFlow checkpoint."""
 
 BAD_STEPS = "bad_steps"
 """The state that counts the steps that were left out for a gradient that is not finite."""
-CLIMB = "climb"
-"""The state of a climb: where it began and its length, in samples, and the share of the rate that it began at."""
-NO_CLIMB = (0.0, 0.0, 1.0)
 
 _ALWAYS_THERE = ("multiplier", "samples_seen")
 

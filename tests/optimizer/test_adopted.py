@@ -9,8 +9,10 @@ import keras
 import numpy as np
 import pytest
 
+import distlr
 from distlr.batch.global_batch import GlobalBatch
-from distlr.optimizer import AdoptedOptimizer, adopt
+from distlr.optimizer import AdoptedOptimizer, adopt, formula_of
+from distlr.schedules import Constant, Multiply
 
 BATCH = GlobalBatch(8, replicas=1, base_batch=4)
 SHORTCUTS = ("base_rate", "explain", "multiplier", "multiply_rate", "rate_digests", "samples_seen", "set_base_rate")
@@ -165,3 +167,15 @@ def test_a_users_schedule_is_checked_once():
     followed = Counting()
     adopt(keras.optimizers.SGD(0.1, weight_decay=0.01), BATCH, weight_decay_schedule=followed)
     assert followed.calls == 1
+
+
+def test_a_schedule_that_was_renamed_has_its_old_name_in_files():
+    schedule = Multiply(Constant(0.1), 3.0)
+    assert keras.saving.serialize_keras_object(schedule)["registered_name"] == "distlr>Scale"
+    formula = formula_of(adopt(keras.optimizers.SGD(schedule), BATCH))
+    assert formula["optimizer.config.learning_rate.class_name"] == "Scale"  # as checkpoints of earlier versions have it
+    saved = {"class_name": "Scale", "config": schedule.get_config(), "registered_name": "distlr>Scale"}
+    loaded = keras.saving.deserialize_keras_object({**saved, "module": "distlr.schedules.compose"})
+    assert (type(loaded), loaded.factor) == (Multiply, 3.0)
+    scaled = distlr.scale(0.1, BATCH)
+    assert keras.saving.serialize_keras_object(scaled)["registered_name"] == "distlr>Scaled"
