@@ -40,7 +40,7 @@ _RENAMED = {
     "in_warmup": "formula.in_warmup",
     "rates_at": "formula.rates_at",
     "reading": "formula.reading",
-    "schedule": "formula.scaled",
+    "schedule": "formula.batch_schedule",
     "set_rate": "formula.set_rate",
     "state": "state",
 }
