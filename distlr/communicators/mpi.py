@@ -143,4 +143,5 @@ def _mpi() -> ModuleType:
             f'mpi4py cannot be loaded: {error}. Fix: pip install "distlr[mpi]", and put the MPI library that '
             "mpi4py was built for where the loader finds it."
         ) from error
-    return MPI
+    module: ModuleType = MPI  # untyped where mpi4py is not installed
+    return module
