@@ -96,6 +96,8 @@ class AdoptedOptimizer:
         if users is not None:
             with contextlib.nullcontext() if path is None else contextlib.suppress(AttributeError):
                 return users(name)
+        if hasattr(type(self), name):
+            return object.__getattribute__(self, name)  # a property that raised AttributeError: with its own message
         if path is None or "_distlr" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         if name in _RENAMED:
@@ -243,6 +245,8 @@ class AdoptedOptimizer:
 
     def _clip_gradients(self, grads: Sequence[Any]) -> Sequence[Any]:
         self._distlr.hooks.passed("_clip_gradients")
+        if not grads:
+            return grads
         clipped: Sequence[Any] = super()._clip_gradients(self._distlr.gradients.reduce(grads))  # type: ignore[misc]
         return clipped
 

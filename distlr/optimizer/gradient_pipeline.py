@@ -103,8 +103,6 @@ class GradientPipeline:
 
         Keras itself clips what each replica has, and sums after that: with clipping, another update than one device's.
         """
-        if not gradients:
-            return gradients
         if self.reducer is not None:
             gradients = self.reducer.average(gradients, self.names)
         else:

@@ -179,3 +179,22 @@ def test_a_schedule_that_was_renamed_has_its_old_name_in_files():
     assert (type(loaded), loaded.factor) == (Multiply, 3.0)
     scaled = distlr.scale(0.1, BATCH)
     assert keras.saving.serialize_keras_object(scaled)["registered_name"] == "distlr>Scaled"
+
+
+class Misspelled(keras.optimizers.schedules.LearningRateSchedule):
+    """A user's schedule with a mistake that shows when it is read again."""
+
+    calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        return 0.1 if self.calls == 1 else self.initial_rate
+
+    def get_config(self):
+        return {}
+
+
+def test_an_error_of_a_schedule_is_not_hidden():
+    optimizer = adopt(keras.optimizers.SGD(Misspelled()), BATCH)
+    with pytest.raises(AttributeError, match="'Misspelled' object has no attribute 'initial_rate'"):
+        optimizer.learning_rate  # noqa: B018

@@ -47,7 +47,6 @@ def test_on_one_device_gradients_stay_as_they_are():
     gradients = [tf.constant([1.0, 2.0]), None, tf.IndexedSlices(tf.constant([[3.0]]), tf.constant([1]))]
     dense, none, sparse = pipeline().reduce(gradients)
     assert (dense.numpy().tolist(), none, sparse.values.numpy().tolist()) == ([1.0, 2.0], None, [[3.0]])
-    assert pipeline().reduce([]) == []
 
 
 def test_the_ranks_average_by_the_places_of_the_gradients():
