@@ -180,7 +180,8 @@ def built(script: Script) -> tuple[Any, TrainingStateSnapshot]:
     if script.loss_scale:  # overflows at once, and again whenever it has grown
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**126, dynamic_growth_steps=3)
     model.compile(job.optimizer(optimizer, batch_of(job, script), rule=script.rule, warmup="12sp"), "mse")
-    core(model).watch()
+    extension = core(model).distlr
+    extension.gradients.leave_out_bad_steps(extension.variables)
     model.optimizer.build(model.trainable_variables)
     return model, TrainingStateSnapshot(model)
 
@@ -301,7 +302,7 @@ def assert_goes_on(script: Script, other: Script, run: dict[str, Any], whole: Tr
             clock += new * each
         made = iterations
         assert now == clock
-        full = core(model).rates_at([clock])[0]
+        full = core(model).distlr.formula.rates_at([clock])[0]
         assert rate in {float(np.float32(full * 0.5**cuts)).hex() for cuts in range(EPOCHS + 1)}
 
 
