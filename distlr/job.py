@@ -647,7 +647,7 @@ class Job:
         >>> job.rate_digests(optimizer)
         ['0000000000000000']
         """
-        return self._gather_digests(unwrap_loss_scale(optimizer).distlr.gradients.digests(), "rate digests")
+        return self._gather_digests(unwrap_loss_scale(optimizer).distlr.gradients.rate_digests(), "rate digests")
 
     def _log_padding(self, paddings: Sequence[int]) -> None:
         """Logs once that `model.predict` returns rows for padding as well: it knows no weights."""

@@ -30,9 +30,10 @@ class JobCallback(keras.callbacks.Callback):
     `distlr.communicators.rank_zero`, or a collective with the epoch in its tag, called by every rank or by none. A
     state that must survive a restart is in `self.core.distlr.state(name, initial)`, requested in `on_train_begin` on
     every rank. `self.core.multiply_rate` changes the rate, and `decided` writes that to the run's journal, with the
-    clock and the rate. A change of the graph of a step (`watch_norm`) comes in `set_model`, with
-    `model.train_function = None` after it. Keras waits for the device after each batch if a callback has batch hooks
-    and not `async_safe = True`. If it stops the training in such a hook, all ranks stop at the next batch.
+    clock and the rate. A change of the graph of a step (`self.core.distlr.gradients.watch_norm()`) comes in
+    `set_model`, with `model.train_function = None` after it. Keras waits for the device after each batch if a callback
+    has batch hooks and not `async_safe = True`. If it stops the training in such a hook, all ranks stop at the next
+    batch.
 
     >>> import distlr, keras, numpy as np
     >>> class Halve(JobCallback):

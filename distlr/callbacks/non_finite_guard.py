@@ -117,7 +117,7 @@ class NonFiniteGuard(JobCallback):
         if not isinstance(optimizer, AdoptedOptimizer):
             hint = "optimizer = job.optimizer(optimizer, batch), inside `with job.scope():`"
             raise ConfigurationError(received("policy", self.policy, "'raise' with a plain Keras optimizer", hint))
-        if optimizer.distlr.gradients.leave_out_bad_steps(optimizer.distlr.variables):
+        if optimizer.distlr.gradients.leave_out_bad_steps():
             model.train_function = None  # the traced one does not look
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:

@@ -112,7 +112,7 @@ class RunRecorder(JobCallback):
         record["seconds"] = round(time.monotonic() - self._since, 3)
         if isinstance(optimizer, AdoptedOptimizer):
             record["curve"] = self._curve(optimizer, logs.get("lr_multiplier", optimizer.distlr.formula.multiplier))
-            digests = optimizer.distlr.gradients.digests()
+            digests = optimizer.distlr.gradients.rate_digests()
             record["agreement"] = {
                 "ranks": self.topology.ranks,
                 "replicas": self.topology.replicas,

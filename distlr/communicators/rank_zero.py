@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
+from distlr._utils.renamed import aliases
 from distlr.communicators.bundles import Bundle, exchange_bundles
 from distlr.communicators.communicator import Communicator
 from distlr.errors import DistlrError, DistributionError
@@ -67,3 +68,6 @@ def compute_bundle_on_root(
         assert isinstance(kind, int)
         raise failure or raised[kind](f"[rank {communicator.rank}] Rank 0 could not {what}: {reply.fields['error']}")
     return Bundle(reply.arrays, reply.fields["made"])
+
+
+__getattr__ = aliases(__name__, {"from_root": "compute_on_root"})

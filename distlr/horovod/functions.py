@@ -74,12 +74,10 @@ def DistributedOptimizer(
     (True, 0.25)
     """
     _check_op(op)
+    core = unwrap_loss_scale(optimizer)
     if backward_passes_per_step > 1:
-        unwrap_loss_scale(
-            optimizer
-        ).gradient_accumulation_steps = backward_passes_per_step  # Keras then applies their mean
+        core.gradient_accumulation_steps = backward_passes_per_step  # Keras then applies their mean
     adopted = current_job().optimizer(optimizer, compression=compression)
-    core = unwrap_loss_scale(adopted)
     factor = 1.0 if average_aggregated_gradients else float(backward_passes_per_step)
     gradients = core.distlr.gradients
     gradients.reduction = dataclasses.replace(gradients.reduction, sums=op == Sum, factor=factor)

@@ -116,9 +116,9 @@ def partial_sums(optimizer: Any) -> list[Any]:
 
 
 def begin_update(optimizer: Any, updates: int) -> None:
-    """Begins an update after so many, for a state that was saved with another number of steps an update.
+    """Begins the update after `updates` updates, for a state that was saved with another number of steps an update.
 
-    Keras counts steps, so that with another number of them to the update its count means another place.
+    Keras counts steps. With another number of steps to the update its count means another place.
     """
     core = unwrap_loss_scale(optimizer)
     core._iterations.assign(updates * (core.gradient_accumulation_steps or 1))

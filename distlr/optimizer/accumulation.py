@@ -1,4 +1,4 @@
-"""Gradient accumulation and moving averages on the replicas of a `tf.distribute` strategy, which plain Keras cannot.
+"""Gradient accumulation and moving averages on the replicas of a `tf.distribute` strategy; plain Keras has neither.
 
 Keras decides inside each replica whether it is time, and what replicas do together cannot be inside a condition there.
 Here the condition stands around the replicas.

@@ -15,6 +15,7 @@ from distlr.optimizer.accumulation import apply_accumulated, overwrite_with_aver
 from distlr.optimizer.climb import CLIMB, NO_CLIMB
 from distlr.optimizer.extension import OptimizerExtension
 from distlr.optimizer.hooks import expected_hooks
+from distlr.optimizer.learning_rate import LearningRate
 from distlr.optimizer.manual_control_state import MANUAL_CONTROL, ManualControlState
 from distlr.strategies.replicas import on_replicas
 from distlr.strategies.step_record import applying
@@ -26,23 +27,34 @@ _SHORTCUTS = {
     "explain": "explain",
     "multiplier": "formula.multiplier",
     "multiply_rate": "formula.multiply_rate",
-    "rate_digests": "gradients.digests",
+    "rate_digests": "gradients.rate_digests",
     "samples_seen": "formula.samples_seen",
     "set_base_rate": "formula.set_base_rate",
 }
 """The documented names that an adopted optimizer has beside Keras', by their places in `optimizer.distlr`."""
 
 _RENAMED = {
+    "bad_steps": "gradients.bad_steps",
     "batch": "batch",
+    "behind": "formula.samples_behind",
     "climb": "formula.climb",
+    "counts": "formula.counts",
     "gradient_norm": "gradients.norm",
     "gradient_reducer": "gradients.reducer",
     "in_warmup": "formula.in_warmup",
+    "own_variables": "variables.by_name",
+    "rate_follows_clock": "follows_clock",
     "rates_at": "formula.rates_at",
     "reading": "formula.reading",
+    "reduction": "gradients.reduction",
+    "replica_variables": "gradients.replica_variables",
+    "restored": "restored",
     "schedule": "formula.batch_schedule",
     "set_rate": "formula.set_rate",
     "state": "state",
+    "states": "variables.decider_states",
+    "watch": "gradients.leave_out_bad_steps",
+    "watch_norm": "gradients.watch_norm",
 }
 """Names that it had in the version before: each is an alias that warns for one release."""
 
@@ -113,11 +125,15 @@ class AdoptedOptimizer:
         """As in Keras; also notes that a loss scale wraps the optimizer."""
         extension = self.__dict__.get("_distlr")
         if extension is not None:
-            if name in _SHORTCUTS and not hasattr(extension.base_class, name) and name not in self.__dict__:
+            is_ours = not hasattr(extension.base_class, name) and name not in self.__dict__
+            if is_ours and name in _SHORTCUTS and not extension.is_building:
                 raise AttributeError(
                     f"`{name}` of an adopted optimizer cannot be assigned. Fix: set optimizer.learning_rate, or call "
                     "optimizer.multiply_rate(factor)."
                 )
+            if is_ours and (name in _SHORTCUTS or name in _RENAMED):
+                self.__dict__[name] = None  # Keras reads an attribute before it sets it; from now on it is the user's
+            extension.hyperparameters.note(name, value)
             # Keras' LossScaleOptimizer assigns None when it wraps an optimizer, and nothing else does. As shipped it
             # looks at the gradients of one replica alone, so `apply` waits for a wrapper that asks all of them, a new
             # one each time. (A property would not see it: Keras skips the assignment of an attribute's present value.)
@@ -154,7 +170,8 @@ class AdoptedOptimizer:
         if rate_of_update is not None:
             self._distlr.hooks.passed("learning_rate")
             return rate_of_update
-        return self._distlr.formula.learning_rate
+        formula = self._distlr.formula
+        return LearningRate(formula.reading().rate, self) if tf.executing_eagerly() else formula.rate()
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
@@ -213,8 +230,8 @@ class AdoptedOptimizer:
     def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
         extension, steps = self._distlr, self.gradient_accumulation_steps
         extension.hooks.passed("_backend_apply_gradients")
-        # By place, not by name: a rank that built another model first has other names for the same variables.
-        extension.gradients.names = [str(self._get_variable_index(variable)) for variable in trainable_variables]
+        # Not by name: a rank that built another model first has other names for the same variables.
+        extension.gradients.places = [str(self._get_variable_index(variable)) for variable in trainable_variables]
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             if tf.is_tensor(gradient) and not isinstance(gradient, tf.IndexedSlices):
                 gradient.set_shape(variable.shape)  # which a function of the user's own may have lost
@@ -263,20 +280,19 @@ class AdoptedOptimizer:
             velocity = self.momentums[self._get_variable_index(variable)]
             super().assign(velocity, velocity * tf.cast(factor, velocity.dtype))  # type: ignore[misc]
         if hyperparameters.multipliers is not None:
-            learning_rate *= hyperparameters.factor_of(self.__path(variable))
+            learning_rate *= hyperparameters.multipliers.of(self.__path(variable))
         super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        extension = self._distlr
-        extension.hooks.passed("_apply_weight_decay")
-        cache = extension.formula.cache
+        self._distlr.hooks.passed("_apply_weight_decay")
+        cache, multipliers = self._distlr.formula.cache, self._distlr.hyperparameters.multipliers
         rate = cache.get()
-        if extension.hyperparameters.multipliers is None or rate is None:
+        if multipliers is None or rate is None:
             super()._apply_weight_decay(variables)  # type: ignore[misc]
             return
         groups: dict[float, list[Any]] = {}
         for variable in variables:
-            groups.setdefault(extension.hyperparameters.factor_of(self.__path(variable)), []).append(variable)
+            groups.setdefault(multipliers.of(self.__path(variable)), []).append(variable)
         for factor, group in groups.items():
             with cache.holding(rate * factor):
                 super()._apply_weight_decay(group)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""A factor on the rate for a while, after a change of the batch, whose rate is another at once."""
+"""A factor that lets the rate change slowly after a change of the batch, which changes the rate at once."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ __all__ = ["differences", "formula_of"]
 # What another number of workers changes, and what says nothing about the rate.
 _SIZES = {f"scaling.batch.{name}" for name in ("per_replica", "total", "replicas", "local_replicas", "accumulation")}
 _SIZES |= {"scaling.rule.factor", "scaling.rule.k", "optimizer.config.gradient_accumulation_steps"}
+_OLD_NAMES = {"GlobalBatchSchedule": "Scaled", "Multiply": "Scale"}  # as checkpoints of earlier versions have them
 _NAMES = {"name", "module", "registered_name", "build_config", "compile_config"}
 
 
@@ -25,6 +26,7 @@ def formula_of(optimizer: Any) -> dict[str, Any]:
     except (TypeError, ValueError, NotImplementedError):  # a schedule of the user's own that cannot be serialized
         batch_schedule = optimizer.distlr.formula.batch_schedule
         name, schedule = optimizer.distlr.base_class.__name__, type(optimizer._learning_rate).__name__
+        schedule = _OLD_NAMES.get(schedule, schedule)
         scaling = None if batch_schedule is None else batch_schedule.options()
         config = {"optimizer": {"class_name": name, "schedule": schedule}, "scaling": scaling}
     config.pop("reduction", None)  # earlier files do not have it
@@ -43,9 +45,8 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
 
 def _flattened(value: Any, path: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        registered = str(value.get("registered_name") or "")
-        if registered.startswith("distlr>"):  # a class that was renamed keeps this name
-            value = {**value, "class_name": registered.removeprefix("distlr>")}
+        if value.get("class_name") in _OLD_NAMES:
+            value = {**value, "class_name": _OLD_NAMES[value["class_name"]]}
         inside = [(key, part) for key, part in value.items() if key not in _NAMES]
         return [pair for key, part in inside for pair in _flattened(part, f"{path}.{key}" if path else str(key))]
     if isinstance(value, (list, tuple)):

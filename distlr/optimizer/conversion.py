@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from distlr.batch.global_batch import GlobalBatch
@@ -85,15 +86,19 @@ def adopt(
         batch_schedule, rate_at = None, schedule.at_step if counts_base_steps else as_float64(schedule)
     values = options.checked(optimizer, batch_schedule)
     strategy = tf.distribute.get_strategy()
-    variables = StateVariables(strategy, _tracking(optimizer))
     base_values = {name: getattr(optimizer, name) for name in values}
+    hyperparameters = HyperparameterValues(options, base_values, values)
+    variables = StateVariables(strategy, _tracking(optimizer))
+    pipeline = GradientPipeline(strategy, reduction or Reduction(), variables)
+    if options.momentum_correction:
+        hyperparameters.previous_rate = variables.add("previous_rate", np.float64(0))
     extension = OptimizerExtension(
         type(optimizer),
         strategy,
         RateFormula(rate_at, batch_schedule, variables, optimizer._iterations),
-        GradientPipeline(strategy, reduction or Reduction()),
+        pipeline,
         variables,
-        HyperparameterValues(options, base_values, values, variables),
+        hyperparameters,
     )
     optimizer.__dict__["_distlr"] = extension
     optimizer.__class__ = derived_class(extension.base_class)
@@ -108,7 +113,10 @@ def _tracking(optimizer: Any) -> Callable[[Any, str], None]:
 
     def tracking(variable: Any, name: str) -> None:
         method = track()
-        assert method is not None, "a variable of an optimizer that was deleted"
+        if method is None:
+            raise StateError(
+                f"The optimizer of the variable '{name}' was deleted. Fix: keep a reference to the optimizer."
+            )
         method(variable, name, overwrite=True)
 
     return tracking
@@ -202,7 +210,7 @@ def _give_back(optimizer: Any) -> None:
     """Makes an adopted optimizer one of its own class again."""
     extension: OptimizerExtension = optimizer.distlr
     batch_schedule = extension.formula.batch_schedule
-    rate, samples = float(extension.formula.learning_rate), extension.formula.samples_seen
+    rate, samples = extension.formula.reading().rate, extension.formula.samples_seen
     if isinstance(optimizer._learning_rate, keras.Variable):
         optimizer._learning_rate.assign(rate)
         if batch_schedule is not None and batch_schedule.factor != 1:

@@ -39,9 +39,9 @@ class OptimizerExtension:
         formula: computes and changes the rate.
         gradients: reduces the gradients over replicas and ranks.
         variables: the named variables that distlr added.
+        storage: saves and loads these variables, and Keras' own.
         hyperparameters: what is scaled, or follows a schedule, beside the rate.
         hooks: notes that Keras still calls what distlr overrides.
-        storage: saves and loads them, and Keras' own variables.
         restored: whether it came with a saved model, or from a config, and no job has connected it yet.
         refusal: the error that its first step raises, found when it was made from a config.
         is_building: whether Keras builds the optimizer now.
@@ -137,11 +137,11 @@ class OptimizerExtension:
         # that is at its end.
         with tf.control_dependencies(_earliest(gradients)):
             samples = tf.identity(formula.samples())
-            rate = tf.identity(formula.rate(samples))
+            rate = tf.identity(formula.rate(samples))  # the line that sets the rate
             with formula.cache.holding(rate), hyperparameters.following(functools.partial(formula.time, samples)):
                 yield
         self.gradients.record(rate, updates)
-        hyperparameters.remember(rate, formula.time(samples), formula.batch_schedule, updates)
+        hyperparameters.remember(rate, functools.partial(formula.time, samples), formula.batch_schedule, updates)
         formula.advance(samples, updates)
 
     def use(self, optimizer: Any, batch_schedule: GlobalBatchSchedule, values: Mapping[str, float]) -> None:

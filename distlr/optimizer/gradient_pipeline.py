@@ -1,4 +1,4 @@
-"""The way of the gradients: reduced over replicas and ranks, left out together, measured, and proven by digests."""
+"""Gradients between back-propagation and the update: averaged, measured, and left out on all replicas and ranks."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ _FNV_PRIME = 1_099_511_628_211
 
 
 class GradientPipeline:
-    """Reduces one optimizer's gradients over replicas and ranks, and keeps the proof of the rates that were applied.
+    """Averages one optimizer's gradients over replicas and ranks, and keeps the digest of the rates that were applied.
 
     Args:
         strategy: the strategy that the optimizer was made under.
-        reduction: what the gradients of several ranks, and of several backward passes, become.
+        reduction: how the gradients of several ranks, and of several backward passes, are combined.
+        variables: hold the count of steps that were left out.
 
     Attributes:
         reducer: averages the gradients over the ranks; None where no ranks have to exchange any.
         reduction: may be replaced before the first step.
         ranks: the number of ranks.
         has_rank_zero_state: whether rank 0's weights and state were broadcast, which allows the first step.
-        names: the places of the gradients of the update in progress, which are the same on all ranks.
+        places: of the gradients of the update in progress among the optimizer's variables; the same on all ranks.
         loss_scale_agrees: whether a loss scale that asks all replicas wraps the optimizer.
         needs_agreeing_loss_scale: whether a loss scale of Keras' own, which asks one replica alone, wraps it.
 
-    >>> pipeline = GradientPipeline(tf.distribute.get_strategy(), Reduction(sums=True))
+    >>> strategy = tf.distribute.get_strategy()
+    >>> variables = StateVariables(strategy, lambda variable, name: None)
+    >>> pipeline = GradientPipeline(strategy, Reduction(sums=True), variables)
     >>> pipeline.ranks = 2
     >>> pipeline.watch_norm()
     True
@@ -43,15 +46,16 @@ class GradientPipeline:
     ([[6.0, 8.0]], 10.0)
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, reduction: Reduction) -> None:
+    def __init__(self, strategy: tf.distribute.Strategy, reduction: Reduction, variables: StateVariables) -> None:
         self.reducer: GradientReducer | None = None
         self.reduction = reduction
         self.ranks = 1
         self.has_rank_zero_state = False
-        self.names: list[str] = []
+        self.places: list[str] = []
         self.loss_scale_agrees = False
         self.needs_agreeing_loss_scale = False
         self._strategy = strategy
+        self._variables = variables
         self._bad_steps: Any = None
         self._norm: Any = None
         self._digest = _per_replica(tf.int64)
@@ -101,10 +105,11 @@ class GradientPipeline:
     def reduce(self, gradients: Sequence[Any]) -> Sequence[Any]:
         """Averages over ranks and replicas; called once an update, accumulated or not, before Keras clips.
 
-        Keras itself clips what each replica has, and sums after that: with clipping, another update than one device's.
+        Keras itself clips each replica's gradients and sums after that. With clipping this is not the update that one
+        device makes.
         """
         if self.reducer is not None:
-            gradients = self.reducer.average(gradients, self.names)
+            gradients = self.reducer.average(gradients, self.places)
         else:
             gradients = sum_over_replicas(gradients)
         if on_replicas():
@@ -116,11 +121,11 @@ class GradientPipeline:
 
     # -- steps that are left out -----------------------------------------------------------------------
 
-    def leave_out_bad_steps(self, variables: StateVariables) -> bool:
+    def leave_out_bad_steps(self) -> bool:
         """Lets all replicas and ranks leave out a step where a gradient is not finite; False if they do already."""
         if self._bad_steps is not None:
             return False
-        self._bad_steps = variables.get(BAD_STEPS, [0.0])
+        self._bad_steps = self._variables.get(BAD_STEPS, [0.0])
         return True
 
     @property
@@ -151,7 +156,7 @@ class GradientPipeline:
         folded = self._digest * _FNV_PRIME + bits
         self._digest.assign(folded if updates is None else tf.where(updates, folded, self._digest))
 
-    def digests(self) -> list[str]:
+    def rate_digests(self) -> list[str]:
         """One digest for each replica on this process, over the bits of the rate of every update so far.
 
         Each replica folds the rate that it applied into a number of its own, which is never synchronized: equal digests

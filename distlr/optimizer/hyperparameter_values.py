@@ -1,4 +1,4 @@
-"""The values of what is scaled, or follows a schedule, beside the rate, at the present update."""
+"""The present values of the hyperparameters that are scaled or follow a schedule."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from distlr.optimizer.hyperparameters import HyperparameterOptions, Multipliers
 from distlr.optimizer.learning_rate import RateCache
-from distlr.optimizer.state_variables import StateVariables
 from distlr.schedules import GlobalBatchSchedule
 from distlr.schedules.schedule import as_float64
 
@@ -26,9 +24,9 @@ class HyperparameterValues:
         options: what was asked for.
         base_values: the value of each scaled attribute at the base batch.
         scaled_values: its value for the global batch (`HyperparameterOptions.checked`).
-        variables: hold the rate of the update before, where the momentum is corrected.
 
     Attributes:
+        previous_rate: the variable with the rate of the update before, where the momentum is corrected; else None.
         multipliers: the factors on the rates of the variables, or None.
         follows: the schedules of weight decay and momentum, by attribute.
     """
@@ -38,7 +36,6 @@ class HyperparameterValues:
         options: HyperparameterOptions,
         base_values: Mapping[str, float],
         scaled_values: Mapping[str, float],
-        variables: StateVariables,
     ) -> None:
         self.options = options
         self.base_values = dict(base_values)
@@ -46,26 +43,27 @@ class HyperparameterValues:
         self.multipliers = None if options.multipliers is None else Multipliers(options.multipliers)
         self._values_at = {name: as_float64(schedule) for name, schedule in self.follows.items()}
         self._caches = {"weight_decay": RateCache(), "momentum": RateCache()}
-        # The velocity holds the rate of the update before.
-        self._previous_rate = variables.add("previous_rate", np.float64(0)) if options.momentum_correction else None
+        self.previous_rate: Any = None
         self.use(scaled_values)
 
     def use(self, scaled_values: Mapping[str, float]) -> None:
         """Replaces the scaled values by those of another batch."""
         self.scaled_values = dict(scaled_values)
+        self._present_values: dict[str, Any] = dict(scaled_values)
 
-    def factor_of(self, path: str) -> float:
-        """The factor on the rate of the variable with this path."""
-        return 1.0 if self.multipliers is None else self.multipliers.of(path)
+    def note(self, name: str, value: Any) -> None:
+        """Notes that an attribute of the optimizer has another value now."""
+        if name in self._present_values:
+            self._present_values[name] = value
 
     def schedule_factor(self, name: str) -> float:
         """The factor on the schedule of an attribute, which is scaled for the global batch or not."""
         return self.scaled_values.get(name, 1.0) / self.base_values.get(name, 1.0)
 
     def explain(self) -> dict[str, Any]:
-        """What is scaled, with its value at the base batch and for the global batch."""
-        values = {name: [base, self.scaled_values[name]] for name, base in self.base_values.items()}
-        return {"scaled": values, "momentum_correction": self._previous_rate is not None}
+        """The scaled attributes, each with its value at the base batch and its present one."""
+        values = {name: [base, self._present_values[name]] for name, base in self.base_values.items()}
+        return {"scaled": values, "momentum_correction": self.options.momentum_correction}
 
     @contextlib.contextmanager
     def following(self, time: Callable[[], tf.Tensor]) -> Iterator[None]:
@@ -85,22 +83,26 @@ class HyperparameterValues:
 
         It is `rate / previous rate` where the momentum is corrected, times `scheduled momentum / momentum`.
         """
-        factors = [] if self._previous_rate is None else [self._correction(rate)]
+        factors = [] if self.previous_rate is None else [self._correction(rate)]
         scheduled_momentum = self._caches["momentum"].get()
         if scheduled_momentum is not None:
             factors.append(scheduled_momentum / momentum)
         return functools.reduce(tf.multiply, factors) if factors else None
 
     def remember(
-        self, rate: tf.Tensor, time: tf.Tensor, batch_schedule: GlobalBatchSchedule | None, updates: tf.Tensor | None
+        self,
+        rate: tf.Tensor,
+        time: Callable[[], tf.Tensor],
+        batch_schedule: GlobalBatchSchedule | None,
+        updates: tf.Tensor | None,
     ) -> None:
         """Keeps the rate of this update for the next one, while the warmup climbs; then 0."""
-        if self._previous_rate is None or batch_schedule is None:
+        if self.previous_rate is None or batch_schedule is None:
             return
-        kept = tf.where(batch_schedule.climbs(time), tf.cast(rate, tf.float64), 0.0)
-        self._previous_rate.assign(kept if updates is None else tf.where(updates, kept, self._previous_rate))
+        kept = tf.where(batch_schedule.climbs(time()), tf.cast(rate, tf.float64), 0.0)
+        self.previous_rate.assign(kept if updates is None else tf.where(updates, kept, self.previous_rate))
 
     def _correction(self, rate: tf.Tensor) -> tf.Tensor:
         """`rate / previous rate`, and 1 before the first update."""
-        previous = tf.cast(self._previous_rate, tf.float64)
+        previous = tf.cast(self.previous_rate, tf.float64)
         return tf.where(previous > 0, tf.cast(rate, tf.float64) / tf.where(previous > 0, previous, 1.0), 1.0)

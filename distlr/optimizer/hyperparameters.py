@@ -1,4 +1,4 @@
-"""What of an optimizer is scaled, or follows a schedule, beside its rate, where the user asks for it."""
+"""The hyperparameters of an optimizer that a user wants scaled, or to follow a schedule, beside the rate."""
 
 from __future__ import annotations
 

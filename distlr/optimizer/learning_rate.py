@@ -46,19 +46,19 @@ class LearningRate(float):
     ((), 'float32', True, True)
     """
 
-    _assign: Callable[[Any], None]
+    _optimizer: Any
     shape = ()
     ndim = 0
 
-    def __new__(cls, value: float, assign: Callable[[Any], None]) -> LearningRate:
-        """A reading of `value`, and the function that sets another rate."""
+    def __new__(cls, value: float, optimizer: Any) -> LearningRate:
+        """A reading of `value`, and the optimizer whose rate `assign` sets."""
         reading = super().__new__(cls, value)
-        reading._assign = assign
+        reading._optimizer = optimizer
         return reading
 
     def assign(self, value: Any) -> None:
         """Sets the optimizer's rate, as `optimizer.learning_rate = value` does."""
-        self._assign(value)
+        self._optimizer.learning_rate = value
 
     @property
     def dtype(self) -> str:

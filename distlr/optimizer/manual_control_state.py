@@ -13,13 +13,13 @@ MANUAL_CONTROL = "steered"
 
 
 class ManualControlState(NamedTuple):
-    """Which changes by hand a run has had: all up to a place, and so many of those at that place.
+    """The changes by hand that a run has had, told by the place of the last one.
 
     Attributes:
         paused: whether plateaus are not to cut.
-        clock: where the last one was made, as the run counts.
-        moment: when there, a `changes.Moment`.
-        made: how many there.
+        clock: the run's clock at the last change.
+        moment: the moment at that clock, a `runlog.manual_changes.Moment`.
+        made: how many changes were made at that clock and moment.
     """
 
     paused: int = 0

@@ -126,11 +126,6 @@ class RateFormula:
         return self.reading().in_warmup
 
     @property
-    def learning_rate(self) -> Any:
-        """The rate of the next update: outside a graph a `LearningRate`, in a graph a tensor of Keras' float type."""
-        return LearningRate(self.reading().rate, self.assign) if tf.executing_eagerly() else self.rate()
-
-    @property
     def base_rate(self) -> float:
         """The rate of the next update in units of the base batch: `schedule(t) * multiplier`, as on one device.
 

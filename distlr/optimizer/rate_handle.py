@@ -9,7 +9,7 @@ import keras
 
 from distlr.errors import ConfigurationError
 from distlr.optimizer.access import is_adopted, rate_of, unwrap_loss_scale
-from distlr.optimizer.extension import OptimizerExtension
+from distlr.optimizer.adopted import AdoptedOptimizer
 from distlr.optimizer.manual_control_state import read_manual_control
 
 __all__ = ["RateHandle", "handle"]
@@ -42,30 +42,30 @@ class RateHandle(Protocol):
 class _Adopted:
     """State in the optimizer's variables: saved, restored and broadcast with it."""
 
-    def __init__(self, extension: OptimizerExtension) -> None:
-        self._extension = extension
+    def __init__(self, optimizer: AdoptedOptimizer) -> None:
+        self._optimizer = optimizer  # and not its extension: `strip` and another `job.optimizer` make a new one
 
     @property
     def rate(self) -> float:
-        return self._extension.formula.reading().rate
+        return self._optimizer.distlr.formula.reading().rate
 
     def now(self) -> tuple[float, bool]:
-        reading = self._extension.formula.reading()
+        reading = self._optimizer.distlr.formula.reading()
         return reading.rate, reading.in_warmup
 
     @property
     def paused(self) -> bool:
-        return bool(read_manual_control(self._extension.variables).paused)
+        return bool(read_manual_control(self._optimizer.distlr.variables).paused)
 
     def multiply(self, factor: float) -> None:
-        self._extension.formula.multiply_rate(factor)
+        self._optimizer.distlr.formula.multiply_rate(factor)
 
     def read(self, name: str, initial: Sequence[float]) -> Sequence[float]:
-        values: Sequence[float] = self._extension.state(name, initial).numpy()
+        values: Sequence[float] = self._optimizer.distlr.state(name, initial).numpy()
         return values
 
     def write(self, name: str, values: Sequence[float]) -> None:
-        self._extension.state(name, values).assign(values)
+        self._optimizer.distlr.state(name, values).assign(values)
 
 
 class _Plain:
@@ -101,7 +101,7 @@ def handle(optimizer: Any) -> RateHandle:
         ConfigurationError: a plain Keras optimizer with a schedule, whose rate Keras cannot set.
     """
     if is_adopted(optimizer):
-        return _Adopted(unwrap_loss_scale(optimizer).distlr)
+        return _Adopted(unwrap_loss_scale(optimizer))
     if isinstance(unwrap_loss_scale(optimizer)._learning_rate, keras.Variable):
         return _Plain(optimizer)
     raise ConfigurationError(

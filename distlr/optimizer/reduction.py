@@ -1,4 +1,4 @@
-"""What the gradients of several ranks, and of several backward passes, become: a part of the optimizer's config."""
+"""How the gradients of several ranks and backward passes are combined: a part of the optimizer's config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Reduction"]
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """What was asked for, in the meanings of Horovod's own arguments (`distlr.horovod`).
+    """The options of a reduction, with the meanings of Horovod's own arguments (`distlr.horovod`).
 
     Attributes:
         exchange: whether distlr averages the gradients over the ranks; False where something of the user's own does.
@@ -29,11 +29,11 @@ class Reduction:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Reduction:
-        """What `config` gave; what is not in it is as it is by default."""
+        """The reduction with this config; an argument that is not in the config has its default."""
         return cls(**config)
 
     def config(self) -> dict[str, Any]:
-        """What is not as it is by default, as JSON."""
+        """The arguments that do not have their defaults, as JSON."""
         asked, default = dataclasses.asdict(self), dataclasses.asdict(Reduction())
         return {name: value for name, value in asked.items() if value != default[name]}
 

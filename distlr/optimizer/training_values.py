@@ -72,13 +72,13 @@ class TrainingValues:
             self.put_in(pairs)
 
     def keep(self) -> None:
-        """Takes what is in the model for the training's from now on, in the variables beside the weights as well."""
+        """Makes the values that are in the model now the training's, also in the variables beside the weights."""
         for weight, beside in self._pairs:
             self._strategy.extended.update(_held(beside), _assign, args=(_held(weight),))
         self.forget()
 
     def forget(self) -> None:
-        """Takes each variable for its own holder: the training's values have been assigned to all of them."""
+        """Makes each variable its own holder again, after the training's values were assigned to all of them."""
         self._pairs, self._holders = [], {}
 
     def _exchange(self, pairs: Sequence[tuple[Any, Any]]) -> None:

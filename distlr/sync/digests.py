@@ -47,7 +47,7 @@ def rank_state(model: Any, optimizer: Any, *, trained_alone: bool = False) -> di
             "learning rate": now.rate.hex(),
             "samples seen": now.samples_seen,
             "multiplier": now.multiplier.hex(),
-            "applied rates": optimizer.distlr.gradients.digests(),
+            "applied rates": optimizer.distlr.gradients.rate_digests(),
         }
     else:
         state = {"iterations": int(optimizer.iterations.numpy()), "learning rate": rate_of(optimizer).hex()}

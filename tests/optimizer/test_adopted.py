@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 
@@ -11,7 +12,7 @@ import pytest
 
 import distlr
 from distlr.batch.global_batch import GlobalBatch
-from distlr.optimizer import AdoptedOptimizer, adopt, formula_of
+from distlr.optimizer import AdoptedOptimizer, adopt, adopted, formula_of
 from distlr.schedules import Constant, Multiply
 
 BATCH = GlobalBatch(8, replicas=1, base_batch=4)
@@ -114,21 +115,55 @@ def test_a_users_getattr_is_asked_first():
         optimizer.nothing  # noqa: B018
 
 
-OLD_NAMES = {
-    "batch": lambda extension: extension.batch,
-    "schedule": lambda extension: extension.formula.batch_schedule,
-    "in_warmup": lambda extension: extension.formula.in_warmup,
-    "gradient_norm": lambda extension: extension.gradients.norm,
-    "gradient_reducer": lambda extension: extension.gradients.reducer,
-}
-
-
-@pytest.mark.parametrize("name", OLD_NAMES)
+@pytest.mark.parametrize("name", adopted._RENAMED)
 def test_an_old_name_works_and_warns(name):
     optimizer = adopt(keras.optimizers.SGD(0.1), BATCH)
-    with pytest.warns(DeprecationWarning, match=rf"optimizer\.{name} is optimizer\.distlr\."):
+    path = adopted._RENAMED[name].split(".")
+    with pytest.warns(DeprecationWarning, match=rf"optimizer\.{name} is optimizer\.distlr\.{'.'.join(path)} now"):
         value = getattr(optimizer, name)
-    assert value is OLD_NAMES[name](optimizer.distlr)
+    assert value == functools.reduce(getattr, path, optimizer.distlr)
+
+
+class Counted(keras.optimizers.SGD):
+    """A user's optimizer that makes its own attributes when it is built, as Keras' optimizers do."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.multiplier = self.add_variable((), name="mine")
+        self.state = "built"
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_add(self.multiplier, 1.0)
+        super().update_step(gradient, variable, learning_rate)
+
+
+def test_attributes_that_are_made_in_build_are_the_users():
+    optimizer = adopt(Counted(0.1), BATCH)
+    assert optimizer.multiplier == 1.0
+    variable = keras.Variable([1.0])
+    optimizer.apply([keras.ops.ones(1)], [variable])
+    assert (float(optimizer.multiplier.numpy()), optimizer.state) == (1.0, "built")
+    np.testing.assert_allclose(variable.numpy(), [0.8], rtol=1e-6)
+    assert optimizer.distlr.formula.multiplier == 1.0
+
+
+def test_a_decider_and_a_reading_follow_an_optimizer_that_is_adopted_anew():
+    optimizer = adopt(keras.optimizers.SGD(0.1), BATCH)
+    plateau, reading = distlr.Plateau(optimizer, "loss", factor=0.5, patience=1, min_delta=1e9), optimizer.learning_rate
+    distlr.strip(optimizer)
+    reading.assign(0.4)
+    assert float(optimizer.learning_rate.numpy()) == pytest.approx(0.4)
+    adopt(optimizer, GlobalBatch(8, replicas=1, base_batch=8))
+    for value in (1.0, 1.0, 1.0):
+        plateau.step(value)
+    assert float(optimizer.learning_rate) < 0.4
+
+
+def test_the_explanation_has_the_present_value_of_what_is_scaled():
+    optimizer = adopt(keras.optimizers.SGD(0.1, weight_decay=0.01), BATCH, scale=["weight_decay"])
+    assert optimizer.explain()["scaled"] == {"weight_decay": [0.01, pytest.approx(optimizer.weight_decay)]}
+    optimizer.weight_decay = 0.3
+    assert optimizer.explain()["scaled"] == {"weight_decay": [0.01, 0.3]}
 
 
 def test_it_is_freed_without_the_collector():

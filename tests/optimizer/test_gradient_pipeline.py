@@ -36,7 +36,7 @@ def two_replicas(four_cpus):
 
 
 def pipeline(**reduction) -> GradientPipeline:
-    return GradientPipeline(tf.distribute.get_strategy(), Reduction(**reduction))
+    return GradientPipeline(tf.distribute.get_strategy(), Reduction(**reduction), variables())
 
 
 def variables() -> StateVariables:
@@ -51,7 +51,7 @@ def test_on_one_device_gradients_stay_as_they_are():
 
 def test_the_ranks_average_by_the_places_of_the_gradients():
     ranks = pipeline(sums=True, factor=3.0)
-    ranks.reducer, ranks.ranks, ranks.names = TwoRanks(), 2, ["0", "4"]
+    ranks.reducer, ranks.ranks, ranks.places = TwoRanks(), 2, ["0", "4"]
     first, second = ranks.reduce([tf.constant([1.0]), tf.constant([-2.0])])
     assert (first.numpy().tolist(), second.numpy().tolist()) == ([6.0], [-12.0])  # the sum of two, times 3
     assert ranks.reducer.names == [["0", "4"]]
@@ -59,7 +59,7 @@ def test_the_ranks_average_by_the_places_of_the_gradients():
 
 def test_replicas_sum_and_each_gets_the_sum(two_replicas):
     with two_replicas.scope():
-        several = GradientPipeline(two_replicas, Reduction())
+        several = GradientPipeline(two_replicas, Reduction(), variables())
         several.watch_norm()
 
     @tf.function
@@ -86,15 +86,14 @@ def test_the_norm_is_kept_where_it_is_watched():
 def test_a_step_is_left_out_by_all_if_one_has_to(gradient, other_is_finite, taken):
     ranks, steps = pipeline(), []
     ranks.reducer = TwoRanks(other_is_finite=other_is_finite)
-    added = variables()
-    assert (ranks.leave_out_bad_steps(added), ranks.leave_out_bad_steps(added)) == (True, False)
+    assert (ranks.leave_out_bad_steps(), ranks.leave_out_bad_steps()) == (True, False)
     ranks.run_where_finite(lambda gradients, weights: steps.append(weights), [tf.constant([gradient])], "weights")
     assert (len(steps), ranks.bad_steps) == (taken, 1 - taken)
 
 
 def test_a_loss_scale_that_agrees_leaves_steps_out_itself():
     ranks, steps = pipeline(), []
-    ranks.leave_out_bad_steps(variables())
+    ranks.leave_out_bad_steps()
     ranks.loss_scale_agrees = True
     ranks.run_where_finite(lambda gradients, weights: steps.append(gradients), [tf.constant([np.nan])], None)
     assert (len(steps), ranks.bad_steps) == (1, 0)
@@ -105,7 +104,7 @@ def test_the_digest_depends_on_each_rate_and_on_their_order():
         proof = pipeline()
         for rate in rates:
             proof.record(tf.constant(rate), None)
-        return proof.digests()[0]
+        return proof.rate_digests()[0]
 
     # FNV by hand: multiply by the prime, add the bits of the float32, modulo 2^64.
     value = 0
@@ -118,9 +117,9 @@ def test_the_digest_depends_on_each_rate_and_on_their_order():
 def test_a_step_that_only_accumulates_leaves_the_digest():
     proof = pipeline()
     proof.record(tf.constant(0.1), tf.constant(True))
-    before = proof.digests()
+    before = proof.rate_digests()
     proof.record(tf.constant(0.2), tf.constant(False))
-    assert proof.digests() == before
+    assert proof.rate_digests() == before
 
 
 def test_a_step_under_another_strategy_is_refused(two_replicas):

@@ -180,8 +180,7 @@ def built(script: Script) -> tuple[Any, TrainingStateSnapshot]:
     if script.loss_scale:  # overflows at once, and again whenever it has grown
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**126, dynamic_growth_steps=3)
     model.compile(job.optimizer(optimizer, batch_of(job, script), rule=script.rule, warmup="12sp"), "mse")
-    extension = core(model).distlr
-    extension.gradients.leave_out_bad_steps(extension.variables)
+    core(model).distlr.gradients.leave_out_bad_steps()
     model.optimizer.build(model.trainable_variables)
     return model, TrainingStateSnapshot(model)
 

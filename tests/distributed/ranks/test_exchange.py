@@ -64,7 +64,7 @@ def test_the_updates_of_one_graph_are_exchanged_one_after_the_other(job, gated) 
     many = 8
     model, optimizer = adopted(job, np.zeros(100_000, "float32"), [0.0])
     if gated:
-        optimizer.distlr.gradients.leave_out_bad_steps(optimizer.distlr.variables)
+        optimizer.distlr.gradients.leave_out_bad_steps()
 
     @tf.function
     def step(gradient):
@@ -361,7 +361,7 @@ def test_a_rank_that_waits_knows_a_shape_that_the_gradient_has_lost(job) -> None
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_where_a_rank_waits_the_others_leave_watched_steps_out(job, in_graph) -> None:
     model, optimizer = adopted(job, [0.0])
-    optimizer.distlr.gradients.leave_out_bad_steps(optimizer.distlr.variables)
+    optimizer.distlr.gradients.leave_out_bad_steps()
     apply = stepper(optimizer, model, in_graph)
     ends_early(job, [lambda: apply([tf.ones(1)])] * 3)
     assert model.kept[0].numpy().tolist() == [-2.0]
