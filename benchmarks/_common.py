@@ -46,11 +46,10 @@ def start(backend: str, ranks: int) -> None:
     """
     if backend == "single" or INSIDE in os.environ:
         return
-    from distlr.cli.run import command
-    from distlr.startup.local_workers import run_workers
+    from distlr.startup.local_workers import build_command, run_workers
 
     name = {"simulated": "tf"}.get(backend, backend)
-    words, variables = command(ranks, name, sys.argv[0], sys.argv[1:])
+    words, variables = build_command(ranks, name, sys.argv[0], sys.argv[1:])
     environ = {**os.environ, **variables, INSIDE: "yes"}
     if backend != "simulated":  # whose replicas wait for each other in one process, each on a thread
         environ["TF_NUM_INTEROP_THREADS"] = "2"

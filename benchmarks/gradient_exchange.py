@@ -101,7 +101,7 @@ class Arms:
             model.compile(optimizer(), loss, jit_compile=False)
             if library.__name__ == "keras":
                 model.optimizer.build(model.trainable_variables)
-        if hasattr(model.optimizer, "mark_broadcast"):
+        if hasattr(model.optimizer, "distlr"):
             self.job.broadcast(model, model.optimizer)
         self.models[name] = model
         return lambda: model.fit(self.data, verbose=0, shuffle=False)

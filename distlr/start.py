@@ -112,9 +112,9 @@ def _engine_job(choice: BackendSelection, timeout: float) -> Job:
 def _multi_worker_job(
     choice: BackendSelection, strategy: tf.distribute.Strategy | None, timeout: float, secret: str
 ) -> Job:
-    """A job on a multi-worker strategy: the one given, or a new one, once all of its workers have met."""
+    """A job on a multi-worker strategy: the one given, or a new one, once all of its workers are connected."""
     addresses, rank = list(choice.addresses), choice.rank
-    connections: dict[int, socket.socket] = {}  # made by the meeting; a user's strategy has its own
+    connections: dict[int, socket.socket] = {}  # of the workers; a user's strategy has its own
     if strategy is not None:
         job_strategy = adapt_for_keras(strategy)
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -473,3 +474,20 @@ def test_the_reader_of_imports_reads_them(tmp_path, monkeypatch):
     finally:
         for function in (_tree, _imports, _runs):
             function.cache_clear()
+
+
+def _imports_of_scripts() -> list[tuple[str, str, str]]:
+    """What the benchmarks and the launch scripts import of distlr: file, module and name. No other check reads them."""
+    imports = []
+    for path in sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "launch").glob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "distlr":
+                imports += [(path.name, str(node.module), alias.name) for alias in node.names]
+    return imports
+
+
+def test_benchmarks_and_launch_scripts_import_names_that_exist():
+    imports = _imports_of_scripts()
+    assert len(imports) > 15, "the imports are not found"
+    missing = [each for each in imports if not hasattr(importlib.import_module(each[1]), each[2])]
+    assert missing == []

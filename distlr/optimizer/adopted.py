@@ -58,6 +58,9 @@ _RENAMED = {
 }
 """Names that it had in the version before: each is an alias that warns for one release."""
 
+_ASSIGNABLE = ("behind", "reduction")
+"""Those of them that could be assigned."""
+
 
 class AdoptedOptimizer:
     """Stands before a Keras optimizer's own class in an adopted optimizer; `job.optimizer` puts it there.
@@ -113,8 +116,7 @@ class AdoptedOptimizer:
         if path is None or "_distlr" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         if name in _RENAMED:
-            text = f"optimizer.{name} is optimizer.distlr.{path} now, and the old name goes with the next release."
-            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            _warn_of_old_name(name)
         return functools.reduce(getattr, path.split("."), self._distlr)
 
     def __dir__(self) -> list[str]:
@@ -126,6 +128,11 @@ class AdoptedOptimizer:
         extension = self.__dict__.get("_distlr")
         if extension is not None:
             is_ours = not hasattr(extension.base_class, name) and name not in self.__dict__
+            if is_ours and name in _ASSIGNABLE and not extension.is_building:
+                place, attribute = _RENAMED[name].split(".")
+                _warn_of_old_name(name)
+                setattr(getattr(extension, place), attribute, value)
+                return
             if is_ours and name in _SHORTCUTS and not extension.is_building:
                 raise AttributeError(
                     f"`{name}` of an adopted optimizer cannot be assigned. Fix: set optimizer.learning_rate, or call "
@@ -376,3 +383,8 @@ class AdoptedOptimizer:
             "multipliers": getattr(extension.hyperparameters.multipliers, "patterns", None),
             "reduction": extension.gradients.reduction.config(),
         }
+
+
+def _warn_of_old_name(name: str) -> None:
+    text = f"optimizer.{name} is optimizer.distlr.{_RENAMED[name]} now, and the old name goes with the next release."
+    warnings.warn(text, DeprecationWarning, stacklevel=3)

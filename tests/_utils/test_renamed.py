@@ -17,6 +17,11 @@ RENAMED = [
     ("distlr.callbacks", "Steering", "ManualControl"),
     ("distlr.communicators", "Launch", "LauncherInfo"),
     ("distlr.communicators", "alone", "single_process_communicator"),
+    ("distlr.communicators.rank_zero", "from_root", "compute_on_root"),
+    ("distlr.optimizer", "ScaledOptimizer", "AdoptedOptimizer"),
+    ("distlr.optimizer", "inner", "unwrap_loss_scale"),
+    ("distlr.schedules", "Scale", "Multiply"),
+    ("distlr.schedules", "Scaled", "GlobalBatchSchedule"),
 ]
 
 

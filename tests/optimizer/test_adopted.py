@@ -12,7 +12,7 @@ import pytest
 
 import distlr
 from distlr.batch.global_batch import GlobalBatch
-from distlr.optimizer import AdoptedOptimizer, adopt, adopted, formula_of
+from distlr.optimizer import AdoptedOptimizer, Reduction, adopt, adopted, formula_of
 from distlr.schedules import Constant, Multiply
 
 BATCH = GlobalBatch(8, replicas=1, base_batch=4)
@@ -122,6 +122,18 @@ def test_an_old_name_works_and_warns(name):
     with pytest.warns(DeprecationWarning, match=rf"optimizer\.{name} is optimizer\.distlr\.{'.'.join(path)} now"):
         value = getattr(optimizer, name)
     assert value == functools.reduce(getattr, path, optimizer.distlr)
+
+
+def test_an_old_name_is_assigned_where_the_new_one_is():
+    optimizer = adopt(keras.optimizers.SGD(0.1), BATCH)
+    with pytest.warns(DeprecationWarning, match=r"optimizer\.reduction is optimizer\.distlr\.gradients\.reduction now"):
+        optimizer.reduction = Reduction(sums=True)
+    assert optimizer.distlr.gradients.reduction == Reduction(sums=True)
+    assert "reduction" not in vars(optimizer)
+
+
+def test_no_gradients_stay_no_gradients():
+    assert adopt(keras.optimizers.SGD(0.1, global_clipnorm=1.0), BATCH)._clip_gradients([]) == []
 
 
 class Counted(keras.optimizers.SGD):
