@@ -20,9 +20,9 @@ from distlr.optimizer.manual_control_state import MANUAL_CONTROL, ManualControlS
 from distlr.strategies.replicas import on_replicas
 from distlr.strategies.step_record import applying
 
-__all__ = ["AdoptedOptimizer"]
+__all__ = ["SHORTCUTS", "AdoptedOptimizer"]
 
-_SHORTCUTS = {
+SHORTCUTS = {
     "base_rate": "formula.base_rate",
     "explain": "explain",
     "multiplier": "formula.multiplier",
@@ -106,7 +106,7 @@ class AdoptedOptimizer:
 
     def __getattr__(self, name: str) -> Any:
         """The shortcuts, where the optimizer has no attribute of this name itself."""
-        path = _SHORTCUTS.get(name, _RENAMED.get(name))
+        path = SHORTCUTS.get(name, _RENAMED.get(name))
         users = getattr(super(), "__getattr__", None)
         if users is not None:
             with contextlib.nullcontext() if path is None else contextlib.suppress(AttributeError):
@@ -121,7 +121,7 @@ class AdoptedOptimizer:
 
     def __dir__(self) -> list[str]:
         """The attributes, with the shortcuts."""
-        return sorted({*super().__dir__(), *_SHORTCUTS})
+        return sorted({*super().__dir__(), *SHORTCUTS})
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As in Keras; also notes that a loss scale wraps the optimizer."""
@@ -133,12 +133,12 @@ class AdoptedOptimizer:
                 _warn_of_old_name(name)
                 setattr(getattr(extension, place), attribute, value)
                 return
-            if is_ours and name in _SHORTCUTS and not extension.is_building:
+            if is_ours and name in SHORTCUTS and not extension.is_building:
                 raise AttributeError(
                     f"`{name}` of an adopted optimizer cannot be assigned. Fix: set optimizer.learning_rate, or call "
                     "optimizer.multiply_rate(factor)."
                 )
-            if is_ours and (name in _SHORTCUTS or name in _RENAMED):
+            if is_ours and (name in SHORTCUTS or name in _RENAMED):
                 self.__dict__[name] = None  # Keras reads an attribute before it sets it; from now on it is the user's
             extension.hyperparameters.note(name, value)
             # Keras' LossScaleOptimizer assigns None when it wraps an optimizer, and nothing else does. As shipped it

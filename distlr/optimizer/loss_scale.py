@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distlr.optimizer.adopted import AdoptedOptimizer
+from distlr.optimizer.adopted import SHORTCUTS, AdoptedOptimizer
 from distlr.optimizer.all_or_none import true_everywhere
 
 __all__ = ["AgreedLossScaleOptimizer", "make_loss_scale_agree"]
@@ -23,11 +23,20 @@ class AgreedLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     As shipped only the first replica's gradients are looked at (its comment holds that they are summed
     already, which they are not): an overflow elsewhere makes the weights infinite.
+
+    The names that an adopted optimizer has, `samples_seen` and the others, are read from the optimizer inside.
     """
 
     def __init__(self, inner_optimizer: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(inner_optimizer, *args, **kwargs)
         make_loss_scale_agree(self)  # made here when a saved model is loaded
+
+    def __getattr__(self, name: str) -> Any:
+        """The names that distlr adds to the optimizer inside, if it is adopted."""
+        inner = self.__dict__.get("inner_optimizer")
+        if (name == "distlr" or name in SHORTCUTS) and isinstance(inner, AdoptedOptimizer):
+            return getattr(inner, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def check_finite(self, grads: Sequence[Any]) -> tf.Tensor:
         """Whether the gradients are finite on every replica of every rank, the same on each."""

@@ -175,3 +175,17 @@ def test_a_plain_wrapper_that_was_saved_unbuilt_changes_nothing(lab):
     model = lab.compiled(lab.adopted("LossScaleOptimizer"), built=True)
     model.optimizer.load_own_variables(entries)
     assert float(model.optimizer.dynamic_scale.numpy()) == 8.0
+
+
+def test_the_names_of_the_optimizer_inside_are_those_of_the_loss_scale(job, batch):
+    with job.scope():
+        optimizer = job.optimizer(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5)), batch)
+        plain = make_loss_scale_agree(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5)))
+    optimizer.multiply_rate(0.5)
+    assert (optimizer.multiplier, optimizer.samples_seen) == (0.5, 0)
+    assert optimizer.distlr is optimizer.inner_optimizer.distlr
+    assert optimizer.explain() == optimizer.inner_optimizer.explain()
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        optimizer.nothing  # noqa: B018
+    assert not hasattr(plain, "samples_seen")
+    assert not hasattr(plain, "distlr")
