@@ -44,7 +44,7 @@ state, root, folder, *names = sys.argv[1:]
 def load(name):
     model = keras.saving.load_model(f"{folder}/{name}.keras")
     if not name.startswith("plain"):
-        unwrap_loss_scale(model.optimizer).distlr.state(state, [np.inf, 0.0, 0.0])
+        distlr.optimizer.unwrap_loss_scale(model.optimizer).distlr.state(state, [np.inf, 0.0, 0.0])
     found = [*[variable.numpy() for variable in model.optimizer.variables], float(model.optimizer.learning_rate)]
     with np.load(f"{folder}/{name}.npz") as expected:
         assert len(found) == len(expected), name
