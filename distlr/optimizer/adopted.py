@@ -106,7 +106,8 @@ class AdoptedOptimizer:
 
     def __getattr__(self, name: str) -> Any:
         """The shortcuts, where the optimizer has no attribute of this name itself."""
-        path = SHORTCUTS.get(name, _RENAMED.get(name))
+        # Within a build or an update the user's class asks, which may look whether it has an attribute yet.
+        path = None if self.__runs_users_code() else SHORTCUTS.get(name, _RENAMED.get(name))
         users = getattr(super(), "__getattr__", None)
         if users is not None:
             with contextlib.nullcontext() if path is None else contextlib.suppress(AttributeError):
@@ -128,15 +129,15 @@ class AdoptedOptimizer:
         extension = self.__dict__.get("_distlr")
         if extension is not None:
             is_ours = not hasattr(extension.base_class, name) and name not in self.__dict__
-            if is_ours and name in _ASSIGNABLE and not extension.is_building:
+            if is_ours and name in _ASSIGNABLE and not self.__runs_users_code():
                 place, attribute = _RENAMED[name].split(".")
                 _warn_of_old_name(name)
                 setattr(getattr(extension, place), attribute, value)
                 return
-            if is_ours and name in SHORTCUTS and not extension.is_building:
+            if is_ours and name in SHORTCUTS and not self.__runs_users_code():
                 raise AttributeError(
                     f"`{name}` of an adopted optimizer cannot be assigned. Fix: set optimizer.learning_rate, or call "
-                    "optimizer.multiply_rate(factor)."
+                    "optimizer.multiply_rate(factor). If it is an attribute of your own class, set it in __init__."
                 )
             if is_ours and (name in SHORTCUTS or name in _RENAMED):
                 self.__dict__[name] = None  # Keras reads an attribute before it sets it; from now on it is the user's
@@ -148,6 +149,10 @@ class AdoptedOptimizer:
                 extension.gradients.needs_agreeing_loss_scale = True
                 extension.gradients.loss_scale_agrees = False
         super().__setattr__(name, value)
+
+    def __runs_users_code(self) -> bool:
+        extension = self.__dict__.get("_distlr")
+        return extension is not None and (extension.is_building or extension.formula.cache.get() is not None)
 
     # -- the rate --------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import weakref
@@ -150,8 +151,8 @@ def adopt_from_config(config: dict[str, Any], custom_objects: Any = None) -> Any
     """Makes an adopted optimizer from what `get_config` gave."""
     plain = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects)
     options = {} if config["scaling"] is None else options_from_config(config["scaling"])
-    named = ("scale", "momentum_correction", "multipliers")
-    more: dict[str, Any] = {name: config[name] for name in named if name in config}
+    names = [field.name for field in dataclasses.fields(HyperparameterOptions)]
+    more: dict[str, Any] = {name: config[name] for name in names if name in config}
     for name, schedule in config.get("follows", {}).items():
         more[f"{name}_schedule"] = keras.saving.deserialize_keras_object(schedule, custom_objects)
     reduction = Reduction.from_config(config.get("reduction", {}))  # a file of an earlier version has none

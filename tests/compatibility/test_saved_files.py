@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import distlr.optimizer  # noqa: F401  (Keras finds the class of a saved optimizer)
+
 HERE = Path(__file__).parent
 KINDS = ("momentum", "loss scale")
 

@@ -159,6 +159,25 @@ def test_attributes_that_are_made_in_build_are_the_users():
     assert optimizer.distlr.formula.multiplier == 1.0
 
 
+class Lazy(keras.optimizers.SGD):
+    """A user's optimizer that makes its own attributes at the first update."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        if not hasattr(self, "state"):
+            self.state, self.multiplier = {}, 3.0
+        self.state["calls"] = self.state.get("calls", 0.0) + self.multiplier
+        super().update_step(gradient, variable, learning_rate)
+
+
+def test_attributes_that_are_made_in_an_update_are_the_users():
+    optimizer = adopt(Lazy(0.1), BATCH)
+    variable = keras.Variable([1.0])
+    for _ in range(2):
+        optimizer.apply([keras.ops.ones(1)], [variable])
+    assert (optimizer.state, optimizer.multiplier) == ({"calls": 6.0}, 3.0)
+    np.testing.assert_allclose(variable.numpy(), [0.6], rtol=1e-6)
+
+
 def test_a_decider_and_a_reading_follow_an_optimizer_that_is_adopted_anew():
     optimizer = adopt(keras.optimizers.SGD(0.1), BATCH)
     plateau, reading = distlr.Plateau(optimizer, "loss", factor=0.5, patience=1, min_delta=1e9), optimizer.learning_rate

@@ -40,7 +40,7 @@ def test_a_schedule_survives_a_file(name):
     schedule = CASES[name]
     config = json.loads(json.dumps(K.serialize(schedule)))
     again = K.deserialize(config)
-    assert type(again) is type(schedule)
+    assert type(again) is type(schedule), "decorate the class: keras.saving.register_keras_serializable('distlr')"
     assert again.get_config() == schedule.get_config()
     np.testing.assert_array_equal([again(step) for step in STEPS], [schedule(step) for step in STEPS])
 

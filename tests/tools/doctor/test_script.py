@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from distlr.errors import ConfigurationError
+from distlr.tools.doctor import rules_horovod, rules_job, rules_keras, rules_losses, script
 from distlr.tools.doctor.script import read
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -454,3 +455,9 @@ def test_a_name_is_followed_however_long_the_way(tmp_path) -> None:
     names = "".join(f"hvd{i + 1} = hvd{i}\n" for i in range(3000))
     script.write_text(f"import horovod.tensorflow.keras as hvd0\n{names}opt = hvd3000.DistributedOptimizer(1)\n")
     assert any("averages nothing" in finding.found for finding in read(script))
+
+
+def test_every_rule_is_applied():
+    modules = (rules_horovod, rules_job, rules_keras, rules_losses)
+    rules = {getattr(module, name) for module in modules for name in module.__all__}
+    assert rules == set(script._RULES), "a rule in `__all__` of rules_*.py belongs into _RULES of script.py"
