@@ -65,7 +65,7 @@ def patience(backend: str) -> float:
 
 
 def written(words: Callable[[Path], list[str]], limit: float, **variables: str) -> Any:
-    """Starts a job of its own, and returns the JSON that it writes into the file that it is given.
+    """Starts a separate job, and returns the JSON that the job writes into the given file.
 
     Args:
         words: the command, for the file's path.

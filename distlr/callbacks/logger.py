@@ -23,7 +23,7 @@ class LearningRateLogger(JobCallback):
     It warns at the start if the schedule seems to be written in steps of the global batch.
 
     The names are `learning_rate` (the rate at the epoch's end, before what is decided there), `lr_multiplier` and
-    `samples_seen`; `job.callbacks` adds it. If a model trains with optimizers of its own, and never with the
+    `samples_seen`; `job.callbacks` adds it. If a model trains with other optimizers, and never with the
     compiled one, the names end in each optimizer's name: `learning_rate_adam_1`.
 
     >>> import distlr, keras, numpy as np

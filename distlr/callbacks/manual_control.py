@@ -191,7 +191,7 @@ class ManualControl(JobCallback):
                 self._queue_or_refuse(pending)
         if fresh:
             steered = ManualControlState()
-        again = changes_to_repeat(changes, Place(steered.clock, steered.moment), steered.made)
+        again = changes_to_repeat(changes, Place(steered.clock, steered.moment), steered.number)
         return {"steered": list(steered), "again": again, "asked": bool(self._to_decide)}
 
     def _repeat_changes(self, moment: Moment) -> None:
@@ -363,5 +363,5 @@ class ManualControl(JobCallback):
         else:
             paused = int(change["action"] == "pause-plateau")
         same = place == (steered.clock, steered.moment)
-        state = ManualControlState(paused, *place, steered.made + 1 if same else 1)
+        state = ManualControlState(paused, *place, steered.number + 1 if same else 1)
         write_manual_control(optimizer.distlr.variables, state)

@@ -1,8 +1,8 @@
 """The communicator contract, and all of it that does not depend on a backend.
 
 Every collective is one exchange of self-describing frames: each rank sends a header (kind, tag, operation,
-dtype, shape) followed by its data, and receives every rank's frame. So the tag check costs no collective of
-its own, and ranks that are in *different* collectives still enter the same primitive, where a real
+dtype, shape) followed by its data, and receives every rank's frame. So the tag check costs no further
+collective, and ranks that are in *different* collectives still enter the same primitive, where a real
 engine's allreduce on one rank and broadcast on another would pair wrongly or hang. The reduction is done
 here, in rank order, which makes it exact, reproducible and identical on each rank whatever the engine.
 

@@ -13,7 +13,7 @@ _WORKER = re.compile(r"(?:from remote target|Task) /job:(chief|worker)/replica:\
 def says_rank_is_lost(message: str) -> bool:
     """Whether an engine's error means that a rank is lost, and not that something is wrong on this one.
 
-    A message that begins with a rank is distlr's own, which another layer has raised.
+    A message that begins with a rank comes from another layer of distlr and stays as it is.
 
     >>> says_rank_is_lost("Collective ops is aborted by: Socket closed")
     True

@@ -11,11 +11,14 @@ from distlr.optimizer.access import (
     is_adopted,
     partial_sums,
     rate_of,
+    read_state,
     samples_of,
     schedule_of,
+    slots_of,
     strategy_of,
     training_values_of,
     unwrap_loss_scale,
+    write_state,
 )
 from distlr.optimizer.adopted import AdoptedOptimizer
 from distlr.optimizer.comparison import differences, formula_of
@@ -26,7 +29,6 @@ from distlr.optimizer.loss_scale import make_loss_scale_agree
 from distlr.optimizer.manual_control_state import ManualControlState, read_manual_control, write_manual_control
 from distlr.optimizer.rate_handle import RateHandle, handle
 from distlr.optimizer.reduction import Reduction
-from distlr.optimizer.state_storage import read_state, slots_of, write_state
 from distlr.optimizer.training_values import TrainingValues
 
 __all__ = [

@@ -1,14 +1,18 @@
-"""Reads an optimizer, adopted or a plain one of Keras, inside a `LossScaleOptimizer` or not."""
+"""Reads and writes an optimizer from outside: adopted or plain, inside a `LossScaleOptimizer` or not."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from distlr.batch.global_batch import GlobalBatch
 from distlr.optimizer.adopted import AdoptedOptimizer
+from distlr.optimizer.state_storage import plain_variables
 from distlr.optimizer.training_values import TrainingValues
 from distlr.schedules.global_batch_schedule import GlobalBatchSchedule
 
@@ -21,11 +25,14 @@ __all__ = [
     "is_adopted",
     "partial_sums",
     "rate_of",
+    "read_state",
     "samples_of",
     "schedule_of",
+    "slots_of",
     "strategy_of",
     "training_values_of",
     "unwrap_loss_scale",
+    "write_state",
 ]
 
 
@@ -125,3 +132,28 @@ def begin_update(optimizer: Any, updates: int) -> None:
     for total in getattr(core, "_accumulated_gradients", ()):
         if total is not None:
             total.assign(tf.zeros_like(total))
+
+
+def slots_of(optimizer: Any) -> list[Any]:
+    """The variables in which an optimizer, distlr's or Keras', gathers what it has seen: not rate and iterations."""
+    return plain_variables(unwrap_loss_scale(optimizer))[2]
+
+
+def read_state(optimizer: Any) -> dict[str, npt.NDArray[Any]]:
+    """All variables of an adopted optimizer, and of a `LossScaleOptimizer` around it, by their names in a file."""
+    stores: dict[str, dict[str, npt.NDArray[Any]]] = {}
+    for prefix, part in _parts(optimizer):
+        part.save_own_variables(stores.setdefault(prefix, {}))
+    return {prefix + name: np.asarray(value) for prefix, store in stores.items() for name, value in store.items()}
+
+
+def write_state(optimizer: Any, state: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Gives an optimizer what `read_state` gave, built or not; see `StateStorage.load`."""
+    for prefix, part in _parts(optimizer):
+        inside = [name for name in state if name.startswith(prefix)]
+        part.load_own_variables({name[len(prefix) :]: state[name] for name in inside})
+
+
+def _parts(optimizer: Any) -> list[tuple[str, Any]]:
+    core = unwrap_loss_scale(optimizer)
+    return [("inner/", core), *([] if core is optimizer else [("outer/", optimizer)])]

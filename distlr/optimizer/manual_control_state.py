@@ -19,13 +19,13 @@ class ManualControlState(NamedTuple):
         paused: whether plateaus are not to cut.
         clock: the run's clock at the last change.
         moment: the moment at that clock, a `runlog.manual_changes.Moment`.
-        made: how many changes were made at that clock and moment.
+        number: how many changes were made at that clock and moment.
     """
 
     paused: int = 0
     clock: int = 0
     moment: int = 0
-    made: int = 0
+    number: int = 0
 
 
 def read_manual_control(variables: StateVariables) -> ManualControlState:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ import tensorflow as tf
 from distlr.errors import StateError
 from distlr.optimizer.state_variables import PREFIX, StateVariables, name_of, saved_name
 
-__all__ = ["KerasVariables", "StateStorage", "read_state", "slots_of", "write_state"]
+__all__ = ["KerasVariables", "StateStorage", "plain_variables"]
 
 _ITERATION, _RATE, _SLOT = "iteration", "learning_rate", "slot_"
 
@@ -77,7 +76,7 @@ class StateStorage:
 
     def save(self, optimizer: KerasVariables, store: Any) -> None:
         """Writes every variable: `iteration`, `learning_rate` (a float rate), `slot_0`..., `distlr_...`."""
-        iteration, rate, slots = _plain_variables(optimizer)
+        iteration, rate, slots = plain_variables(optimizer)
         store[_ITERATION] = iteration.numpy()
         if rate is not None:
             store[_RATE] = rate.numpy()
@@ -137,7 +136,7 @@ class StateStorage:
                     variable.assign(value)
                 self._variables.loaded = {}
                 raise
-            _, rate, slots = _plain_variables(optimizer)
+            _, rate, slots = plain_variables(optimizer)
             loaded_rate, values = _rate_and_slots(state, len(state.slots) != len(slots))
             if rate is not None and loaded_rate is None:
                 # The value that was assigned to the rate is a slot of one element.
@@ -175,7 +174,7 @@ class StateStorage:
             _check_slots(optimizer, state)
 
     def _assign(self, optimizer: KerasVariables, state: _SavedState) -> None:
-        iteration, rate, slots = _plain_variables(optimizer)
+        iteration, rate, slots = plain_variables(optimizer)
         self._variables.training_values.forget()
         has_rate = len(state.slots) != len(slots) if optimizer.built else rate is not None
         loaded_rate, values = _rate_and_slots(state, has_rate)
@@ -198,32 +197,7 @@ class StateStorage:
             variable.assign(value)
 
 
-def slots_of(optimizer: Any) -> list[Any]:
-    """The variables in which an optimizer, distlr's or Keras', gathers what it has seen: not rate and iterations."""
-    return _plain_variables(_parts(optimizer)[0][1])[2]
-
-
-def read_state(optimizer: Any) -> dict[str, npt.NDArray[Any]]:
-    """All variables of an adopted optimizer, and of a `LossScaleOptimizer` around it, by their names in a file."""
-    stores: dict[str, dict[str, npt.NDArray[Any]]] = {}
-    for prefix, part in _parts(optimizer):
-        part.save_own_variables(stores.setdefault(prefix, {}))
-    return {prefix + name: np.asarray(value) for prefix, store in stores.items() for name, value in store.items()}
-
-
-def write_state(optimizer: Any, state: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Gives an optimizer what `read_state` gave, built or not; see `StateStorage.load`."""
-    for prefix, part in _parts(optimizer):
-        inside = [name for name in state if name.startswith(prefix)]
-        part.load_own_variables({name[len(prefix) :]: state[name] for name in inside})
-
-
-def _parts(optimizer: Any) -> list[tuple[str, Any]]:
-    core = getattr(optimizer, "inner_optimizer", optimizer)
-    return [("inner/", core), *([] if core is optimizer else [("outer/", optimizer)])]
-
-
-def _plain_variables(optimizer: KerasVariables) -> tuple[Any, Any, list[Any]]:
+def plain_variables(optimizer: KerasVariables) -> tuple[Any, Any, list[Any]]:
     """Keras' own variables: the iteration, the rate if it is a float, and the slots in order."""
     rate, slots = None, []
     for variable in optimizer._variables:
@@ -262,7 +236,7 @@ def _rate_and_slots(state: _SavedState, has_rate: bool) -> tuple[npt.NDArray[Any
 
 
 def _check_slots(optimizer: KerasVariables, state: _SavedState) -> None:
-    slots = _plain_variables(optimizer)[2]
+    slots = plain_variables(optimizer)[2]
     _, values = _rate_and_slots(state, len(state.slots) != len(slots))
     if slots and not values and int(state.iteration) == 0:
         if int(optimizer._iterations.numpy()) == 0:

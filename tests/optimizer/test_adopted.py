@@ -77,8 +77,8 @@ def test_one_name_is_added():
     adopted = adopt(plain, BATCH)
     assert {name for name in object.__dir__(adopted) if not name.startswith("_")} - before == {"distlr"}
     assert set(SHORTCUTS) <= set(dir(adopted))
-    own = {name for name in vars(AdoptedOptimizer) if not name.startswith("_")}
-    assert own - set(dir(keras.optimizers.SGD(0.1))) == {"distlr"}
+    public_names = {name for name in vars(AdoptedOptimizer) if not name.startswith("_")}
+    assert public_names - set(dir(keras.optimizers.SGD(0.1))) == {"distlr"}
 
 
 @pytest.mark.parametrize("name", SHORTCUTS)
